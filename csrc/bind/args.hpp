@@ -1,0 +1,76 @@
+// What every bind_<topic>.cpp needs: arrays checked for dtype, shape and layout, and calls made
+// without the GIL that Ctrl-C can stop. Meaning (k <= n, finite values, ...) is Python's to check.
+#pragma once
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "core/parallel.hpp"
+#include "core/views.hpp"
+
+namespace pyfast::bind {
+
+namespace py = pybind11;
+
+// A C-contiguous, aligned array of exactly T with `rank` dimensions, or a TypeError with its name.
+// Returns the data; the caller keeps the array alive.
+template <class T>
+const T* checked(const py::array& array, const char* name, py::ssize_t rank) {
+  if (!py::isinstance<py::array_t<T>>(array) || array.ndim() != rank ||
+      (array.flags() & py::array::c_style) == 0 ||
+      (array.flags() & py::detail::npy_api::NPY_ARRAY_ALIGNED_) == 0) {
+    throw py::type_error(std::string(name) + ": expected a C-contiguous " + std::to_string(rank) +
+                         "-dimensional array of " +
+                         py::str(py::dtype::of<T>()).template cast<std::string>());
+  }
+  return static_cast<const T*>(array.data());
+}
+
+inline bool is_float32(const py::array& array) { return py::isinstance<py::array_t<float>>(array); }
+
+// offsets of shape (groups + 1,), already known to ascend from 0; `total` points in all.
+inline Groups checked_groups(const py::array& offsets, index total) {
+  const index* data = checked<index>(offsets, "offsets", 1);
+  if (offsets.shape(0) < 2 || data[0] != 0 || data[offsets.shape(0) - 1] != total) {
+    throw py::type_error("offsets: expected (groups + 1,) from 0 to " + std::to_string(total));
+  }
+  for (index b = 1; b < offsets.shape(0); ++b) {
+    if (data[b] <= data[b - 1]) throw py::type_error("offsets: expected no empty group");
+  }
+  return {data, offsets.shape(0) - 1};
+}
+
+inline py::array_t<index> new_indices(index count) { return py::array_t<index>(count); }
+
+// Copies a vector of any integer or float into a new array.
+template <class T>
+py::array_t<T> to_array(const std::vector<T>& values) {
+  return py::array_t<T>(static_cast<py::ssize_t>(values.size()), values.data());
+}
+
+// Calls work(cancel) without the GIL. Python's signal handlers run now and then (PEP 475's way);
+// if one raises, the work stops and its exception, KeyboardInterrupt say, is what the caller sees.
+template <class Work>
+void without_gil(Work&& work) {
+  Cancel cancel([] {
+    const py::gil_scoped_acquire held;
+    return PyErr_CheckSignals() != 0;
+  });
+  try {
+    const py::gil_scoped_release released;
+    work(cancel);
+  } catch (const Cancelled&) {
+    throw py::error_already_set();
+  }
+}
+
+void bind_kmedoids(py::module_& m);
+void bind_groups(py::module_& m);
+void bind_support(py::module_& m);
+
+}  // namespace pyfast::bind

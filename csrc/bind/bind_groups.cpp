@@ -1,0 +1,117 @@
+#include "bind/args.hpp"
+#include "core/group.hpp"
+
+namespace pyfast::bind {
+
+namespace {
+
+// Runs select(group, threads, cancel, token) over ragged groups and lays the answers end to end.
+template <class Select>
+py::tuple select_groups(const Groups& groups, int threads, Select&& select) {
+  std::vector<GroupSelection> selections(static_cast<std::size_t>(groups.count));
+  const int inner = groups.count == 1 ? threads : 1;
+  without_gil([&](Cancel& cancel) {
+    parallel_for(groups.count, threads, cancel, [&](index b, int, Token& token) {
+      selections[b] = select(b, inner, cancel, token);
+    });
+  });
+  py::array_t<index> positive(groups.count);
+  py::array_t<double> cost(groups.count);
+  std::vector<index> negatives, ends{0};
+  for (index b = 0; b < groups.count; ++b) {
+    const GroupSelection& s = selections[b];
+    positive.mutable_at(b) = s.positive;
+    cost.mutable_at(b) = s.cost;
+    negatives.insert(negatives.end(), s.negatives.begin(), s.negatives.end());
+    ends.push_back(static_cast<index>(negatives.size()));
+  }
+  return py::make_tuple(positive, to_array(negatives), to_array(ends), cost);
+}
+
+// Calls `run` with a MatrixView of the embeddings' own type for group b.
+template <class Run>
+py::tuple by_type(const py::array& embeddings, Run&& run) {
+  return is_float32(embeddings) ? run(checked<float>(embeddings, "embeddings", 2))
+                                : run(checked<double>(embeddings, "embeddings", 2));
+}
+
+template <class T>
+MatrixView<T> rows_of(const T* data, index d, const Groups& groups, index b) {
+  return {data + groups.begin(b) * d, groups.size(b), d};
+}
+
+void check_rows(const py::array& embeddings, const py::array& rewards) {
+  if (embeddings.ndim() == 2 && embeddings.shape(0) != rewards.size()) {
+    throw py::type_error("embeddings: expected one row per reward");
+  }
+}
+
+py::tuple opt_select_groups(const py::array& embeddings, const py::array& rewards,
+                            const py::array& offsets, index k, bool cover_top,
+                            const std::string& search, const std::string& init, index n_init,
+                            std::uint64_t seed, int threads) {
+  check_rows(embeddings, rewards);
+  const Groups groups = checked_groups(offsets, rewards.size());
+  const double* r = checked<double>(rewards, "rewards", 1);
+  KMedoidsOptions options;
+  options.search = search == "best" ? Search::best : Search::eager;
+  options.init = init == "greedy" ? KMedoidsOptions::Init::greedy : KMedoidsOptions::Init::random;
+  options.n_init = n_init;
+  options.seed = seed;
+  return by_type(embeddings, [&](const auto* x) {
+    const index d = embeddings.shape(1);
+    return select_groups(groups, threads, [&](index b, int inner, Cancel& c, Token& token) {
+      return opt_select(rows_of(x, d, groups, b), r + groups.begin(b), k, cover_top, options, inner,
+                        c, token);
+    });
+  });
+}
+
+py::tuple coreset_groups(const py::array& embeddings, const py::array& rewards,
+                         const py::array& offsets, index k, index n_init, index max_iter,
+                         std::uint64_t seed, int threads) {
+  check_rows(embeddings, rewards);
+  const Groups groups = checked_groups(offsets, rewards.size());
+  const double* r = checked<double>(rewards, "rewards", 1);
+  const KMeansOptions options{n_init, max_iter, seed};
+  return by_type(embeddings, [&](const auto* x) {
+    const index d = embeddings.shape(1);
+    return select_groups(groups, threads, [&](index b, int, Cancel&, Token& token) {
+      return coreset(rows_of(x, d, groups, b), r + groups.begin(b), k, options, token);
+    });
+  });
+}
+
+py::tuple bottom_k_groups(const py::object& embeddings, const py::array& rewards,
+                          const py::array& offsets, index k, int threads) {
+  const Groups groups = checked_groups(offsets, rewards.size());
+  const double* r = checked<double>(rewards, "rewards", 1);
+  const auto run = [&](const auto* x, index d) {
+    return select_groups(groups, threads, [&](index b, int, Cancel&, Token& token) {
+      const auto rows =
+          x == nullptr ? decltype(rows_of(x, d, groups, b)){} : rows_of(x, d, groups, b);
+      return bottom_k(rows, r + groups.begin(b), groups.size(b), k, token);
+    });
+  };
+  if (embeddings.is_none()) return run(static_cast<const double*>(nullptr), 0);
+  const auto array = embeddings.cast<py::array>();
+  check_rows(array, rewards);
+  return by_type(array, [&](const auto* x) { return run(x, array.shape(1)); });
+}
+
+}  // namespace
+
+void bind_groups(py::module_& m) {
+  m.def("opt_select", &opt_select_groups, py::arg("embeddings"), py::arg("rewards"),
+        py::arg("offsets"), py::arg("k"), py::arg("cover_top"), py::arg("search"), py::arg("init"),
+        py::arg("n_init"), py::arg("seed"), py::arg("threads"),
+        "Ragged groups: (positive (B,), negatives end to end, their offsets (B+1,), cost (B,)).");
+  m.def("coreset", &coreset_groups, py::arg("embeddings"), py::arg("rewards"), py::arg("offsets"),
+        py::arg("k"), py::arg("n_init"), py::arg("max_iter"), py::arg("seed"), py::arg("threads"),
+        "As opt_select; cost is the inertia.");
+  m.def("bottom_k", &bottom_k_groups, py::arg("embeddings"), py::arg("rewards"), py::arg("offsets"),
+        py::arg("k"), py::arg("threads"),
+        "As opt_select, for embeddings or None; cost is the sum of the chosen rewards.");
+}
+
+}  // namespace pyfast::bind

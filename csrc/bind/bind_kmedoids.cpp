@@ -1,0 +1,117 @@
+#include "bind/args.hpp"
+#include "core/distances.hpp"
+#include "core/kmedoids.hpp"
+
+namespace pyfast::bind {
+
+namespace {
+
+using Init = KMedoidsOptions::Init;
+
+struct Outputs {
+  py::array_t<index> medoids, labels, swaps, passes;
+  py::array_t<double> cost;
+};
+
+// One task per group; a single group gives its threads to its starts instead.
+template <class T, class Distances>
+void solve_groups(const Groups& groups, index k, const double* weights,
+                  const KMedoidsOptions& options, int threads, Cancel& cancel, Outputs& out,
+                  Distances&& distances_of) {
+  index* medoids = out.medoids.mutable_data();
+  index* labels = out.labels.mutable_data();
+  index* swaps = out.swaps.mutable_data();
+  index* passes = out.passes.mutable_data();
+  double* cost = out.cost.mutable_data();
+  const int inner = groups.count == 1 ? threads : 1;
+  parallel_for(groups.count, threads, cancel, [&](index b, int, Token& token) {
+    std::vector<T> storage;
+    const index n = groups.size(b);
+    const T* distances = distances_of(b, storage, token);
+    const KMedoidsProblem<T> problem{{distances, n, n}, weights + groups.begin(b), k};
+    KMedoidsOptions own = options;
+    if (own.given != nullptr) own.given += b * k;
+    const KMedoidsSolution solution = kmedoids(problem, own, inner, cancel, token);
+    std::copy(solution.medoids.begin(), solution.medoids.end(), medoids + b * k);
+    assign(problem, solution.medoids, labels + groups.begin(b));
+    cost[b] = solution.cost;
+    swaps[b] = solution.swaps;
+    passes[b] = solution.passes;
+  });
+}
+
+template <class T>
+void from_points(const py::array& data, const Groups& groups, index k, const double* weights,
+                 const KMedoidsOptions& options, int threads, Outputs& out) {
+  const T* x = checked<T>(data, "X", 2);
+  const index d = data.shape(1);
+  without_gil([&](Cancel& cancel) {
+    solve_groups<T>(groups, k, weights, options, threads, cancel, out,
+                    [&](index b, std::vector<T>& storage, Token& token) {
+                      const index n = groups.size(b);
+                      storage.resize(static_cast<std::size_t>(n * n));
+                      euclidean_distances(MatrixView<T>{x + groups.begin(b) * d, n, d},
+                                          storage.data(), token);
+                      return storage.data();
+                    });
+  });
+}
+
+template <class T>
+void from_distances(const py::array& data, const Groups& groups, index k, const double* weights,
+                    const KMedoidsOptions& options, int threads, Outputs& out) {
+  const T* distances = checked<T>(data, "D", 1);
+  std::vector<index> starts{0};
+  for (index b = 0; b < groups.count; ++b) {
+    starts.push_back(starts.back() + groups.size(b) * groups.size(b));
+  }
+  if (starts.back() != data.shape(0)) throw py::type_error("D: expected sum of n_b^2 distances");
+  without_gil([&](Cancel& cancel) {
+    solve_groups<T>(groups, k, weights, options, threads, cancel, out,
+                    [&](index b, std::vector<T>&, Token&) { return distances + starts[b]; });
+  });
+}
+
+py::tuple kmedoids_groups(const py::array& data, const py::array& offsets, const py::array& weights,
+                          index k, bool precomputed, const std::string& search,
+                          const std::string& init, const py::array& given, index n_init,
+                          std::uint64_t seed, int threads) {
+  const index total = weights.size();
+  const Groups groups = checked_groups(offsets, total);
+  if (!precomputed && data.ndim() == 2 && data.shape(0) != total) {
+    throw py::type_error("X: expected one row per weight");
+  }
+  KMedoidsOptions options;
+  options.search = search == "best" ? Search::best : Search::eager;
+  options.init = init == "given" ? Init::given : init == "greedy" ? Init::greedy : Init::random;
+  if (options.init == Init::given) {
+    options.given = checked<index>(given, "init", 1);
+    if (given.size() != groups.count * k) throw py::type_error("init: expected groups * k indices");
+  }
+  options.n_init = n_init;
+  options.seed = seed;
+  const double* w = checked<double>(weights, "weights", 1);
+  for (index b = 0; b < groups.count; ++b) {
+    if (k < 1 || k > groups.size(b)) throw py::type_error("k: expected 1 <= k <= group size");
+  }
+
+  Outputs out{new_indices(groups.count * k), new_indices(total), new_indices(groups.count),
+              new_indices(groups.count), py::array_t<double>(groups.count)};
+  const bool single = is_float32(data);
+  const auto run = precomputed ? (single ? from_distances<float> : from_distances<double>)
+                               : (single ? from_points<float> : from_points<double>);
+  run(data, groups, k, w, options, threads, out);
+  return py::make_tuple(out.medoids, out.labels, out.cost, out.swaps, out.passes);
+}
+
+}  // namespace
+
+void bind_kmedoids(py::module_& m) {
+  m.def("kmedoids", &kmedoids_groups, py::arg("data"), py::arg("offsets"), py::arg("weights"),
+        py::arg("k"), py::arg("precomputed"), py::arg("search"), py::arg("init"), py::arg("given"),
+        py::arg("n_init"), py::arg("seed"), py::arg("threads"),
+        "Ragged groups of points (T, d), or of distances laid end to end: (medoids (B*k,), labels "
+        "(T,), cost (B,), swaps (B,), passes (B,)).");
+}
+
+}  // namespace pyfast::bind

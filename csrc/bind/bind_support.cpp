@@ -1,0 +1,122 @@
+#include <algorithm>
+#include <cmath>
+
+#include "bind/args.hpp"
+#include "core/philox.hpp"
+#include "core/subsets.hpp"
+
+namespace pyfast::bind {
+
+namespace {
+
+template <class T>
+index first_invalid_in(const T* data, index count, bool nonnegative) {
+  for (index i = 0; i < count; ++i) {
+    if (!std::isfinite(data[i]) || (nonnegative && data[i] < 0)) return i;
+  }
+  return -1;
+}
+
+// Position, in memory order, of the first value that is NaN, infinite or (if asked) negative.
+index first_invalid(const py::array& array, bool nonnegative) {
+  const index count = array.size();
+  index found = -1;
+  if (is_float32(array)) {
+    const float* data = checked<float>(array, "array", array.ndim());
+    without_gil([&](Cancel&) { found = first_invalid_in(data, count, nonnegative); });
+  } else {
+    const double* data = checked<double>(array, "array", array.ndim());
+    without_gil([&](Cancel&) { found = first_invalid_in(data, count, nonnegative); });
+  }
+  return found;
+}
+
+template <class T>
+bool close(T a, T b) {  // numpy.allclose: rtol 1e-5, atol 1e-8
+  const double x = static_cast<double>(a), y = static_cast<double>(b);
+  return std::abs(x - y) <= 1e-8 + 1e-5 * std::abs(y);
+}
+
+// Flat position of the first D[i, j] above the diagonal that is far from D[j, i], tile by tile so
+// that both sides stay in cache.
+template <class T>
+index first_asymmetric_in(const T* d, index n) {
+  constexpr index kTile = 64;
+  for (index i0 = 0; i0 < n; i0 += kTile) {
+    for (index j0 = i0; j0 < n; j0 += kTile) {
+      for (index i = i0; i < std::min(i0 + kTile, n); ++i) {
+        for (index j = std::max(j0, i + 1); j < std::min(j0 + kTile, n); ++j) {
+          if (!close(d[i * n + j], d[j * n + i])) return i * n + j;
+        }
+      }
+    }
+  }
+  return -1;
+}
+
+// Over the groups' square distance matrices laid end to end; -1 if all are symmetric.
+index first_asymmetric(const py::array& distances, const py::array& offsets) {
+  const Groups groups{checked<index>(offsets, "offsets", 1), offsets.size() - 1};
+  const auto search = [&](const auto* d) {
+    index found = -1, start = 0;
+    without_gil([&](Cancel&) {
+      for (index b = 0; b < groups.count && found < 0; ++b) {
+        const index n = groups.size(b);
+        const index local = first_asymmetric_in(d + start, n);
+        if (local >= 0) found = start + local;
+        start += n * n;
+      }
+    });
+    return found;
+  };
+  return is_float32(distances) ? search(checked<float>(distances, "distances", 1))
+                               : search(checked<double>(distances, "distances", 1));
+}
+
+py::array_t<index> random_subsets(const py::array& sizes, index k, std::uint64_t seed) {
+  const index* n = checked<index>(sizes, "sizes", 1);
+  py::array_t<index> out(std::vector<py::ssize_t>{sizes.size(), k});
+  index* to = out.mutable_data();
+  for (index b = 0; b < sizes.size(); ++b) {
+    if (k < 1 || k > n[b]) throw py::type_error("k: expected 1 <= k <= n");
+    const std::vector<index> subset = random_subset(n[b], k, seed, static_cast<std::uint32_t>(b));
+    to = std::copy(subset.begin(), subset.end(), to);
+  }
+  return out;
+}
+
+py::tuple philox_block(PhiloxCounter counter, PhiloxKey key) {
+  const PhiloxCounter r = philox(counter, key);
+  return py::make_tuple(r[0], r[1], r[2], r[3]);
+}
+
+py::dict build_info() {
+  py::dict info;
+#if defined(PYFAST_THREADS_STD)
+  info["threads"] = "std";
+#else
+  info["threads"] = "omp";
+#endif
+  info["compiler"] = __VERSION__;
+  return info;
+}
+
+}  // namespace
+
+void bind_support(py::module_& m) {
+  m.def("first_invalid", &first_invalid, py::arg("array"), py::arg("nonnegative"),
+        "Flat position of the first NaN, infinite or (if asked) negative value; -1 if none.");
+  m.def("first_asymmetric", &first_asymmetric, py::arg("distances"), py::arg("offsets"),
+        "Flat position of the first distance far from its mirror image; -1 if none.");
+  m.def("random_subsets", &random_subsets, py::arg("sizes"), py::arg("k"), py::arg("seed"),
+        "k distinct numbers below sizes[b] for each b, in the order drawn: (B, k).");
+  m.def(
+      "philox",
+      [](const std::array<std::uint32_t, 4>& counter, const std::array<std::uint32_t, 2>& key) {
+        return philox_block(counter, key);
+      },
+      py::arg("counter"), py::arg("key"), "One Philox4x32-10 block: four uint32 words.");
+  m.def("build_info", &build_info, "How this extension was built.");
+}
+
+}  // namespace pyfast::bind

@@ -1,0 +1,307 @@
+#include "core/kmedoids.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <stdexcept>
+
+#include "core/subsets.hpp"
+
+namespace pyfast {
+
+namespace {
+
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+
+struct Swap {
+  std::int32_t slot = -1;  // position of the medoid that leaves
+  index in = -1;           // candidate that comes
+  double change = 0;
+};
+
+// A set of medoids with, for every point, its nearest and second nearest of them.
+template <class T>
+class State {
+ public:
+  State(const KMedoidsProblem<T>& problem, std::vector<index> medoids)
+      : problem_(problem),
+        medoids_(std::move(medoids)),
+        is_medoid_(static_cast<std::size_t>(problem.candidates()), 0),
+        nearest_(static_cast<std::size_t>(problem.points())),
+        costs_(medoids_.size()) {
+    for (const index j : medoids_) is_medoid_[j] = 1;
+    for (index i = 0; i < problem_.points(); ++i) find_nearest(i);
+    sum_cost();
+  }
+
+  const std::vector<index>& medoids() const { return medoids_; }
+  bool is_medoid(index j) const { return is_medoid_[j] != 0; }
+  double cost() const { return cost_; }
+  bool improves(double cost) const { return cost_ - cost > kImprovement * cost_; }
+
+  // costs_with(in)[s] = the cost after medoid s gives way to candidate `in`: what is left if `in`
+  // joins everyone (`joined`), plus what the points of s then lose with s. FasterPAM's Algorithm 3
+  // in sums of nonnegative terms only: its differences of large numbers would drown small costs
+  // beside heavy points.
+  const std::vector<double>& costs_with(index in) {
+    std::fill(costs_.begin(), costs_.end(), 0.0);
+    const T* to_in = problem_.distances.row(in);
+    double joined = 0;
+    for (index i = 0; i < problem_.points(); ++i) {
+      const Nearest& near = nearest_[i];
+      const double d = static_cast<double>(to_in[i]);
+      const double with = std::min(near.first, d);
+      joined += problem_.weights[i] * with;
+      costs_[near.slot] += problem_.weights[i] * (std::min(near.second, d) - with);
+    }
+    for (double& cost : costs_) cost += joined;
+    return costs_;
+  }
+
+  void apply(const Swap& swap) {
+    is_medoid_[medoids_[swap.slot]] = 0;
+    is_medoid_[swap.in] = 1;
+    medoids_[swap.slot] = swap.in;
+    const T* to_in = problem_.distances.row(swap.in);
+    for (index i = 0; i < problem_.points(); ++i) {
+      Nearest& near = nearest_[i];
+      const double d = static_cast<double>(to_in[i]);
+      if (near.slot == swap.slot || near.second_slot == swap.slot) {
+        find_nearest(i);
+      } else if (d < near.first) {
+        near = {d, near.first, swap.slot, near.slot};
+      } else if (d < near.second) {
+        near.second = d;
+        near.second_slot = swap.slot;
+      }
+    }
+    sum_cost();
+  }
+
+ private:
+  struct Nearest {
+    double first = kInfinity;
+    double second = kInfinity;
+    std::int32_t slot = -1;
+    std::int32_t second_slot = -1;
+  };
+
+  void find_nearest(index i) {
+    Nearest near;
+    for (std::size_t s = 0; s < medoids_.size(); ++s) {
+      const double d = static_cast<double>(problem_.distances.row(medoids_[s])[i]);
+      const auto slot = static_cast<std::int32_t>(s);
+      if (near.slot < 0 || d < near.first) {
+        near = {d, near.first, slot, near.slot};
+      } else if (d < near.second) {
+        near.second = d;
+        near.second_slot = slot;
+      }
+    }
+    nearest_[i] = near;
+  }
+
+  void sum_cost() {
+    cost_ = 0;
+    double second = 0;  // bounds every other sum of the search
+    for (index i = 0; i < problem_.points(); ++i) {
+      cost_ += problem_.weights[i] * nearest_[i].first;
+      second += problem_.weights[i] * nearest_[i].second;
+    }
+    if (!std::isfinite(second)) {
+      throw std::range_error("weights times distances overflow float64; scale the weights down");
+    }
+  }
+
+  const KMedoidsProblem<T>& problem_;
+  std::vector<index> medoids_;
+  std::vector<char> is_medoid_;
+  std::vector<Nearest> nearest_;
+  std::vector<double> costs_;
+  double cost_ = 0;
+};
+
+// One candidate's cost as the only medoid.
+template <class T>
+double single_cost(const KMedoidsProblem<T>& problem, index j) {
+  double cost = 0;
+  for (index i = 0; i < problem.points(); ++i) {
+    cost += problem.weights[i] * static_cast<double>(problem.distances.row(j)[i]);
+  }
+  return cost;
+}
+
+// With k = 1 there is no second nearest medoid, and one look at every candidate is the optimum.
+template <class T>
+KMedoidsSolution single_medoid(const KMedoidsProblem<T>& problem, index start, Token& token) {
+  index best = start;
+  double best_cost = single_cost(problem, start);
+  const double enough = kImprovement * best_cost;
+  for (index j = 0; j < problem.candidates(); ++j) {
+    token.spend(problem.points());
+    const double cost = single_cost(problem, j);
+    if (cost < best_cost && (best != start || best_cost - cost > enough)) {
+      best = j;
+      best_cost = cost;
+    }
+  }
+  return {{best}, best_cost, best == start ? 0 : 1, 1};
+}
+
+// Appendix E looks at outgoing medoids in ascending order and, for each, at incoming candidates in
+// ascending order; the first of equally good swaps wins.
+template <class T>
+Swap best_swap(State<T>& state, const KMedoidsProblem<T>& problem, Token& token) {
+  Swap best;
+  double best_cost = state.cost();
+  const auto earlier = [&](std::int32_t slot, index in) {
+    const index out = state.medoids()[slot], best_out = state.medoids()[best.slot];
+    return out < best_out || (out == best_out && in < best.in);
+  };
+  for (index in = 0; in < problem.candidates(); ++in) {
+    if (state.is_medoid(in)) continue;
+    token.spend(problem.points());
+    const std::vector<double>& costs = state.costs_with(in);
+    for (std::int32_t slot = 0; slot < problem.k; ++slot) {
+      const double cost = costs[slot];
+      if (cost < best_cost || (cost == best_cost && best.slot >= 0 && earlier(slot, in))) {
+        best = {slot, in};
+        best_cost = cost;
+      }
+    }
+  }
+  return state.improves(best_cost) ? best : Swap{};
+}
+
+template <class T>
+void search_best(State<T>& state, const KMedoidsProblem<T>& problem, Token& token,
+                 KMedoidsSolution& tally) {
+  for (;;) {
+    ++tally.passes;
+    const Swap swap = best_swap(state, problem, token);
+    if (swap.slot < 0) return;
+    state.apply(swap);
+    ++tally.swaps;
+  }
+}
+
+template <class T>
+void search_eager(State<T>& state, const KMedoidsProblem<T>& problem, Token& token,
+                  KMedoidsSolution& tally) {
+  const index m = problem.candidates();
+  index looked_at = 0;
+  // Candidates in turn, round and round, until none of them has found a swap since the last one.
+  for (index in = 0, unchanged = 0; unchanged < m; in = (in + 1) % m, ++unchanged, ++looked_at) {
+    if (state.is_medoid(in)) continue;
+    token.spend(problem.points());
+    const std::vector<double>& costs = state.costs_with(in);
+    const auto least = std::min_element(costs.begin(), costs.end());
+    if (state.improves(*least)) {
+      state.apply({static_cast<std::int32_t>(least - costs.begin()), in});
+      ++tally.swaps;
+      unchanged = 0;
+    }
+  }
+  tally.passes = (looked_at + m - 1) / m;
+}
+
+}  // namespace
+
+template <class T>
+KMedoidsSolution swap_search(const KMedoidsProblem<T>& problem, std::vector<index> start,
+                             Search search, Token& token) {
+  if (problem.k == 1) return single_medoid(problem, start[0], token);
+  token.spend(problem.points() * problem.k);
+  State<T> state(problem, std::move(start));
+  KMedoidsSolution solution;
+  if (problem.k < problem.candidates()) {
+    const auto run = search == Search::best ? search_best<T> : search_eager<T>;
+    run(state, problem, token, solution);
+  }
+  solution.cost = state.cost();
+  solution.medoids = state.medoids();
+  std::sort(solution.medoids.begin(), solution.medoids.end());
+  return solution;
+}
+
+template <class T>
+std::vector<index> greedy_start(const KMedoidsProblem<T>& problem, Token& token) {
+  const index n = problem.points();
+  std::vector<index> chosen;
+  std::vector<char> taken(static_cast<std::size_t>(problem.candidates()), 0);
+  std::vector<double> nearest(static_cast<std::size_t>(n), kInfinity);
+  while (static_cast<index>(chosen.size()) < problem.k) {
+    index best = -1;
+    double best_cost = kInfinity;
+    for (index j = 0; j < problem.candidates(); ++j) {
+      if (taken[j]) continue;
+      token.spend(n);
+      const T* row = problem.distances.row(j);
+      double cost = 0;
+      for (index i = 0; i < n; ++i) {
+        cost += problem.weights[i] * std::min(nearest[i], static_cast<double>(row[i]));
+      }
+      if (best < 0 || cost < best_cost) {
+        best = j;
+        best_cost = cost;
+      }
+    }
+    chosen.push_back(best);
+    taken[best] = 1;
+    const T* row = problem.distances.row(best);
+    for (index i = 0; i < n; ++i) nearest[i] = std::min(nearest[i], static_cast<double>(row[i]));
+  }
+  return chosen;
+}
+
+template <class T>
+KMedoidsSolution kmedoids(const KMedoidsProblem<T>& problem, const KMedoidsOptions& options,
+                          int threads, Cancel& cancel, Token& token) {
+  const auto start_of = [&](index run, Token& t) -> std::vector<index> {
+    if (run == 0 && options.init == KMedoidsOptions::Init::given) {
+      return {options.given, options.given + problem.k};
+    }
+    if (run == 0 && options.init == KMedoidsOptions::Init::greedy) return greedy_start(problem, t);
+    return random_subset(problem.candidates(), problem.k, options.seed,
+                         static_cast<std::uint32_t>(run));
+  };
+  const auto solve = [&](index run, Token& t) {
+    return swap_search(problem, start_of(run, t), options.search, t);
+  };
+
+  std::vector<KMedoidsSolution> runs(static_cast<std::size_t>(options.n_init));
+  if (threads > 1) {
+    parallel_for(options.n_init, threads, cancel,
+                 [&](index run, int, Token& t) { runs[run] = solve(run, t); });
+  } else {
+    for (index run = 0; run < options.n_init; ++run) runs[run] = solve(run, token);
+  }
+  return *std::min_element(runs.begin(), runs.end(),
+                           [](const auto& a, const auto& b) { return a.cost < b.cost; });
+}
+
+template <class T>
+void assign(const KMedoidsProblem<T>& problem, const std::vector<index>& medoids, index* labels) {
+  for (index i = 0; i < problem.points(); ++i) {
+    index nearest = 0;
+    for (index s = 1; s < static_cast<index>(medoids.size()); ++s) {
+      if (problem.distances.row(medoids[s])[i] < problem.distances.row(medoids[nearest])[i]) {
+        nearest = s;
+      }
+    }
+    labels[i] = nearest;
+  }
+}
+
+#define PYFAST_INSTANTIATE(T)                                                                  \
+  template KMedoidsSolution swap_search(const KMedoidsProblem<T>&, std::vector<index>, Search, \
+                                        Token&);                                               \
+  template std::vector<index> greedy_start(const KMedoidsProblem<T>&, Token&);                 \
+  template KMedoidsSolution kmedoids(const KMedoidsProblem<T>&, const KMedoidsOptions&, int,   \
+                                     Cancel&, Token&);                                         \
+  template void assign(const KMedoidsProblem<T>&, const std::vector<index>&, index*);
+PYFAST_INSTANTIATE(float)
+PYFAST_INSTANTIATE(double)
+#undef PYFAST_INSTANTIATE
+
+}  // namespace pyfast

@@ -1,0 +1,55 @@
+"""Native core of pyfast. Call it through pyfast.select, which checks meaning."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_Floats = NDArray[np.float32] | NDArray[np.float64]
+_Doubles = NDArray[np.float64]
+_Indices = NDArray[np.int64]
+
+def bottom_k(
+    embeddings: _Floats | None, rewards: _Doubles, offsets: _Indices, k: int, threads: int
+) -> tuple[_Indices, _Indices, _Indices, _Doubles]: ...
+def build_info() -> dict[str, Any]: ...
+def coreset(
+    embeddings: _Floats,
+    rewards: _Doubles,
+    offsets: _Indices,
+    k: int,
+    n_init: int,
+    max_iter: int,
+    seed: int,
+    threads: int,
+) -> tuple[_Indices, _Indices, _Indices, _Doubles]: ...
+def first_asymmetric(distances: _Floats, offsets: _Indices) -> int: ...
+def first_invalid(array: _Floats, nonnegative: bool) -> int: ...
+def kmedoids(
+    data: _Floats,
+    offsets: _Indices,
+    weights: _Doubles,
+    k: int,
+    precomputed: bool,
+    search: str,
+    init: str,
+    given: _Indices,
+    n_init: int,
+    seed: int,
+    threads: int,
+) -> tuple[_Indices, _Indices, _Doubles, _Indices, _Indices]: ...
+def opt_select(
+    embeddings: _Floats,
+    rewards: _Doubles,
+    offsets: _Indices,
+    k: int,
+    cover_top: bool,
+    search: str,
+    init: str,
+    n_init: int,
+    seed: int,
+    threads: int,
+) -> tuple[_Indices, _Indices, _Indices, _Doubles]: ...
+def philox(counter: Sequence[int], key: Sequence[int]) -> tuple[int, int, int, int]: ...
+def random_subsets(sizes: _Indices, k: int, seed: int) -> _Indices: ...

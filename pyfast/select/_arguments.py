@@ -1,0 +1,193 @@
+"""Checks of meaning that every selector shares: arrays, group layouts, counts and names.
+
+Each error names the argument, the place and what was expected. Nothing is changed silently:
+arrays are only converted where no value changes (integers and float16 widen).
+"""
+
+import operator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from pyfast.select import _native
+
+Floats = NDArray[np.float32] | NDArray[np.float64]
+Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a call's groups were given: one group, a batch of equal ones, or ragged ones.
+
+    ``offsets`` has shape (B+1,), int64: group b owns the rows ``offsets[b]:offsets[b+1]``.
+    """
+
+    kind: Literal["one", "batch", "ragged"]
+    offsets: Indices
+
+    @property
+    def count(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def sizes(self) -> Indices:
+        return np.diff(self.offsets)
+
+    def place(self, row: int) -> str:
+        """Name row `row` of the flat layout for an error message."""
+        if self.kind == "one":
+            return f"row {row}"
+        group = int(np.searchsorted(self.offsets, row, side="right")) - 1
+        return f"group {group}, row {row - int(self.offsets[group])}"
+
+    def per_group(self, values: NDArray[Any]) -> Any:
+        """Return (B, ...) values as the caller expects them: without B for one group."""
+        if self.kind != "one":
+            return values
+        return values[0] if values.ndim > 1 else values[0].item()
+
+    def per_point(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Return flat (T,) values in the shape of the groups: (n,), (B, n) or (T,)."""
+        return values.reshape(self.count, -1) if self.kind == "batch" else values
+
+
+def as_array(value: ArrayLike, name: str) -> NDArray[Any]:
+    """Return an array-like or CPU torch tensor as a numpy array, without importing torch."""
+    if type(value).__module__.partition(".")[0] == "torch":
+        # Tensors know how to become arrays unless they are on a device, need gradients or are
+        # bfloat16; torch's own words for that do not name the argument.
+        try:
+            return np.asarray(value)
+        except (RuntimeError, TypeError) as error:
+            raise TypeError(
+                f"{name}: expected a CPU tensor that numpy can view; "
+                f"try {name}.detach().float().cpu() ({error})"
+            ) from error
+    try:
+        return np.asarray(value)
+    except ValueError as error:
+        raise ValueError(
+            f"{name}: expected one rectangular array; pass ragged groups end to end, "
+            f"with offsets ({error})"
+        ) from error
+
+
+def as_floats(value: ArrayLike, name: str) -> Floats:
+    """Return `value` as a C-contiguous float32 or float64 array; other numbers widen exactly."""
+    array = as_array(value, name)
+    if array.dtype == np.float16:
+        array = array.astype(np.float32)
+    elif array.dtype.kind in "iu":
+        array = array.astype(np.float64)
+    elif array.dtype.kind != "f" or array.dtype.itemsize > 8:
+        raise TypeError(f"{name}: expected real numbers, float32 or float64, got {array.dtype}")
+    return np.require(array, array.dtype.newbyteorder("="), ["C_CONTIGUOUS", "ALIGNED"])
+
+
+def check_values(array: Floats, name: str, layout: Layout, *, nonnegative: bool = False) -> None:
+    """Raise a ValueError that names the first NaN, infinite or (if asked) negative value."""
+    flat = _native.first_invalid(array, nonnegative)
+    if flat < 0:
+        return
+    value = array.reshape(-1)[flat]
+    width = array.size // int(layout.offsets[-1])
+    place = layout.place(flat // width)
+    if width > 1:
+        place += f", column {flat % width}"
+    expected = "a finite number >= 0" if nonnegative else "a finite number"
+    raise ValueError(f"{name}: expected {expected}, got {value} at {place}")
+
+
+def layout_of(array: NDArray[Any], name: str, rank: int, offsets: ArrayLike | None) -> Layout:
+    """Tell one group (`rank` axes), a batch (one more axis) and ragged groups (offsets) apart."""
+    one, batch, flat = {1: ("(n,)", "(B, n)", "(T,)"), 2: ("(n, d)", "(B, n, d)", "(T, d)")}[rank]
+    if offsets is not None:
+        if array.ndim != rank:
+            raise ValueError(
+                f"{name}: with offsets, expected the groups end to end in shape {flat}, "
+                f"got {array.shape}"
+            )
+        return Layout("ragged", check_offsets(offsets, array.shape[0]))
+    if array.ndim == rank:
+        layout = Layout("one", np.array([0, array.shape[0]]))
+    elif array.ndim == rank + 1:
+        count, size = array.shape[:2]
+        layout = Layout("batch", np.arange(count + 1, dtype=np.int64) * size)
+    else:
+        raise ValueError(
+            f"{name}: expected shape {one} for one group or {batch} for a batch, got {array.shape}"
+        )
+    if 0 in array.shape:
+        raise ValueError(f"{name}: expected no empty group or axis, got shape {array.shape}")
+    return layout
+
+
+def check_offsets(offsets: ArrayLike, total: int) -> Indices:
+    """Return ragged offsets as int64 of shape (B+1,), rising from 0 to `total`."""
+    array = as_array(offsets, "offsets")
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"offsets: expected integers, got {array.dtype}")
+    if array.ndim != 1 or len(array) < 2:
+        raise ValueError(f"offsets: expected shape (B+1,) with B >= 1, got {array.shape}")
+    array = np.ascontiguousarray(array, dtype=np.int64)
+    if array[0] != 0 or array[-1] != total:
+        raise ValueError(
+            f"offsets: expected to rise from 0 to {total}, got {array[0]} to {array[-1]}"
+        )
+    sizes = np.diff(array)
+    if (sizes <= 0).any():
+        group = int(np.argmax(sizes <= 0))
+        raise ValueError(
+            f"offsets: group {group} is empty or runs backwards "
+            f"({array[group]} to {array[group + 1]})"
+        )
+    return array
+
+
+def like_points(value: ArrayLike, name: str, layout: Layout) -> NDArray[np.float64]:
+    """Return one float64 per point, flat: `value` has shape (n,), (B, n) or (T,) by layout."""
+    array = as_floats(value, name)
+    total = int(layout.offsets[-1])
+    shape = (layout.count, total // layout.count) if layout.kind == "batch" else (total,)
+    if array.shape != shape:
+        raise ValueError(f"{name}: expected shape {shape}, one value per point, got {array.shape}")
+    return array.reshape(-1).astype(np.float64)
+
+
+def check_int(value: int, name: str, low: int, high: int | None = None) -> int:
+    """Return `value` as an int within [low, high], or raise naming it."""
+    try:
+        if isinstance(value, (bool, np.bool_)):
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}: expected an int, got {type(value).__name__}") from None
+    if number < low or (high is not None and number > high):
+        limit = f"at least {low}" if high is None else f"{low} to {high}"
+        raise ValueError(f"{name}: expected {limit}, got {number}")
+    return number
+
+
+def check_k(k: int, layout: Layout) -> int:
+    """Return k, at least 1 and at most the size of the smallest group."""
+    number = check_int(k, "k", 1)
+    group = int(np.argmin(layout.sizes))
+    if number > layout.sizes[group]:
+        where = "" if layout.kind == "one" else f" in group {group}"
+        raise ValueError(f"k: expected at most the {layout.sizes[group]} points{where}, got {k}")
+    return number
+
+
+def check_name(value: str, name: str, allowed: tuple[str, ...]) -> str:
+    """Return `value` if it is one of the `allowed` names."""
+    if not isinstance(value, str) or value not in allowed:
+        names = ", ".join(repr(a) for a in allowed)
+        raise ValueError(f"{name}: expected one of {names}, got {value!r}")
+    return value
+
+
+def check_seed(seed: int) -> int:
+    """Return a seed that fits 64 unsigned bits."""
+    return check_int(seed, "seed", 0, 2**64 - 1)

@@ -1,0 +1,25 @@
+"""The one door to the extension: typed calls, nothing else. Callers have checked the meaning."""
+
+from pyfast._core import (
+    bottom_k,
+    build_info,
+    coreset,
+    first_asymmetric,
+    first_invalid,
+    kmedoids,
+    opt_select,
+    philox,
+    random_subsets,
+)
+
+__all__ = [
+    "bottom_k",
+    "build_info",
+    "coreset",
+    "first_asymmetric",
+    "first_invalid",
+    "kmedoids",
+    "opt_select",
+    "philox",
+    "random_subsets",
+]

@@ -1,0 +1,64 @@
+"""The random baseline."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from pyfast.select import _arguments as args
+from pyfast.select import _native
+
+
+@dataclass(frozen=True)
+class RandomSelection:
+    """A uniformly random subset of each group.
+
+    Attributes
+    ----------
+    indices : ndarray of int64, shape (k,) or (B, k)
+        Distinct positions, ascending.
+    """
+
+    indices: NDArray[np.int64]
+
+
+def random(n: int | ArrayLike, k: int, *, seed: int = 0) -> RandomSelection:
+    """Choose k of n positions uniformly at random.
+
+    Parameters
+    ----------
+    n : int or array_like of int, shape (B,)
+        Size of the group, or of each group of a batch; below 2**32.
+    k : int
+        Positions wanted, 1 <= k <= n.
+    seed : int
+        0 to 2**64 - 1. Group b draws stream b of a counter-based generator (Philox4x32-10), so
+        the same seed gives the same picks on every machine.
+
+    Returns
+    -------
+    RandomSelection
+        ``indices``.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If an argument is out of its range or type.
+
+    Examples
+    --------
+    >>> from pyfast import select
+    >>> len(select.random(32, 7, seed=1).indices)
+    7
+    """
+    sizes = args.as_array(n, "n")
+    if sizes.dtype.kind not in "iu":
+        raise TypeError(f"n: expected an int or integers, got {sizes.dtype}")
+    if sizes.ndim > 1 or sizes.size == 0:
+        raise ValueError(f"n: expected an int or shape (B,), got shape {sizes.shape}")
+    batch = sizes.astype(np.int64).reshape(-1)
+    if batch.min() < 1 or batch.max() >= 2**32:
+        raise ValueError(f"n: expected 1 to 2**32 - 1, got {int(batch.min())} to {batch.max()}")
+    k = args.check_int(k, "k", 1, int(batch.min()))
+    indices = np.sort(_native.random_subsets(batch, k, args.check_seed(seed)), axis=1)
+    return RandomSelection(indices[0] if sizes.ndim == 0 else indices)

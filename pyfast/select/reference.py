@@ -1,0 +1,218 @@
+"""The selectors as slow, readable numpy: one group at a time, costs summed afresh for every swap.
+
+The native core is held to these in the tests. Nothing here is optimised or checks its input.
+"""
+
+from itertools import combinations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+# Smallest relative gain that counts as an improvement.
+IMPROVEMENT = 1e-12
+
+# Philox counter words that keep the streams of different uses apart.
+SUBSET, KMEANS = 1, 2
+
+
+def philox(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Philox4x32-10 (Salmon et al., SC 2011): four uint32 words for a counter and a key."""
+    c, k = list(counter), list(key)
+    for _ in range(10):
+        p0, p1 = 0xD2511F53 * c[0], 0xCD9E8D57 * c[2]
+        c = [
+            (p1 >> 32) ^ c[1] ^ k[0],
+            p1 & 0xFFFFFFFF,
+            (p0 >> 32) ^ c[3] ^ k[1],
+            p0 & 0xFFFFFFFF,
+        ]
+        k = [(k[0] + 0x9E3779B9) & 0xFFFFFFFF, (k[1] + 0xBB67AE85) & 0xFFFFFFFF]
+    return c[0], c[1], c[2], c[3]
+
+
+class Random:
+    """The i-th draw of one stream, for one purpose, under a 64-bit seed."""
+
+    def __init__(self, seed: int, purpose: int, stream: int) -> None:
+        self.key = (seed & 0xFFFFFFFF, seed >> 32)
+        self.purpose, self.stream, self.draws = purpose, stream, 0
+
+    def _next(self) -> tuple[int, int, int, int]:
+        block = philox((self.draws, self.stream, self.purpose, 0), self.key)
+        self.draws += 1
+        return block
+
+    def below(self, n: int) -> int:
+        """Uniform integer in [0, n): the top 32 bits of (64 random bits) * n / 2^32."""
+        r = self._next()
+        return (r[0] * n + ((r[1] * n) >> 32)) >> 32
+
+    def uniform(self) -> float:
+        """Uniform number in [0, 1) with 53 random bits."""
+        r = self._next()
+        return float((r[0] << 21) ^ (r[1] >> 11)) * 2.0**-53
+
+
+def random_subset(n: int, k: int, seed: int, stream: int = 0) -> list[int]:
+    """Draw k distinct numbers below n in the order drawn (partial Fisher-Yates shuffle)."""
+    random = Random(seed, SUBSET, stream)
+    numbers = list(range(n))
+    for i in range(k):
+        j = i + random.below(n - i)
+        numbers[i], numbers[j] = numbers[j], numbers[i]
+    return numbers[:k]
+
+
+def euclidean_distances(X: Floats) -> Floats:
+    """D[i, j] = ||x_i - x_j||_2, shape (n, n)."""
+    X = np.asarray(X, np.float64)
+    return np.stack([np.sqrt(((X - x) ** 2).sum(axis=1)) for x in X])
+
+
+def cost(D: Floats, weights: Floats, medoids: list[int]) -> float:
+    """sum_i w_i min_{j in medoids} D[i, j] (AMPO, eq. 8)."""
+    return float(weights @ D[:, medoids].min(axis=1))
+
+
+def kmedoids_optimum(D: Floats, weights: Floats, k: int) -> float:
+    """Lowest cost over all subsets of k points."""
+    return min(cost(D, weights, list(s)) for s in combinations(range(len(D)), k))
+
+
+def greedy_start(D: Floats, weights: Floats, k: int) -> list[int]:
+    """BUILD: add the point that lowers the cost most, k times."""
+    chosen: list[int] = []
+    for _ in range(k):
+        rest = [j for j in range(len(D)) if j not in chosen]
+        costs = [cost(D, weights, [*chosen, j]) for j in rest]
+        chosen.append(rest[int(np.argmin(costs))])
+    return chosen
+
+
+def kmedoids_best(D: Floats, weights: Floats, start: list[int]) -> list[list[int]]:
+    """All sets that best-swap search visits from `start`, each ascending (AMPO, Appendix E)."""
+    visited = [sorted(start)]
+    while True:
+        now = visited[-1]
+        now_cost = cost(D, weights, now)
+        best, best_gain = None, IMPROVEMENT * now_cost
+        for out in now:
+            for new in range(len(D)):
+                if new not in now:
+                    swapped = [j for j in now if j != out] + [new]
+                    gain = now_cost - cost(D, weights, swapped)
+                    if gain > best_gain:
+                        best, best_gain = sorted(swapped), gain
+        if best is None:
+            return visited
+        visited.append(best)
+
+
+def kmedoids_eager(D: Floats, weights: Floats, start: list[int]) -> list[int]:
+    """FasterPAM: for each candidate in turn the best medoid to replace, swapped at once."""
+    slots, n, unchanged, new = list(start), len(D), 0, 0
+    while unchanged < n:
+        unchanged += 1
+        if new not in slots:
+            now_cost = cost(D, weights, slots)
+            changes = [
+                cost(D, weights, [*slots[:s], new, *slots[s + 1 :]]) - now_cost
+                for s in range(len(slots))
+            ]
+            s = int(np.argmin(changes))
+            if -changes[s] > IMPROVEMENT * now_cost:
+                slots[s], unchanged = new, 1
+        new = (new + 1) % n
+    return sorted(slots)
+
+
+def reward_weights(rewards: Floats, points: list[int]) -> Floats:
+    """w_i = exp(mean(r) - r_i) over `points`, r scaled to [0, 1] over the group (AMPO, eq. 6)."""
+    spread = rewards.max() - rewards.min()
+    scaled = (rewards - rewards.min()) / spread if spread > 0 else np.full(len(rewards), 0.5)
+    return np.asarray(np.exp(scaled[points].mean() - scaled[points]))
+
+
+def opt_select(
+    embeddings: Floats, rewards: Floats, start: list[int], search: str = "best"
+) -> tuple[int, list[int]]:
+    """AMPO Opt-Select from one start (positions in the pool): (positive, negatives)."""
+    positive = int(np.argmax(rewards))
+    pool = [i for i in range(len(rewards)) if i != positive]
+    D = euclidean_distances(embeddings[pool])
+    D = D / (D.max() or 1.0)
+    weights = reward_weights(rewards, pool)
+    if search == "best":
+        medoids = kmedoids_best(D, weights, start)[-1]
+    else:
+        medoids = kmedoids_eager(D, weights, start)
+    return positive, [pool[j] for j in medoids]
+
+
+def kmeans(X: Floats, k: int, seed: int = 0, run: int = 0, max_iter: int = 300) -> list[int]:
+    """Labels of Lloyd's k-means from a greedy k-means++ start; every cluster has a member."""
+    random = Random(seed, KMEANS, run)
+    n = len(X)
+    centres = [X[random.below(n)]]
+    nearest = ((X - centres[0]) ** 2).sum(axis=1)
+    for _ in range(1, k):
+        trials = []
+        for _ in range(2 + int(np.log(k))):
+            left = random.uniform() * nearest.sum() - np.cumsum(nearest)
+            passed = np.flatnonzero((left < 0) & (nearest > 0))
+            drawn = int(passed[0]) if len(passed) else int(np.flatnonzero([*nearest, 1])[0] % n)
+            trials.append((drawn, np.minimum(nearest, ((X - X[drawn]) ** 2).sum(axis=1))))
+        best = int(np.argmin([t[1].sum() for t in trials]))
+        centres.append(X[trials[best][0]])
+        nearest = trials[best][1]
+
+    labels = np.full(n, -1)
+    for _ in range(max_iter):
+        squared = np.stack([((X - c) ** 2).sum(axis=1) for c in centres], axis=1)
+        new = squared.argmin(axis=1)
+        own = squared.min(axis=1)
+        for c in range(k):
+            if not (new == c).any():
+                shared = np.array([(new == new[i]).sum() > 1 for i in range(n)])
+                farthest = int(np.argmax(np.where(shared, own, -1.0)))
+                new[farthest], own[farthest] = c, 0.0
+        if (new == labels).all():
+            break
+        labels = new
+        centres = [X[labels == c].mean(axis=0) for c in range(k)]
+    return [int(label) for label in labels]
+
+
+def coreset(embeddings: Floats, rewards: Floats, k: int, seed: int = 0) -> tuple[int, list[int]]:
+    """AMPO Coreset: (positive, the lowest-scored response of each cluster of the pool)."""
+    positive = int(np.argmax(rewards))
+    pool = np.array([i for i in range(len(rewards)) if i != positive])
+    if k >= len(pool):
+        return positive, [int(i) for i in pool]
+    labels = np.array(kmeans(embeddings[pool], k, seed))
+    members = [pool[labels == c] for c in range(k)]
+    return positive, sorted(int(m[np.argmin(rewards[m])]) for m in members)
+
+
+def bottom_k(rewards: Floats, k: int, embeddings: Floats | None = None) -> tuple[int, list[int]]:
+    """AMPO Bottom-k: (positive, the k lowest, ties by smallest largest cosine, then index)."""
+    positive = int(np.argmax(rewards))
+    chosen: list[int] = []
+    while len(chosen) < min(k, len(rewards) - 1):
+        rest = [i for i in range(len(rewards)) if i != positive and i not in chosen]
+        tied = [i for i in rest if rewards[i] == min(rewards[rest])]
+        closest = [_largest_cosine(embeddings, i, chosen) for i in tied]
+        chosen.append(tied[int(np.argmin(closest))])
+    return positive, chosen
+
+
+def _largest_cosine(embeddings: Floats | None, i: int, chosen: list[int]) -> float:
+    if embeddings is None or not chosen:
+        return 0.0
+    cosines = []
+    for j in chosen:
+        norms = np.linalg.norm(embeddings[i]) * np.linalg.norm(embeddings[j])
+        cosines.append(float(embeddings[i] @ embeddings[j] / norms) if norms > 0 else 0.0)
+    return max(cosines)

@@ -1,0 +1,21 @@
+"""What several rooms' tests share."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+
+
+@pytest.fixture
+def run_python() -> Callable[..., str]:
+    """Run a snippet in a fresh interpreter, fail on a bad exit or a hang, return its output."""
+
+    def run(code: str, timeout: float = 120) -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=timeout
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    return run

@@ -1,0 +1,331 @@
+"""Every bad input has its own message: the argument, the place, what was expected."""
+
+import numpy as np
+import pytest
+
+from pyfast import select
+
+X = np.arange(12.0).reshape(6, 2)
+R = np.arange(6.0)
+D = np.abs(np.subtract.outer(R, R))
+
+
+def with_value(array: np.ndarray, at: tuple[int, ...], value: float) -> np.ndarray:
+    changed = array.copy()
+    changed[at] = value
+    return changed
+
+
+CASES = {
+    "k zero": (lambda: select.kmedoids(X, 0), ValueError, "k: expected at least 1, got 0"),
+    "k large": (
+        lambda: select.kmedoids(X, 7),
+        ValueError,
+        "k: expected at most the 6 points, got 7",
+    ),
+    "k large in a group": (
+        lambda: select.kmedoids(X, 3, offsets=[0, 4, 6]),
+        ValueError,
+        "k: expected at most the 2 points in group 1, got 3",
+    ),
+    "k float": (lambda: select.kmedoids(X, 2.0), TypeError, "k: expected an int, got float"),
+    "k bool": (lambda: select.kmedoids(X, True), TypeError, "k: expected an int, got bool"),
+    "opt_select k": (lambda: select.opt_select(X, R, k=0), ValueError, "k: expected at least 1"),
+    "coreset k": (lambda: select.coreset(X, R, k=-1), ValueError, "k: expected at least 1"),
+    "bottom_k k": (lambda: select.bottom_k(R, k=0), ValueError, "k: expected at least 1"),
+    "random k": (lambda: select.random(3, 4), ValueError, "k: expected 1 to 3, got 4"),
+    "NaN point": (
+        lambda: select.kmedoids(with_value(X, (3, 1), np.nan), 2),
+        ValueError,
+        "X: expected a finite number, got nan at row 3, column 1",
+    ),
+    "inf point in a batch": (
+        lambda: select.kmedoids(np.stack([X, with_value(X, (3, 1), np.inf)]), 2),
+        ValueError,
+        "X: expected a finite number, got inf at group 1, row 3, column 1",
+    ),
+    "NaN embedding in a ragged group": (
+        lambda: select.opt_select(with_value(X, (5, 0), np.nan), R, offsets=[0, 4, 6]),
+        ValueError,
+        "embeddings: expected a finite number, got nan at group 1, row 1, column 0",
+    ),
+    "NaN reward": (
+        lambda: select.bottom_k(with_value(R, (2,), np.nan)),
+        ValueError,
+        "rewards: expected a finite number, got nan at row 2",
+    ),
+    "inf reward": (
+        lambda: select.coreset(X, with_value(R, (2,), -np.inf)),
+        ValueError,
+        "rewards: expected a finite number, got -inf at row 2",
+    ),
+    "negative weight": (
+        lambda: select.kmedoids(X, 2, weights=with_value(R, (4,), -0.5)),
+        ValueError,
+        "weights: expected a finite number >= 0, got -0.5 at row 4",
+    ),
+    "infinite weight": (
+        lambda: select.kmedoids(X, 2, weights=with_value(R, (4,), np.inf)),
+        ValueError,
+        "weights: expected a finite number >= 0, got inf at row 4",
+    ),
+    "negative distance": (
+        lambda: select.kmedoids(with_value(D, (1, 2), -1.0), 2, metric="precomputed"),
+        ValueError,
+        "X: expected a finite distance >= 0, got value -1.0 at [1, 2]",
+    ),
+    "NaN distance": (
+        lambda: select.kmedoids(
+            np.stack([D, with_value(D, (1, 2), np.nan)]), 2, metric="precomputed"
+        ),
+        ValueError,
+        "got value nan at group 1, [1, 2]",
+    ),
+    "asymmetric distances": (
+        lambda: select.kmedoids(with_value(D, (1, 4), 99.0), 2, metric="precomputed"),
+        ValueError,
+        "X: expected D[i, j] = D[j, i], got pair 99.0 at [1, 4]",
+    ),
+    "distances not square": (
+        lambda: select.kmedoids(D[:4], 2, metric="precomputed"),
+        ValueError,
+        "X: expected square distances, got shape (4, 6)",
+    ),
+    "ragged distances of the wrong length": (
+        lambda: select.kmedoids(D.ravel(), 2, metric="precomputed", offsets=[0, 2, 5]),
+        ValueError,
+        "X: expected sum of n_b^2 = 13 distances, got 36",
+    ),
+    "ragged distances in two axes": (
+        lambda: select.kmedoids(D, 2, metric="precomputed", offsets=[0, 2, 5]),
+        ValueError,
+        "X: with offsets, expected the groups' distances end to end in one axis",
+    ),
+    "no points": (
+        lambda: select.kmedoids(np.empty((0, 3)), 1),
+        ValueError,
+        "X: expected no empty group or axis, got shape (0, 3)",
+    ),
+    "no columns": (
+        lambda: select.opt_select(np.empty((3, 0)), np.zeros(3)),
+        ValueError,
+        "embeddings: expected no empty group or axis, got shape (3, 0)",
+    ),
+    "empty ragged group": (
+        lambda: select.opt_select(X, R, offsets=[0, 3, 3, 6]),
+        ValueError,
+        "offsets: group 1 is empty or runs backwards (3 to 3)",
+    ),
+    "offsets that do not end at T": (
+        lambda: select.bottom_k(R, offsets=[0, 3]),
+        ValueError,
+        "offsets: expected to rise from 0 to 6, got 0 to 3",
+    ),
+    "offsets of floats": (
+        lambda: select.bottom_k(R, offsets=[0.0, 6.0]),
+        TypeError,
+        "offsets: expected integers, got float64",
+    ),
+    "offsets of one number": (
+        lambda: select.bottom_k(R, offsets=[0]),
+        ValueError,
+        "offsets: expected shape (B+1,) with B >= 1, got (1,)",
+    ),
+    "short rewards": (
+        lambda: select.opt_select(X, R[:5]),
+        ValueError,
+        "rewards: expected shape (6,), one value per point, got (5,)",
+    ),
+    "rewards of a batch flattened": (
+        lambda: select.coreset(np.stack([X, X]), np.concatenate([R, R])),
+        ValueError,
+        "rewards: expected shape (2, 6), one value per point, got (12,)",
+    ),
+    "short weights": (
+        lambda: select.kmedoids(X, 2, weights=R[:5]),
+        ValueError,
+        "weights: expected shape (6,), one value per point, got (5,)",
+    ),
+    "wrong rank": (
+        lambda: select.kmedoids(R, 2),
+        ValueError,
+        "X: expected shape (n, d) for one group or (B, n, d) for a batch, got (6,)",
+    ),
+    "rank three with offsets": (
+        lambda: select.kmedoids(X[None], 2, offsets=[0, 6]),
+        ValueError,
+        "X: with offsets, expected the groups end to end in shape (T, d), got (1, 6, 2)",
+    ),
+    "rewards of rank three": (
+        lambda: select.bottom_k(R.reshape(1, 2, 3)),
+        ValueError,
+        "rewards: expected shape (n,) for one group or (B, n) for a batch, got (1, 2, 3)",
+    ),
+    "strings": (
+        lambda: select.kmedoids([["a", "b"]], 1),
+        TypeError,
+        "X: expected real numbers, float32 or float64, got <U1",
+    ),
+    "complex numbers": (
+        lambda: select.kmedoids(X.astype(complex), 1),
+        TypeError,
+        "X: expected real numbers, float32 or float64, got complex128",
+    ),
+    "booleans": (
+        lambda: select.bottom_k(R > 2),
+        TypeError,
+        "rewards: expected real numbers, float32 or float64, got bool",
+    ),
+    "long doubles": (
+        lambda: select.bottom_k(R.astype(np.longdouble)),
+        TypeError,
+        "rewards: expected real numbers, float32 or float64, got float128",
+    ),
+    "lists of different lengths": (
+        lambda: select.opt_select([[[0.0]], [[1.0], [2.0]]], [[0.0], [1.0, 2.0]]),
+        ValueError,
+        "embeddings: expected one rectangular array; pass ragged groups end to end, with offsets",
+    ),
+    "unknown metric": (
+        lambda: select.kmedoids(X, 2, metric="cosine"),
+        ValueError,
+        "metric: expected one of 'euclidean', 'precomputed', got 'cosine'",
+    ),
+    "unknown search": (
+        lambda: select.kmedoids(X, 2, search="pam"),
+        ValueError,
+        "search: expected one of 'eager', 'best', got 'pam'",
+    ),
+    "unknown init": (
+        lambda: select.kmedoids(X, 2, init="build"),
+        ValueError,
+        "init: expected one of 'random', 'greedy', got 'build'",
+    ),
+    "init out of range": (
+        lambda: select.kmedoids(X, 2, init=[0, 6]),
+        ValueError,
+        "init: expected 2 distinct positions below 6, got [0, 6] for group 0",
+    ),
+    "init twice the same": (
+        lambda: select.kmedoids(np.stack([X, X]), 2, init=[[0, 1], [3, 3]]),
+        ValueError,
+        "init: expected 2 distinct positions below 6, got [3, 3] for group 1",
+    ),
+    "init of the wrong shape": (
+        lambda: select.kmedoids(X, 2, init=[0, 1, 2]),
+        ValueError,
+        "init: expected shape (2,), got (3,)",
+    ),
+    "init of floats": (
+        lambda: select.kmedoids(X, 2, init=[0.0, 1.0]),
+        TypeError,
+        "init: expected 'random', 'greedy' or integers, got float64",
+    ),
+    "n_init zero": (
+        lambda: select.kmedoids(X, 2, n_init=0),
+        ValueError,
+        "n_init: expected at least 1, got 0",
+    ),
+    "max_iter zero": (
+        lambda: select.coreset(X, R, max_iter=0),
+        ValueError,
+        "max_iter: expected at least 1, got 0",
+    ),
+    "negative seed": (
+        lambda: select.kmedoids(X, 2, seed=-1),
+        ValueError,
+        f"seed: expected 0 to {2**64 - 1}, got -1",
+    ),
+    "seed past 64 bits": (
+        lambda: select.random(5, 2, seed=2**64),
+        ValueError,
+        f"seed: expected 0 to {2**64 - 1}, got {2**64}",
+    ),
+    "no threads": (
+        lambda: select.kmedoids(X, 2, n_threads=0),
+        ValueError,
+        "n_threads: expected at least 1, got 0",
+    ),
+    "threads as text": (
+        lambda: select.kmedoids(X, 2, n_threads="2"),
+        TypeError,
+        "n_threads: expected an int or None, got str",
+    ),
+    "n of zero": (lambda: select.random(0, 1), ValueError, "n: expected 1 to 2**32 - 1"),
+    "n of floats": (
+        lambda: select.random(3.0, 1),
+        TypeError,
+        "n: expected an int or integers, got float64",
+    ),
+    "n of rank two": (
+        lambda: select.random([[3]], 1),
+        ValueError,
+        "n: expected an int or shape (B,), got shape (1, 1)",
+    ),
+    "distances overflow": (
+        lambda: select.kmedoids(X * 1e200, 2),
+        ValueError,
+        "the distance between points 0 and 1 overflows; scale the points down",
+    ),
+    "weights overflow": (
+        lambda: select.kmedoids(X * 1e100, 2, weights=np.full(6, 1e250)),
+        ValueError,
+        "weights times distances overflow float64; scale the weights down",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_message(name: str) -> None:
+    call, error, words = CASES[name]
+    with pytest.raises(error) as raised:
+        call()
+    assert words in str(raised.value)
+
+
+def test_tensors_that_numpy_cannot_view() -> None:
+    torch = pytest.importorskip("torch")
+    for tensor in (
+        torch.zeros(3, 2, requires_grad=True),
+        torch.zeros(3, 2, dtype=torch.bfloat16),
+        torch.zeros(3, 2, device="meta"),
+    ):
+        with pytest.raises(TypeError, match=r"X: expected a CPU tensor .* X\.detach\(\)"):
+            select.kmedoids(tensor, 2)
+
+
+def test_the_extension_itself_refuses_wrong_arrays() -> None:
+    from pyfast._core import first_invalid, kmedoids, opt_select, random_subsets
+
+    offsets, w = np.array([0, 6]), np.ones(6)
+    none = np.empty(0, np.int64)
+
+    def call(data=X, offsets=offsets, w=w, k=2, given=none, init="random"):
+        return kmedoids(data, offsets, w, k, False, "eager", init, given, 1, 0, 1)
+
+    assert call()[0].shape == (2,)
+    for bad, words in [
+        (
+            {"data": np.asfortranarray(X)},
+            "X: expected a C-contiguous 2-dimensional array of float64",
+        ),
+        ({"data": X.astype(np.int64)}, "X: expected a C-contiguous"),
+        ({"data": X[:5]}, "X: expected one row per weight"),
+        ({"data": R}, "X: expected a C-contiguous 2-dimensional array"),
+        ({"w": w.astype(np.float32)}, "weights: expected a C-contiguous 1-dimensional array"),
+        ({"offsets": offsets.astype(np.int32)}, "offsets: expected a C-contiguous"),
+        ({"offsets": np.array([0, 5])}, "offsets: expected (groups + 1,) from 0 to 6"),
+        ({"offsets": np.array([0, 7, 6])}, "offsets: expected no empty group"),
+        ({"k": 0}, "k: expected 1 <= k <= group size"),
+        ({"k": 7}, "k: expected 1 <= k <= group size"),
+        ({"init": "given"}, "init: expected groups * k indices"),
+    ]:
+        with pytest.raises(TypeError) as raised:
+            call(**bad)
+        assert words in str(raised.value)
+    with pytest.raises(TypeError, match="embeddings: expected one row per reward"):
+        opt_select(X[:5], R, offsets, 2, False, "eager", "random", 1, 0, 1)
+    with pytest.raises(TypeError, match="k: expected 1 <= k <= n"):
+        random_subsets(np.array([3]), 4, 0)
+    with pytest.raises(TypeError, match="array: expected a C-contiguous"):
+        first_invalid(X.T, False)

@@ -1,0 +1,191 @@
+"""Opt-Select, Coreset, Bottom-k and random."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.spatial.distance import cdist
+
+from pyfast import select
+from pyfast.select import reference as ref
+
+
+def group(seed: int, n: int = 32, d: int = 6) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(n, d)), rng.random(n)
+
+
+def appendix_e_objective(embeddings: np.ndarray, rewards: np.ndarray):
+    """The paper's setting, from its text: pool, unit-scaled distances, weights."""
+    scaled = (rewards - rewards.min()) / (rewards.max() - rewards.min())
+    top = int(np.argmax(scaled))
+    pool = [i for i in range(len(rewards)) if i != top]
+    D = cdist(embeddings[pool], embeddings[pool])
+    return top, pool, D / D.max(), np.exp(scaled[pool].mean() - scaled[pool])
+
+
+@pytest.mark.parametrize("seed", range(15))
+def test_opt_select_solves_appendix_e(seed: int) -> None:
+    X, r = group(seed, n=10 + seed)
+    top, pool, D, w = appendix_e_objective(X, r)
+    start = ref.random_subset(len(pool), 4, seed)
+    trajectory = ref.kmedoids_best(D, w, start)
+    got = select.opt_select(X, r, k=4, search="best", n_init=1, seed=seed)
+    assert got.positive == top
+    assert got.negatives.tolist() == [pool[j] for j in trajectory[-1]]
+    assert got.cost == pytest.approx(ref.cost(D, w, trajectory[-1]), rel=1e-12)
+    assert ref.opt_select(X, r, start) == (top, got.negatives.tolist())
+
+
+def test_ten_starts_nearly_always_find_the_optimum_of_hard_groups() -> None:
+    optimal = 0
+    for seed in range(20):
+        X, r = group(seed, n=14, d=2)
+        _, _, D, w = appendix_e_objective(X, r)
+        got = select.opt_select(X, r, k=4)
+        optimal += got.cost <= ref.kmedoids_optimum(D, w, 4) * (1 + 1e-12)
+    assert optimal >= 19
+
+
+def test_cover_top_sums_over_all_responses() -> None:
+    X, r = group(3, n=12)
+    got = select.opt_select(X, r, k=3, cover_top=True, n_init=50)
+    scaled = (r - r.min()) / (r.max() - r.min())
+    D = cdist(X, X)
+    D /= D.max()
+    w = np.exp(scaled.mean() - scaled)
+    top = int(np.argmax(r))
+    pool = [i for i in range(12) if i != top]
+    from itertools import combinations
+
+    costs = {s: ref.cost(D, w, list(s)) for s in combinations(pool, 3)}
+    assert tuple(got.negatives.tolist()) == min(costs, key=costs.__getitem__)
+    assert got.cost == pytest.approx(min(costs.values()), rel=1e-12)
+
+
+def test_coreset_follows_the_reference() -> None:
+    for seed in range(15):
+        X, r = group(seed, n=20 + seed)
+        got = select.coreset(X, r, k=5, seed=seed)
+        positive, negatives = ref.coreset(X, r, 5, seed)
+        assert (got.positive, got.negatives.tolist()) == (positive, negatives)
+
+
+def test_kmeans_inertia_is_no_worse_than_scikit_learn_on_average() -> None:
+    from sklearn.cluster import KMeans
+
+    ours, theirs = [], []
+    for seed in range(40):
+        X, r = group(seed, n=32, d=8)
+        pool = np.delete(X, np.argmax(r), axis=0)
+        ours.append(select.coreset(X, r, k=7, seed=seed).cost)
+        theirs.append(KMeans(7, n_init=1, random_state=seed).fit(pool).inertia_)
+    # Paired over 40 groups; the margin is two standard errors of the difference.
+    difference = np.array(ours) - np.array(theirs)
+    assert difference.mean() <= 2 * difference.std() / np.sqrt(len(difference))
+
+
+@given(
+    st.integers(1, 12).flatmap(
+        lambda n: st.tuples(
+            st.lists(st.integers(0, 2), min_size=n, max_size=n),
+            st.lists(st.integers(-2, 2), min_size=2 * n, max_size=2 * n),
+            st.integers(1, 14),
+        )
+    )
+)
+@settings(max_examples=300, deadline=None)
+def test_contract_of_all_three_on_ties_and_duplicates(case) -> None:
+    rewards, coordinates, k = case
+    r, X = np.array(rewards, float), np.reshape(coordinates, (-1, 2)).astype(float)
+    n = len(r)
+    for got in (
+        select.opt_select(X, r, k=k),
+        select.coreset(X, r, k=k),
+        select.bottom_k(r, k=k, embeddings=X),
+        select.bottom_k(r, k=k),
+    ):
+        chosen = got.negatives.tolist()
+        assert got.positive == int(np.argmax(r))
+        assert len(chosen) == len(set(chosen)) == min(k, n - 1)
+        assert got.positive not in chosen
+        assert all(0 <= i < n for i in chosen)
+
+
+def test_bottom_k_follows_the_reference_on_ties() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        n = int(rng.integers(2, 25))
+        r = rng.integers(0, 3, n).astype(float)
+        X = rng.normal(size=(n, 3))
+        X[rng.random(n) < 0.2] = 0
+        for embeddings in (None, X):
+            got = select.bottom_k(r, k=6, embeddings=embeddings)
+            assert (got.positive, got.negatives.tolist()) == ref.bottom_k(r, 6, embeddings)
+
+
+@pytest.mark.parametrize("name", ["opt_select", "coreset", "bottom_k"])
+def test_batch_and_ragged_equal_single_calls(name: str) -> None:
+    rng = np.random.default_rng(4)
+    X, r = rng.normal(size=(5, 13, 4)), rng.random((5, 13))
+
+    def call(X, r, **more):
+        if name == "bottom_k":
+            return select.bottom_k(r, k=4, embeddings=X, **more)
+        return getattr(select, name)(X, r, k=4, **more)
+
+    batch = call(X, r)
+    assert batch.negatives.shape == (5, 4)
+    assert batch.negative_offsets is None
+    sizes = [13, 2, 1, 6]
+    offsets = np.concatenate([[0], np.cumsum(sizes)])
+    flat_X, flat_r = X.reshape(-1, 4)[: sum(sizes)], r.reshape(-1)[: sum(sizes)]
+    for threads in (1, 3):
+        ragged = call(flat_X, flat_r, offsets=offsets, n_threads=threads)
+        assert np.diff(ragged.negative_offsets).tolist() == [4, 1, 0, 4]
+        for b in range(4):
+            rows = slice(offsets[b], offsets[b + 1])
+            one = call(flat_X[rows], flat_r[rows])
+            mine = slice(ragged.negative_offsets[b], ragged.negative_offsets[b + 1])
+            assert ragged.positive[b] == one.positive
+            assert (ragged.negatives[mine] == one.negatives).all()
+            assert ragged.cost[b] == one.cost
+    for b in range(5):
+        one = call(X[b], r[b])
+        assert batch.positive[b] == one.positive
+        assert (batch.negatives[b] == one.negatives).all()
+
+
+def test_equal_and_extreme_rewards() -> None:
+    X, _ = group(0, n=8)
+    for r in (np.full(8, 3.0), np.array([1e308, -1e308, 0, 0, 1, 2, 3, 4])):
+        for got in (select.opt_select(X, r, k=3), select.coreset(X, r, k=3)):
+            assert got.positive == 0
+            assert len(set(got.negatives.tolist())) == 3
+            assert np.isfinite(got.cost)
+
+
+def test_random_is_the_documented_draw() -> None:
+    for seed in (0, 5, 2**64 - 1):
+        assert select.random(20, 6, seed=seed).indices.tolist() == sorted(
+            ref.random_subset(20, 6, seed)
+        )
+    batch = select.random([20, 7, 6], 6, seed=5).indices
+    for b, n in enumerate([20, 7, 6]):
+        assert batch[b].tolist() == sorted(ref.random_subset(n, 6, 5, stream=b))
+
+
+def test_random_is_uniform() -> None:
+    picks = select.random(np.full(20_000, 10), 3, seed=1).indices
+    counts = np.bincount(picks.ravel(), minlength=10)
+    expected = 20_000 * 3 / 10
+    assert np.abs(counts - expected).max() < 5 * np.sqrt(expected * 0.7)
+
+
+def test_philox_reference_and_native_agree_with_the_published_answer() -> None:
+    from pyfast.select import _native
+
+    key, counter = (0xA4093822, 0x299F31D0), (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344)
+    published = (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1)
+    assert ref.philox(counter, key) == published
+    assert _native.philox(counter, key) == published

@@ -1,0 +1,169 @@
+"""The package as a whole: imports, threads, forks, interrupts, stubs and wheel contents."""
+
+import ast
+import inspect
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import pyfast
+from pyfast import _core, _threads, select
+
+ROOT = Path(__file__).parent.parent
+RunPython = Callable[..., str]
+
+
+def test_import_is_light(run_python: RunPython) -> None:
+    code = """
+import sys, pyfast, pyfast.select, pyfast.cli
+pyfast.select.kmedoids([[0.0], [1.0]], 1)
+heavy = {"torch", "transformers", "scipy", "sklearn", "triton", "matplotlib"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    run_python(code)
+
+
+@pytest.mark.parametrize("first", ["torch", "pyfast"])
+def test_both_import_orders_with_torch(run_python: RunPython, first: str) -> None:
+    second = {"torch": "pyfast", "pyfast": "torch"}[first]
+    code = f"""
+import {first}, {second}
+import numpy as np, torch
+from pyfast import select
+torch.set_num_threads(2)
+X = np.random.default_rng(0).normal(size=(40, 30, 8))
+for _ in range(3):
+    (torch.ones(300, 300) @ torch.ones(300, 300)).sum()
+    print(select.kmedoids(X, 3, n_threads=2).medoids.sum())
+assert torch.get_num_threads() == 2
+"""
+    assert len(set(run_python(code).split())) == 1
+
+
+def test_a_forked_child_can_call(run_python: RunPython) -> None:
+    code = """
+import os, numpy as np
+from pyfast import get_num_threads, select
+X = np.random.default_rng(0).normal(size=(40, 30, 8))
+before = select.kmedoids(X, 3, n_threads=4).medoids
+child = os.fork()
+if child == 0:
+    same = (select.kmedoids(X, 3, n_threads=4).medoids == before).all()
+    os._exit(0 if same and get_num_threads() == 1 else 1)
+assert os.waitpid(child, 0)[1] == 0
+assert (select.kmedoids(X, 3, n_threads=4).medoids == before).all()
+"""
+    run_python(code, timeout=60)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "select.kmedoids(D, 200, metric='precomputed', search='best', n_threads=1)",
+        "select.kmedoids(D, 200, metric='precomputed', search='best', n_init=8, n_threads=4)",
+        "select.kmedoids(np.stack([D] * 3), 200, metric='precomputed', search='best', n_threads=4)",
+        "select.coreset(rng.normal(size=(60000, 64)), rng.random(60000), 2000)",
+    ],
+)
+def test_ctrl_c_stops_native_loops(run_python: RunPython, call: str) -> None:
+    """Each call would run for minutes; the interrupt must come out of it, and leave it usable."""
+    code = f"""
+import os, signal, threading, numpy as np
+from pyfast import select
+rng = np.random.default_rng(0)
+D = rng.random((3000, 3000)); D = D + D.T
+threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()
+try:
+    {call}
+    print("finished")
+except KeyboardInterrupt:
+    print("interrupted", select.kmedoids(D[:9, :9], 2, metric="precomputed").medoids.shape)
+"""
+    assert run_python(code, timeout=60) == "interrupted (2,)"
+
+
+def test_many_threads_call_at_once() -> None:
+    X = np.random.default_rng(0).normal(size=(50, 20, 6))
+    expected = select.kmedoids(X, 3, n_init=2).medoids
+    with ThreadPoolExecutor(16) as pool:
+        calls = [
+            pool.submit(select.kmedoids, X, 3, n_init=2, n_threads=1 + i % 3) for i in range(96)
+        ]
+        assert all((call.result().medoids == expected).all() for call in calls)
+
+
+def test_thread_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_threads, "_limit", None)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert pyfast.get_num_threads() == 3
+    pyfast.set_num_threads(5)
+    assert pyfast.get_num_threads() == 5
+    pyfast.set_num_threads(None)
+    assert pyfast.get_num_threads() == 3
+    monkeypatch.setenv("OMP_NUM_THREADS", "")
+    assert pyfast.get_num_threads() >= 1
+    for bad, error in ((0, ValueError), (-2, ValueError), (1.5, TypeError), (True, TypeError)):
+        with pytest.raises(error, match="n_threads: expected"):
+            pyfast.set_num_threads(bad)  # type: ignore[arg-type]
+
+
+def test_unknown_attribute() -> None:
+    with pytest.raises(AttributeError, match="module 'pyfast' has no attribute 'nothing'"):
+        pyfast.nothing  # noqa: B018
+    assert {"select", "losses"} <= set(dir(pyfast))
+
+
+def test_extension_declares_that_it_needs_no_gil() -> None:
+    source = (ROOT / "csrc/bind/module.cpp").read_text()
+    assert "mod_gil_not_used()" in source
+    assert _core.build_info()["threads"] in {"omp", "std"}
+
+
+def test_stub_names_the_functions_and_arguments_of_the_built_module() -> None:
+    stub = ast.parse((ROOT / "pyfast/_core.pyi").read_text())
+    declared = {
+        node.name: [a.arg for a in node.args.args]
+        for node in stub.body
+        if isinstance(node, ast.FunctionDef)
+    }
+    built = {}
+    for name, function in inspect.getmembers(_core, inspect.isroutine):
+        signature = (function.__doc__ or "").splitlines()[0]  # pybind11 writes it there
+        parsed = ast.parse(f"def {signature.replace('->', '-> ')}: ...").body[0]
+        assert isinstance(parsed, ast.FunctionDef)
+        built[name] = [a.arg for a in parsed.args.args]
+    assert declared == built
+
+
+def test_kernels_come_as_a_part_of_pyfast_and_hugging_faces_still_import(
+    run_python: RunPython,
+) -> None:
+    code = f"""
+import os, sys
+sys.path.insert(0, {str(ROOT)!r})
+import kernels, pyfast.kernels.runtime as ours
+assert hasattr(kernels, "get_kernel"), kernels
+assert ours.why_unusable() is None or ours.why_unusable()
+"""
+    run_python(code)
+
+
+@pytest.mark.slow
+def test_wheel_contents(tmp_path: Path) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "build", "--outdir", tmp_path, ROOT], check=True, capture_output=True
+    )  # the sdist first, then the wheel from it
+    (wheel,) = tmp_path.glob("pyfast_align-*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert {"pyfast/py.typed", "pyfast/_core.pyi", "pyfast/kernels/runtime.py"} <= names
+    assert any(n.startswith("pyfast/_core.") and n.endswith((".so", ".pyd")) for n in names)
+    assert {"pyfast/train/demo/prompts_train.jsonl", "pyfast/train/demo/ampo.json"} <= names
+    tops = {n.split("/")[0] for n in names}
+    assert tops == {"pyfast"} | {t for t in tops if t.endswith(".dist-info")}
+    assert not [n for n in names if n.endswith((".cpp", ".hpp", ".a"))]
