@@ -10,7 +10,7 @@ PIP     := $(BIN)/python -m pip install --disable-pip-version-check -q -c constr
 SOURCES := $(shell find csrc -name '*.?pp') CMakeLists.txt pyproject.toml constraints.txt
 CXX_FILES := $(shell find csrc tests/core -name '*.?pp')
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench sanitize clean
 
 demo: .venv/train.done  ## align the demo's model: SELECTOR=opt-select|coreset|bottom-k|random SEED=0
 	$(BIN)/pyfast train ampo --demo --selector $(SELECTOR) --seed $(SEED) --out $(OUT) $(DEMO_FLAGS)
@@ -32,8 +32,27 @@ lint: .venv/dev.done  ## formatters, linters, types and stubs
 bench: .venv/dev.done  ## verified timings beside a peer
 	$(BIN)/python benchmarks/selectors.py
 
+# The selectors' tests under AddressSanitizer and UndefinedBehaviorSanitizer, the C++ tests under
+# ThreadSanitizer too (on std::thread: it does not understand OpenMP).
+ASAN_LIBS = $(shell $(CXX) -print-file-name=libasan.so) $(shell $(CXX) -print-file-name=libubsan.so)
+sanitize: .venv/dev.done .venv-sanitize/done  ## memory, undefined behaviour and data races
+	$(BIN)/cmake -S . -B build/tsan -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DPYFAST_DEV=ON \
+	  -DPYFAST_PYTHON=OFF -DPYFAST_TESTS=ON -DPYFAST_THREADS=std -DPYFAST_SANITIZE=thread
+	$(BIN)/cmake --build build/tsan
+	build/tsan/core_tests
+	LD_PRELOAD="$(ASAN_LIBS)" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 \
+	  .venv-sanitize/bin/pytest tests/select -p no:cacheprovider
+
+.venv-sanitize/done: $(SOURCES)
+	$(PYTHON) -m venv .venv-sanitize
+	.venv-sanitize/bin/python -m pip install --disable-pip-version-check -q -c constraints.txt \
+	  pytest hypothesis kmedoids scikit-learn scipy
+	.venv-sanitize/bin/python -m pip install --disable-pip-version-check -q -c constraints.txt . \
+	  -C cmake.define.PYFAST_SANITIZE=address,undefined -C build-dir=build/asan
+	touch $@
+
 clean:
-	rm -rf .venv build
+	rm -rf .venv .venv-sanitize build
 
 .venv/python.done:
 	$(PYTHON) -m venv .venv
