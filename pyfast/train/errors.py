@@ -1,0 +1,7 @@
+"""Errors that are the user's to mend, told in one line and without a traceback."""
+
+from __future__ import annotations
+
+
+class UserError(ValueError):
+    """What the user gave cannot be used; the message says what, where and what was expected."""

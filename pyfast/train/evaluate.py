@@ -1,0 +1,98 @@
+"""Held-out evaluation: the same prompts answered by the policy before and after training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from pyfast.train import rewards
+from pyfast.train.config import TrainConfig
+from pyfast.train.data import Group, read_groups, write_groups
+from pyfast.train.files import written_whole
+from pyfast.train.metrics import bootstrap_interval
+from pyfast.train.policy import Policy
+from pyfast.train.seeds import derive
+
+
+def answer(
+    policy: Policy, prompts: list[str], reward: rewards.Reward, config: TrainConfig, path: Path
+) -> None:
+    """Answer and score the held-out prompts, and write them as a groups file.
+
+    The random numbers depend on the run's seed and the prompt's position alone, so both evaluations
+    of a run draw with the same ones: their difference is the training's doing.
+
+    Parameters
+    ----------
+    policy : Policy
+    prompts : list of str
+    reward : callable
+    config : TrainConfig
+    path : Path
+        Written whole or not at all.
+    """
+    # As many responses at once as training samples for one prompt, so memory is no more than there.
+    at_once = max(1, config.sampling.responses // config.evaluation.responses)
+    groups = []
+    bar = tqdm(total=len(prompts), desc=path.stem, unit="prompt")
+    for start in range(0, len(prompts), at_once):
+        batch = prompts[start : start + at_once]
+        ids = [policy.prompt_ids(prompt) for prompt in batch]
+        seeds = [derive(config.run.seed, "evaluate", start + i) for i in range(len(batch))]
+        answers = policy.answer(ids, config.evaluation.responses, config.sampling, seeds)
+        for prompt, samples in zip(batch, answers, strict=True):
+            scores = rewards.score(reward, prompt, samples.texts)
+            groups.append(Group(prompt, samples.texts, scores, meta={"finished": samples.finished}))
+        bar.update(len(batch))
+    bar.close()
+    with written_whole(path) as beside:
+        write_groups(beside, groups)
+
+
+def compare(before: Path, after: Path, config: TrainConfig) -> dict[str, Any]:
+    """Compare two evaluations of the same prompts.
+
+    The statistic is the mean over prompts of each prompt's mean score; the difference is paired by
+    prompt. Intervals are percentile bootstraps over the prompts (`bootstrap_interval`), so they
+    speak of new prompts of the same kind, for this one trained adapter.
+
+    Parameters
+    ----------
+    before, after : Path
+        What `answer` wrote.
+    config : TrainConfig
+
+    Returns
+    -------
+    dict
+        ``before``, ``after``, ``difference``: each ``{"mean", "low", "high"}``; and
+        ``"prompts"``, ``"prompts_improved"``, ``"responses_per_prompt"``, ``"confidence"``.
+    """
+    first, second = _prompt_means(before), _prompt_means(after)
+
+    def interval(values: NDArray[np.float64]) -> dict[str, float]:
+        low, high = bootstrap_interval(
+            values,
+            confidence=config.evaluation.confidence,
+            resamples=config.evaluation.bootstrap,
+            seed=derive(config.run.seed, "bootstrap"),
+        )
+        return {"mean": float(values.mean()), "low": low, "high": high}
+
+    return {
+        "before": interval(first),
+        "after": interval(second),
+        "difference": interval(second - first),
+        "prompts": len(first),
+        "prompts_improved": int((second > first).sum()),
+        "responses_per_prompt": config.evaluation.responses,
+        "confidence": config.evaluation.confidence,
+    }
+
+
+def _prompt_means(path: Path) -> NDArray[np.float64]:
+    return np.array([np.mean(group.scores or [np.nan]) for group in read_groups(path)])

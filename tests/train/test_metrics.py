@@ -1,0 +1,111 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from pyfast.train import config as configs
+from pyfast.train import evaluate, metrics
+from pyfast.train.config import OptimisationConfig
+from pyfast.train.data import Group, write_groups
+from pyfast.train.loop import learning_rate, prompts_of_step
+
+
+def test_preference_metrics_by_hand():
+    policy = torch.tensor([-1.0, -4.0, -3.0])
+    ref = torch.tensor([-2.0, -3.0, -3.0])
+    scores = torch.tensor([1.0, 0.0, 0.0])
+    found = metrics.preference_metrics(policy, ref, scores, beta=0.5, alpha=0.0)
+    weight = math.exp(-0.5) / (math.exp(-0.5) + 1)
+    entropy = -weight * math.log(weight) - (1 - weight) * math.log(1 - weight)
+    assert found == pytest.approx(
+        {
+            "rewards/chosen": 0.5,
+            "rewards/rejected": -0.25,
+            "rewards/margins": 0.75,
+            "rewards/accuracies": 1.0,
+            "logps/chosen": -1.0,
+            "logps/rejected": -3.5,
+            "negatives/effective": math.exp(entropy),
+        }
+    )
+
+
+def test_accuracy_needs_the_chosen_to_beat_all():
+    zeros = torch.zeros(3)
+    close = metrics.preference_metrics(torch.tensor([1.0, 0.0, 1.0]), zeros, zeros, beta=1, alpha=1)
+    assert close["rewards/accuracies"] == 0.0
+
+
+def test_effective_negatives_go_from_1_to_k():
+    zeros = torch.zeros(8)
+    even = metrics.preference_metrics(zeros, zeros, zeros, beta=0.1, alpha=1)
+    assert even["negatives/effective"] == pytest.approx(7)
+    one = metrics.preference_metrics(torch.tensor([0.0] * 7 + [1e4]), zeros, zeros, beta=1, alpha=1)
+    assert one["negatives/effective"] == pytest.approx(1)
+
+
+def test_sample_metrics_by_hand():
+    found = metrics.sample_metrics(
+        [0.0, 1.0, 0.5], 1, [0, 2], [4, 8, 6], [True, False, True], ["a", "b", "a"]
+    )
+    assert found == pytest.approx(
+        {
+            "scores/mean": 0.5,
+            "scores/std": math.sqrt(1 / 6),
+            "scores/chosen": 1.0,
+            "scores/rejected": 0.25,
+            "responses/length": 6.0,
+            "responses/finished": 2 / 3,
+            "responses/unique": 2 / 3,
+        }
+    )
+
+
+def test_means_are_over_the_records_that_have_the_key():
+    assert metrics.mean_of([{"a": 1.0, "b": 2.0}, {"a": 3.0}]) == {"a": 2.0, "b": 2.0}
+
+
+def test_bootstrap_agrees_with_the_normal_interval_and_is_seeded():
+    values = np.random.default_rng(0).normal(2.0, 1.0, size=400)
+    low, high = metrics.bootstrap_interval(values, confidence=0.95, resamples=4000, seed=1)
+    half = 1.96 * values.std() / math.sqrt(400)
+    assert low == pytest.approx(values.mean() - half, abs=0.01)
+    assert high == pytest.approx(values.mean() + half, abs=0.01)
+    again = metrics.bootstrap_interval(values, confidence=0.95, resamples=4000, seed=1)
+    assert (low, high) == again
+
+
+def test_comparison_is_paired_by_prompt(tmp_path):
+    # The prompts differ wildly, the gain is the same for each: no doubt about the difference.
+    before = [Group(f"p{i}", ["a", "b"], [i - 0.5, i + 0.5]) for i in range(10)]
+    after = [Group(f"p{i}", ["a", "b"], [i + 1.0, i + 1.0]) for i in range(10)]
+    write_groups(tmp_path / "b", before)
+    write_groups(tmp_path / "a", after)
+    found = evaluate.compare(tmp_path / "b", tmp_path / "a", configs.from_dict({}))
+    assert found["difference"] == {"mean": 1.0, "low": 1.0, "high": 1.0}
+    assert found["before"]["mean"] == 4.5
+    assert found["before"]["high"] - found["before"]["low"] > 2
+    assert found["prompts"] == found["prompts_improved"] == 10
+
+
+def test_learning_rate_warms_up_and_follows_the_cosine():
+    config = OptimisationConfig(steps=10, lr=1.0, warmup=0.2, min_lr_ratio=0.1)
+    rates = [learning_rate(config, step) for step in range(10)]
+    assert rates[:3] == [0.5, 1.0, 1.0]
+    for step in range(2, 10):
+        cosine = (1 + math.cos(math.pi * (step - 2) / 8)) / 2
+        assert rates[step] == pytest.approx(0.1 + 0.9 * cosine)
+    assert rates[6] == pytest.approx(0.55)
+    assert learning_rate(OptimisationConfig(steps=4, lr=1.0, warmup=0.0), 0) == 1.0
+    assert learning_rate(OptimisationConfig(steps=4, lr=1.0, warmup=1.0), 3) == 1.0
+
+
+def test_every_epoch_goes_through_all_prompts_in_its_own_order():
+    prompts = list("abcdefg")
+    config = configs.from_dict({"optimisation": {"groups_per_step": 3}})
+    stream = [p for step in range(14) for p in prompts_of_step(prompts, config, step)]
+    epochs = [stream[i : i + 7] for i in range(0, 42, 7)]
+    assert all(sorted(epoch) == prompts for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 1
+    assert epochs[0] == [p for s in range(3) for p in prompts_of_step(prompts, config, s)][:7]

@@ -1,0 +1,191 @@
+"""A run that is killed, anywhere, and resumed ends as one that was not."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+
+# A process that imports everything once, and then runs the command line in forked children that
+# are killed where they are told to be. It is never threaded itself, so its children may be.
+NURSERY = """
+    import json, os, signal, sys, time
+    from pyfast import cli
+    import pyfast.train.loop, pyfast.train.plots, pyfast.losses, peft, transformers
+    from vaderSentiment import vaderSentiment
+
+    def kill_at(count, signal_number):
+        # Every touch of a file is an audit event: die just before the count-th in the run folder.
+        seen = 0
+        def hook(event, arguments):
+            nonlocal seen
+            if event in ("open", "os.rename", "os.remove", "os.truncate", "os.mkdir"):
+                if "/run-" in str(arguments[0]):
+                    seen += 1
+                    if seen == count:
+                        os.kill(os.getpid(), signal_number)
+        sys.addaudithook(hook)
+
+    print("ready", flush=True)
+    for line in sys.stdin:
+        order = json.loads(line)
+        child = os.fork()
+        if child == 0:
+            log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(log, 1)
+            os.dup2(log, 2)
+            if "touch" in order:
+                kill_at(order["touch"], order["signal"])
+            os._exit(cli.main(order["arguments"]))
+        if "seconds" in order:
+            time.sleep(order["seconds"])
+            os.kill(child, order["signal"])
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+KILL, INTERRUPT = 9, 2
+
+
+class Nursery:
+    def __init__(self, folder, config):
+        self.folder, self.config = folder, config
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(NURSERY)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self.process.stdout.readline() == "ready\n"
+
+    def run(self, out, *arguments, **order):
+        """Run `pyfast train ampo` in a child; return its exit status (-9: killed) and output."""
+        log = self.folder / "log.txt"
+        command = ["train", "ampo", "--config", str(self.config), "--out", str(out), *arguments]
+        order = {"arguments": command, "log": str(log), "signal": KILL, **order}
+        print(json.dumps(order), file=self.process.stdin, flush=True)
+        return int(self.process.stdout.readline()), log.read_text()
+
+
+@pytest.fixture(scope="module")
+def nursery(make_settings, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("resume")
+    config = folder / "config.json"
+    config.write_text(json.dumps(make_settings(folder)))
+    nursery = Nursery(folder, config)
+    yield nursery
+    nursery.process.stdin.close()
+    nursery.process.wait()
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(nursery):
+    status, output = nursery.run(nursery.folder / "run-whole")
+    assert status == 0, output
+    return contents(nursery.folder / "run-whole")
+
+
+def contents(out: Path):
+    """Everything that must be the same: all but times and pictures."""
+    kept = [
+        p for p in out.rglob("*") if p.is_file() and p.suffix in (".jsonl", ".json", ".safetensors")
+    ]
+    # peft lists the adapted modules in the order of a set
+    skipped = {"timings.jsonl", "adapter_config.json"}
+    return {str(p.relative_to(out)): p.read_bytes() for p in kept if p.name not in skipped}
+
+
+def finish(nursery, out):
+    status, output = nursery.run(out)
+    assert status == 0, output
+    return contents(out)
+
+
+def test_the_files_compared_are_those_that_matter(uninterrupted):
+    assert {
+        "adapter/adapter_model.safetensors",
+        "checkpoint/step-6/adapter.safetensors",
+        "checkpoint/step-6/optimiser.safetensors",
+        "checkpoint/step-6/state.json",
+        "config.json",
+        "environment.json",
+        "eval_after.jsonl",
+        "eval_before.jsonl",
+        "groups.jsonl",
+        "metrics.jsonl",
+        "summary.json",
+    } == set(uninterrupted)
+
+
+def test_killed_at_random_touches_of_files(nursery, uninterrupted):
+    """Killed just before some file of the run is opened, renamed, cut or removed, many times."""
+    generator = random.Random(7)
+    for trial in range(3):
+        out = nursery.folder / f"run-touched-{trial}"
+        kills = 0
+        while kills < 4:
+            status, output = nursery.run(out, touch=generator.randrange(1, 90))
+            if status == 0:
+                break
+            assert status == -KILL, output
+            kills += 1
+        assert kills > 0
+        assert finish(nursery, out) == uninterrupted
+
+
+def test_killed_at_random_times(nursery, uninterrupted):
+    generator = random.Random(8)
+    out = nursery.folder / "run-timed"
+    for _ in range(4):
+        status, output = nursery.run(out, seconds=generator.uniform(0.2, 1.2))
+        assert status in (-KILL, 0), output
+    assert finish(nursery, out) == uninterrupted
+
+
+def test_ctrl_c_says_how_to_go_on(nursery, uninterrupted):
+    out = nursery.folder / "run-interrupted"
+    status, output = nursery.run(out, touch=25, signal=INTERRUPT)
+    assert status == 130
+    assert "interrupted; to go on from the last checkpoint, run again: pyfast train ampo" in output
+    assert f"--out {out}" in output
+    assert "Traceback" not in output
+    status, output = nursery.run(out)
+    assert status == 0, output
+    assert "resuming" in output
+    assert contents(out) == uninterrupted
+
+
+def test_other_settings_are_refused(nursery):
+    out = nursery.folder / "run-changed"
+    status, _ = nursery.run(out, touch=30)
+    assert status == -KILL
+    status, output = nursery.run(out, "--lr", "0.01")
+    assert status == 2
+    assert "was started with optimisation.lr = 0.02, not 0.01" in output
+    assert "Traceback" not in output
+
+
+def test_other_prompts_are_refused(nursery):
+    out = nursery.folder / "run-prompts"
+    prompts = nursery.folder / "prompts.jsonl"
+    old = prompts.read_text()
+    nursery.run(out, touch=30)
+    prompts.write_text(old + '\n{"prompt": "more"}\n')
+    status, output = nursery.run(out)
+    prompts.write_text(old)
+    assert status == 2
+    assert f"data.prompts: the file has changed since {out} was started" in output
+
+
+def test_a_file_that_lost_lines_is_told(nursery):
+    out = nursery.folder / "run-lost"
+    nursery.run(out, touch=45)
+    assert (out / "checkpoint").is_dir()
+    (out / "metrics.jsonl").write_text("")
+    status, output = nursery.run(out)
+    assert status == 2
+    assert "metrics.jsonl: the checkpoint counts" in output
