@@ -18,6 +18,31 @@ template <class A, class B, class Sum>
 using Block = void (*)(const A* a, index rows, index a_stride, const B* b, index cols,
                        index b_stride, index d, Sum* out, index out_stride);
 
+template <class T>
+struct SwapCosts {
+  static constexpr index lanes = 64 / sizeof(T);
+  const T* to;  // points x stride
+  index stride, points, k;
+  const T *weights, *first, *second;
+  const std::int32_t* slots;
+};
+
+template <class T>
+struct Nearest {
+  const T* rows;  // of the candidates, each with its distances to the points
+  index stride, points, k;
+  const index* medoids;  // rows of the k >= 2 medoids
+  const T* weights;
+  T *first, *second;    // of each point: distance to its nearest medoid and to the second one
+  std::int32_t* slots;  // which medoid is the nearest (the first of equals)
+};
+
+// sum_i w_i first_i and sum_i w_i second_i.
+template <class T>
+struct NearestSums {
+  T first, second;
+};
+
 struct Kernels {
   const char* level;
 
@@ -30,6 +55,35 @@ struct Kernels {
 
   // y += a x
   void (*axpy)(double a, const double* x, double* y, index n);
+
+  // out_i = x_i - x_0 rounded to float once; rows of `out` are filled up with zeros to
+  // `out_stride`. The same bits for double rows that float holds exactly (double has 2 x 24 + 2
+  // bits, so that rounding twice is rounding once).
+  void (*centre_f32)(const float* const* x, index rows, index d, float* out, index out_stride);
+  void (*centre_f64)(const double* const* x, index rows, index d, float* out, index out_stride);
+
+  // out[j] = sqrt(norm + norms[j] - 2 dots[j]); false if one of the squares is below 1/8 of the
+  // two norms' sum, where it has lost digits, or near the ends of float's range, or not finite.
+  bool (*lengths)(float norm, const float* norms, const float* dots, index count, float* out);
+
+  // costs[s * lanes + c] = sum_i w_i min(first_i, d_ic) + sum_{i of slot s} w_i (min(second_i,
+  // d_ic) - min(first_i, d_ic)) with d_ic = to[i * stride + c], and least[c] = the least of them
+  // over the k slots, for the `lanes` candidates c = 0 .. 15 (float) or 7 (double) side by side;
+  // sums in the order of the points.
+  void (*swap_costs_f32)(const SwapCosts<float>& in, float* costs, float* least);
+  void (*swap_costs_f64)(const SwapCosts<double>& in, double* costs, double* least);
+
+  // Fills `first`, `second` and `slots`. All arrays of points have room up to a multiple of 16
+  // (float) or 8 (double), with finite distances and zero weights past `points`.
+  NearestSums<float> (*nearest_f32)(const Nearest<float>& in);
+  NearestSums<double> (*nearest_f64)(const Nearest<double>& in);
+
+  // The largest of `count` numbers >= 0; a multiple of 16.
+  float (*largest)(const float* x, index count);
+
+  // Whether all numbers are finite (and, if asked, none is below zero).
+  bool (*valid_f32)(const float* x, index count, bool nonnegative);
+  bool (*valid_f64)(const double* x, index count, bool nonnegative);
 };
 
 // The level in use. Throws std::invalid_argument if PYFAST_SIMD names one that is unknown, or that
