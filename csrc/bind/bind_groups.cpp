@@ -1,18 +1,20 @@
 #include "bind/args.hpp"
 #include "core/group.hpp"
+#include "core/opt_select.hpp"
 
 namespace pyfast::bind {
 
 namespace {
 
-// Runs select(group, threads, cancel, token) over ragged groups and lays the answers end to end.
+// Runs select(group, worker, threads, cancel, token) over ragged groups and lays the answers end to
+// end.
 template <class Select>
 py::tuple select_groups(const Groups& groups, int threads, Select&& select) {
   std::vector<GroupSelection> selections(static_cast<std::size_t>(groups.count));
   const int inner = groups.count == 1 ? threads : 1;
   without_gil([&](Cancel& cancel) {
-    parallel_for(groups.count, threads, cancel, [&](index b, int, Token& token) {
-      selections[b] = select(b, inner, cancel, token);
+    parallel_for(groups.count, threads, cancel, [&](index b, int worker, Token& token) {
+      selections[b] = select(b, worker, inner, cancel, token);
     });
   });
   py::array_t<index> positive(groups.count);
@@ -53,17 +55,22 @@ py::tuple opt_select_groups(const py::array& embeddings, const py::array& reward
   check_rows(embeddings, rewards);
   const Groups groups = checked_groups(offsets, rewards.size());
   const double* r = checked<double>(rewards, "rewards", 1);
-  KMedoidsOptions options;
-  options.search = search == "best" ? Search::best : Search::eager;
-  options.init = init == "greedy" ? KMedoidsOptions::Init::greedy : KMedoidsOptions::Init::random;
-  options.n_init = n_init;
-  options.seed = seed;
+  OptSelectOptions options{k, cover_top, {}};
+  options.search.search = search == "best" ? Search::best : Search::eager;
+  options.search.init =
+      init == "greedy" ? KMedoidsOptions::Init::greedy : KMedoidsOptions::Init::random;
+  options.search.n_init = n_init;
+  options.search.seed = seed;
   return by_type(embeddings, [&](const auto* x) {
+    using T = std::remove_cv_t<std::remove_pointer_t<decltype(x)>>;
     const index d = embeddings.shape(1);
-    return select_groups(groups, threads, [&](index b, int inner, Cancel& c, Token& token) {
-      return opt_select(rows_of(x, d, groups, b), r + groups.begin(b), k, cover_top, options, inner,
-                        c, token);
-    });
+    std::vector<OptSelect<T>> workers(
+        static_cast<std::size_t>(std::min<index>(threads, groups.count)), OptSelect<T>(options));
+    return select_groups(groups, threads,
+                         [&](index b, int worker, int inner, Cancel& c, Token& token) {
+                           return workers[worker].select(rows_of(x, d, groups, b),
+                                                         r + groups.begin(b), inner, c, token);
+                         });
   });
 }
 
@@ -76,7 +83,7 @@ py::tuple coreset_groups(const py::array& embeddings, const py::array& rewards,
   const KMeansOptions options{n_init, max_iter, seed};
   return by_type(embeddings, [&](const auto* x) {
     const index d = embeddings.shape(1);
-    return select_groups(groups, threads, [&](index b, int, Cancel&, Token& token) {
+    return select_groups(groups, threads, [&](index b, int, int, Cancel&, Token& token) {
       return coreset(rows_of(x, d, groups, b), r + groups.begin(b), k, options, token);
     });
   });
@@ -87,7 +94,7 @@ py::tuple bottom_k_groups(const py::object& embeddings, const py::array& rewards
   const Groups groups = checked_groups(offsets, rewards.size());
   const double* r = checked<double>(rewards, "rewards", 1);
   const auto run = [&](const auto* x, index d) {
-    return select_groups(groups, threads, [&](index b, int, Cancel&, Token& token) {
+    return select_groups(groups, threads, [&](index b, int, int, Cancel&, Token& token) {
       const auto rows =
           x == nullptr ? decltype(rows_of(x, d, groups, b)){} : rows_of(x, d, groups, b);
       return bottom_k(rows, r + groups.begin(b), groups.size(b), k, token);

@@ -4,8 +4,6 @@
 #include <cmath>
 #include <numeric>
 
-#include "core/distances.hpp"
-
 namespace pyfast {
 
 namespace {
@@ -28,34 +26,6 @@ std::vector<T> gather(MatrixView<T> x, const std::vector<index>& rows) {
   return out;
 }
 
-// w_i = exp(mean(r) - r_i) with r scaled to [0, 1] over the whole group; the mean is over `points`.
-std::vector<double> reward_weights(const double* rewards, index n,
-                                   const std::vector<index>& points) {
-  const auto [low, high] = std::minmax_element(rewards, rewards + n);
-  const double range = *high / 2 - *low / 2;  // halves, so that no finite rewards overflow
-  const auto scaled = [&, low = *low](index i) {
-    return range > 0 ? (rewards[i] / 2 - low / 2) / range : 0.5;
-  };
-  double mean = 0;
-  for (const index i : points) mean += scaled(i);
-  mean /= static_cast<double>(points.size());
-  std::vector<double> weights;
-  weights.reserve(points.size());
-  for (const index i : points) weights.push_back(std::exp(mean - scaled(i)));
-  return weights;
-}
-
-template <class T>
-std::vector<T> unit_scaled_distances(MatrixView<T> x, Token& token) {
-  std::vector<T> d(static_cast<std::size_t>(x.rows * x.rows));
-  euclidean_distances(x, d.data(), token);
-  const T largest = *std::max_element(d.begin(), d.end());
-  if (largest > 0) {
-    for (T& value : d) value /= largest;
-  }
-  return d;
-}
-
 template <class T>
 double cosine(const T* a, const T* b, index d) {
   double dot = 0, aa = 0, bb = 0;
@@ -72,33 +42,6 @@ double cosine(const T* a, const T* b, index d) {
 
 index first_highest(const double* rewards, index n) {
   return std::max_element(rewards, rewards + n) - rewards;
-}
-
-template <class T>
-GroupSelection opt_select(MatrixView<T> embeddings, const double* rewards, index k, bool cover_top,
-                          const KMedoidsOptions& options, int threads, Cancel& cancel,
-                          Token& token) {
-  const index n = embeddings.rows;
-  GroupSelection selection;
-  selection.positive = first_highest(rewards, n);
-  std::vector<index> points = pool_of(n, selection.positive);
-  const index candidates = n - 1;
-  if (candidates == 0) return selection;
-  if (cover_top) points.push_back(selection.positive);  // a point, but behind the candidates
-
-  const std::vector<T> x = gather(embeddings, points);
-  const index m = static_cast<index>(points.size());
-  const std::vector<T> distances =
-      unit_scaled_distances(MatrixView<T>{x.data(), m, embeddings.cols}, token);
-  const std::vector<double> weights = reward_weights(rewards, n, points);
-  const KMedoidsProblem<T> problem{
-      {distances.data(), candidates, m}, weights.data(), std::min(k, candidates)};
-
-  const KMedoidsSolution solution = kmedoids(problem, options, threads, cancel, token);
-  for (const index medoid : solution.medoids) selection.negatives.push_back(points[medoid]);
-  selection.cost = solution.cost;
-  selection.swaps = solution.swaps;
-  return selection;
 }
 
 template <class T>
@@ -166,8 +109,6 @@ GroupSelection bottom_k(MatrixView<T> embeddings, const double* rewards, index n
 }
 
 #define PYFAST_INSTANTIATE(T)                                                                \
-  template GroupSelection opt_select(MatrixView<T>, const double*, index, bool,              \
-                                     const KMedoidsOptions&, int, Cancel&, Token&);          \
   template GroupSelection coreset(MatrixView<T>, const double*, index, const KMeansOptions&, \
                                   Token&);                                                   \
   template GroupSelection bottom_k(MatrixView<T>, const double*, index, index, Token&);

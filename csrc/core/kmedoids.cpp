@@ -5,6 +5,7 @@
 #include <limits>
 #include <stdexcept>
 
+#include "core/small_search.hpp"
 #include "core/subsets.hpp"
 
 namespace pyfast {
@@ -205,12 +206,56 @@ void search_eager(State<T>& state, const KMedoidsProblem<T>& problem, Token& tok
   tally.passes = (looked_at + m - 1) / m;
 }
 
+template <class T>
+bool is_small(const KMedoidsProblem<T>& problem) {
+  return problem.points() <= kSmall && problem.k > 1;
+}
+
+// The problem in double, laid out as SmallSearch reads it.
+template <class T>
+class SmallProblem {
+ public:
+  explicit SmallProblem(const KMedoidsProblem<T>& problem)
+      : stride_(SmallSearch<double>::padded(problem.points())),
+        weights_(static_cast<std::size_t>(stride_), 0.0),
+        by_point_(static_cast<std::size_t>(stride_ * stride_), 0.0),
+        by_candidate_(by_point_) {
+    std::copy(problem.weights, problem.weights + problem.points(), weights_.begin());
+    for (index j = 0; j < problem.candidates(); ++j) {
+      const T* row = problem.distances.row(j);
+      for (index i = 0; i < problem.points(); ++i) {
+        by_point_[i * stride_ + j] = by_candidate_[j * stride_ + i] = static_cast<double>(row[i]);
+      }
+    }
+    search_.set_problem(by_point_.data(), by_candidate_.data(), stride_, weights_.data(),
+                        problem.points(), problem.candidates(), problem.k);
+  }
+
+  SmallSearch<double>& search() { return search_; }
+
+ private:
+  index stride_;
+  std::vector<double> weights_, by_point_, by_candidate_;
+  SmallSearch<double> search_;
+};
+
+KMedoidsSolution solution_of(const SmallSearch<double>& search) {
+  KMedoidsSolution solution{search.medoids(), search.cost(), search.swaps(), search.passes()};
+  std::sort(solution.medoids.begin(), solution.medoids.end());
+  return solution;
+}
+
 }  // namespace
 
 template <class T>
 KMedoidsSolution swap_search(const KMedoidsProblem<T>& problem, std::vector<index> start,
                              Search search, Token& token) {
   if (problem.k == 1) return single_medoid(problem, start[0], token);
+  if (is_small(problem)) {
+    SmallProblem<T> small(problem);
+    small.search().run(start.data(), search, kImprovement, token);
+    return solution_of(small.search());
+  }
   token.spend(problem.points() * problem.k);
   State<T> state(problem, std::move(start));
   KMedoidsSolution solution;
@@ -265,6 +310,16 @@ KMedoidsSolution kmedoids(const KMedoidsProblem<T>& problem, const KMedoidsOptio
     return random_subset(problem.candidates(), problem.k, options.seed,
                          static_cast<std::uint32_t>(run));
   };
+  if (is_small(problem)) {
+    SmallProblem<T> copy(problem);
+    SmallSearch<double>& small = copy.search();
+    KMedoidsSolution best;
+    for (index run = 0; run < options.n_init; ++run) {
+      small.run(start_of(run, token).data(), options.search, kImprovement, token);
+      if (run == 0 || small.cost() < best.cost) best = solution_of(small);
+    }
+    return best;
+  }
   const auto solve = [&](index run, Token& t) {
     return swap_search(problem, start_of(run, t), options.search, t);
   };

@@ -70,12 +70,18 @@ def opt_select(
     Returns
     -------
     GroupSelection
-        ``negatives`` ascend; ``cost`` is Cost(S).
+        ``negatives`` ascend; ``cost`` is Cost(S), in float64 arithmetic on the embeddings as given.
 
     Raises
     ------
     ValueError, TypeError
         If an argument is out of its range, shape or type; the message names it and the place.
+
+    Notes
+    -----
+    A group of n responses takes n^2 float64 numbers. Groups of up to 128 responses are searched
+    on float32 distances of bounded error first; whatever that bound leaves open is decided by
+    float64 distances, so that the result is a local optimum of those.
 
     Examples
     --------
@@ -85,11 +91,8 @@ def opt_select(
     >>> picked.positive, picked.negatives.tolist()
     (3, [0, 2])
     """
-    points, scores, layout = _read(embeddings, rewards, offsets)
-    result = _native.opt_select(
-        points,
-        scores,
-        layout.offsets,
+    points, scores, layout = _read(embeddings, rewards, offsets, check_points=False)
+    settings = (
         args.check_int(k, "k", 1),
         bool(cover_top),
         args.check_name(search, "search", ("eager", "best")),
@@ -98,6 +101,13 @@ def opt_select(
         args.check_seed(seed),
         resolve_threads(n_threads),
     )
+    try:
+        result = _native.opt_select(points, scores, layout.offsets, *settings)
+    except ValueError:
+        # The native call reads every embedding anyway; only when it fails is it worth another
+        # pass over them all to say which one was not finite.
+        args.check_values(points, "embeddings", layout)
+        raise
     return _selection(layout, *result)
 
 
@@ -221,12 +231,13 @@ def bottom_k(
 
 
 def _read(
-    embeddings: ArrayLike, rewards: ArrayLike, offsets: ArrayLike | None
+    embeddings: ArrayLike, rewards: ArrayLike, offsets: ArrayLike | None, check_points: bool = True
 ) -> tuple[args.Floats, NDArray[np.float64], args.Layout]:
     """Check a group's embeddings (flattened to (T, d)) and rewards (flattened to (T,))."""
     points = args.as_floats(embeddings, "embeddings")
     layout = args.layout_of(points, "embeddings", 2, offsets)
-    args.check_values(points, "embeddings", layout)
+    if check_points:
+        args.check_values(points, "embeddings", layout)
     scores = args.like_points(rewards, "rewards", layout)
     args.check_values(scores, "rewards", layout)
     return points.reshape(-1, points.shape[-1]), scores, layout

@@ -49,6 +49,22 @@ CASES = {
         ValueError,
         "embeddings: expected a finite number, got nan at group 1, row 1, column 0",
     ),
+    "NaN embedding in many dimensions": (
+        lambda: select.opt_select(
+            with_value(np.ones((9, 40)), (7, 3), np.nan), np.arange(9.0), k=3
+        ),
+        ValueError,
+        "embeddings: expected a finite number, got nan at row 7, column 3",
+    ),
+    "infinite embedding of the best response": (
+        lambda: select.opt_select(
+            with_value(np.ones((2, 9, 40)), (1, 8, 3), np.inf),
+            np.ones((2, 1)) * np.arange(9.0),
+            k=3,
+        ),
+        ValueError,
+        "embeddings: expected a finite number, got inf at group 1, row 8, column 3",
+    ),
     "NaN reward": (
         lambda: select.bottom_k(with_value(R, (2,), np.nan)),
         ValueError,

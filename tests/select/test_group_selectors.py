@@ -37,6 +37,63 @@ def test_opt_select_solves_appendix_e(seed: int) -> None:
     assert ref.opt_select(X, r, start) == (top, got.negatives.tolist())
 
 
+def high_dimensional(seed: int, kind: str) -> tuple[np.ndarray, np.ndarray]:
+    """A group in enough dimensions for float distances to run ahead, and hard cases for them."""
+    rng = np.random.default_rng(seed)
+    n, d = 12 + seed % 40, (33, 64, 200, 1100)[seed % 4]
+    X = rng.normal(size=(n, d))
+    if kind == "latent":
+        X = rng.normal(size=(n, 2)) @ rng.normal(size=(2, d))
+    elif kind == "far from the origin":
+        X = X * 1e-3 + 1e3
+    elif kind == "duplicates":
+        X = X[rng.integers(0, 5, n)]
+    elif kind == "close pairs":
+        X[n // 2 :] = X[: n - n // 2] + 1e-4 * rng.normal(size=(n - n // 2, d))
+    elif kind == "simplex":
+        X = np.eye(max(n, d))[:n, :d] if n <= d else X
+    elif kind == "huge":
+        X = X * 1e60
+    return X, rng.random(n)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "plain",
+        "latent",
+        "far from the origin",
+        "duplicates",
+        "close pairs",
+        "simplex",
+        "huge",
+    ],
+)
+def test_float_distances_ahead_of_exact_ones_leave_no_trace(kind: str) -> None:
+    for seed in range(16):
+        X, r = high_dimensional(seed, kind)
+        if kind != "huge":
+            narrow = X.astype(np.float32)
+            same = select.opt_select(narrow, r, k=5, n_init=3, seed=seed)
+            wide = select.opt_select(narrow.astype(np.float64), r, k=5, n_init=3, seed=seed)
+            assert (same.negatives == wide.negatives).all()
+            assert same.cost == wide.cost
+            check_local_optimum(narrow.astype(np.float64), r, same)
+        check_local_optimum(X, r, select.opt_select(X, r, k=5, n_init=3, seed=seed))
+
+
+def check_local_optimum(X: np.ndarray, r: np.ndarray, got: select.GroupSelection) -> None:
+    top, pool, D, w = appendix_e_objective(X, r)
+    # cdist takes differences too, so it is exact enough to judge.
+    chosen = [pool.index(i) for i in got.negatives]
+    assert got.positive == top
+    assert got.cost == pytest.approx(ref.cost(D, w, chosen), rel=1e-9)
+    for out in chosen:
+        for new in set(range(len(pool))) - set(chosen):
+            swapped = [new if j == out else j for j in chosen]
+            assert ref.cost(D, w, swapped) >= got.cost * (1 - 1e-9)
+
+
 def test_ten_starts_nearly_always_find_the_optimum_of_hard_groups() -> None:
     optimal = 0
     for seed in range(20):
