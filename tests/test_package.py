@@ -125,6 +125,29 @@ def test_extension_declares_that_it_needs_no_gil() -> None:
     assert _core.build_info()["threads"] in {"omp", "std"}
 
 
+def test_simd_level_can_be_forced_and_an_unknown_one_is_refused(
+    run_python: RunPython, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYFAST_SIMD", "baseline")
+    show = "from pyfast import _core; print(_core.build_info()['simd'])"
+    assert run_python(show) == "baseline"
+    monkeypatch.setenv("PYFAST_SIMD", "mmx")
+    code = """
+import pyfast.select  # importing is fine, calling is not, however often
+from pyfast import _core
+for _ in range(2):
+    try:
+        _core.build_info()
+    except ValueError as error:
+        print(error)
+"""
+    lines = run_python(code).splitlines()
+    assert len(lines) == 2
+    for line in lines:
+        assert line.startswith("PYFAST_SIMD: expected a level of this machine (baseline")
+        assert line.endswith("got mmx")
+
+
 def test_stub_names_the_functions_and_arguments_of_the_built_module() -> None:
     stub = ast.parse((ROOT / "pyfast/_core.pyi").read_text())
     declared = {

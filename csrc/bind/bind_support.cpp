@@ -4,6 +4,7 @@
 #include "bind/args.hpp"
 #include "core/philox.hpp"
 #include "core/subsets.hpp"
+#include "simd/simd.hpp"
 
 namespace pyfast::bind {
 
@@ -97,6 +98,7 @@ py::dict build_info() {
 #else
   info["threads"] = "omp";
 #endif
+  info["simd"] = simd::kernels().level;
   info["compiler"] = __VERSION__;
   return info;
 }
@@ -116,7 +118,7 @@ void bind_support(py::module_& m) {
         return philox_block(counter, key);
       },
       py::arg("counter"), py::arg("key"), "One Philox4x32-10 block: four uint32 words.");
-  m.def("build_info", &build_info, "How this extension was built.");
+  m.def("build_info", &build_info, "How this extension was built, and the SIMD level in use.");
 }
 
 }  // namespace pyfast::bind

@@ -1,0 +1,90 @@
+#include <algorithm>
+#include <cstring>
+
+#include "check.hpp"
+#include "simd/simd.hpp"
+
+namespace pyfast::test {  // where `index` is ours and not that of <strings.h>
+
+namespace {
+
+const char* const kLevels[] = {"baseline", "avx2", "avx512"};
+
+// The definition in simd.hpp, number by number.
+template <class Sum, class A, class B, class Term>
+Sum plain(const A* a, const B* b, index d, Term&& term) {
+  constexpr index lanes = 64 / sizeof(Sum), chunk = 4096 / sizeof(Sum);
+  Sum total = 0;
+  for (index t0 = 0; t0 == 0 || t0 < d; t0 += chunk) {
+    Sum sums[lanes] = {};
+    for (index t = t0; t < std::min(d, t0 + chunk); ++t) {
+      sums[(t - t0) % lanes] += term(static_cast<Sum>(a[t]), static_cast<Sum>(b[t]));
+    }
+    for (index half = lanes / 2; half > 0; half /= 2) {
+      for (index l = 0; l < half; ++l) sums[l] += sums[l + half];
+    }
+    total = t0 == 0 ? sums[0] : total + sums[0];
+  }
+  return total;
+}
+
+template <class A, class B, class Sum, class Term>
+bool same_bits(simd::Block<A, B, Sum> block, Term&& term) {
+  for (const index d : {1, 2, 15, 16, 17, 31, 64, 100, 511, 513, 1025, 2300}) {
+    for (const index rows : {1, 3, 9, 34}) {
+      const index cols = 1 + (d + rows) % 14, stride = d + 3;
+      const std::vector<double> x = uniform(std::size_t(rows * stride), unsigned(d), -1, 1),
+                                y = uniform(std::size_t(cols * stride), unsigned(d + 1), -1, 1);
+      const std::vector<A> a(x.begin(), x.end());
+      const std::vector<B> b(y.begin(), y.end());
+      std::vector<Sum> out(std::size_t(rows * (cols + 2)), Sum(-7));
+      block(a.data() + 1, rows, stride, b.data() + 1, cols, stride, d, out.data(), cols + 2);
+      for (index i = 0; i < rows; ++i) {
+        for (index j = 0; j < cols; ++j) {
+          const Sum want = plain<Sum>(&a[i * stride + 1], &b[j * stride + 1], d, term);
+          if (std::memcmp(&want, &out[i * (cols + 2) + j], sizeof want) != 0) return false;
+        }
+        for (index j = cols; j < cols + 2; ++j) {
+          if (out[i * (cols + 2) + j] != Sum(-7)) return false;  // written past the block
+        }
+      }
+    }
+  }
+  return true;
+}
+
+}  // namespace
+
+TEST(every_level_gives_the_documented_bits) {
+  const auto product = [](auto a, auto b) { return a * b; };
+  const auto square = [](auto a, auto b) { return (a - b) * (a - b); };
+  for (const char* name : kLevels) {
+    const simd::Kernels* k = simd::find_level(name);
+    if (k == nullptr) {
+      std::printf("  (no %s here)\n", name);
+      continue;
+    }
+    CHECK(same_bits(k->dot_f32, product));
+    CHECK(same_bits(k->dot_f64, product));
+    CHECK(same_bits(k->dot_wide, product));
+    CHECK(same_bits(k->dot_mixed, product));
+    CHECK(same_bits(k->squared_distance_f32, square));
+    CHECK(same_bits(k->squared_distance_f64, square));
+    CHECK(same_bits(k->squared_distance_wide, square));
+    for (std::size_t n = 0; n < 40; ++n) {
+      const std::vector<double> x = uniform(n, 1), y = uniform(n, 2);
+      std::vector<double> got = y;
+      k->axpy(0.3, x.data(), got.data(), index(n));
+      for (std::size_t i = 0; i < n; ++i) CHECK(got[i] == y[i] + 0.3 * x[i]);
+    }
+  }
+  CHECK(simd::find_level("sse9") == nullptr);
+}
+
+TEST(no_numbers_sum_to_zero) {
+  const double a[1] = {1}, b[1] = {2};
+  CHECK(simd::dot(a, b, 0) == 0);
+  CHECK(simd::dot(a, b, 1) == 2);
+}
+
+}  // namespace pyfast::test
