@@ -39,6 +39,43 @@ def kmedoids(
     seed: int,
     threads: int,
 ) -> tuple[_Indices, _Indices, _Doubles, _Indices, _Indices]: ...
+def logdet_groups(
+    data: _Floats, offsets: _Indices, k: int, gamma: float, scale: float, threads: int
+) -> tuple[_Indices, _Doubles, _Doubles]: ...
+def logdet_one(
+    data: _Floats,
+    k: int,
+    gamma: float,
+    scale: float,
+    vectors: _Doubles,
+    factor: _Doubles,
+    logdet: float,
+    threads: int,
+) -> tuple[_Indices, _Doubles, float, _Doubles, _Doubles]: ...
+def logdet_pairs(
+    sketches: _Floats,
+    pairs: _Indices,
+    row_scales: _Doubles,
+    pair_scales: _Doubles,
+    k: int,
+    gamma: float,
+    vectors: _Doubles,
+    factor: _Doubles,
+    logdet: float,
+    threads: int,
+) -> tuple[_Indices, _Doubles, float, _Doubles, _Doubles]: ...
+def mass_dpo(
+    features: _Floats,
+    policy_logps: _Doubles,
+    ref_logps: _Doubles,
+    preferred: _Indices,
+    offsets: _Indices,
+    k: int,
+    beta: float,
+    gamma: float,
+    fisher: bool,
+    threads: int,
+) -> tuple[_Indices, _Doubles, _Doubles]: ...
 def opt_select(
     embeddings: _Floats,
     rewards: _Doubles,
@@ -53,3 +90,4 @@ def opt_select(
 ) -> tuple[_Indices, _Indices, _Indices, _Doubles]: ...
 def philox(counter: Sequence[int], key: Sequence[int]) -> tuple[int, int, int, int]: ...
 def random_subsets(sizes: _Indices, k: int, seed: int) -> _Indices: ...
+def squared_norms(data: _Floats, threads: int) -> _Doubles: ...

@@ -69,6 +69,8 @@ assert (select.kmedoids(X, 3, n_threads=4).medoids == before).all()
         "select.kmedoids(D, 200, metric='precomputed', search='best', n_init=8, n_threads=4)",
         "select.kmedoids(np.stack([D] * 3), 200, metric='precomputed', search='best', n_threads=4)",
         "select.coreset(rng.normal(size=(60000, 64)), rng.random(60000), 2000)",
+        "select.logdet(rng.normal(size=(6000, 800)), 6000, n_threads=1)",
+        "select.logdet(rng.normal(size=(6000, 800)), 6000, n_threads=2)",
     ],
 )
 def test_ctrl_c_stops_native_loops(run_python: RunPython, call: str) -> None:

@@ -6,17 +6,38 @@ frozen result object. ``reference`` holds the same methods as slow, readable num
 """
 
 from pyfast.select import reference
+from pyfast.select._active_dpo import APLPSelection, PairSelection, active_dpo, aplp, apo
 from pyfast.select._ampo import GroupSelection, bottom_k, coreset, opt_select
+from pyfast.select._hard_preference import (
+    HardPreferenceSelection,
+    hard_preference,
+    hard_preference_gamma,
+)
 from pyfast.select._kmedoids import KMedoidsResult, kmedoids
+from pyfast.select._logdet import LogDetResult, LogDetState, logdet
+from pyfast.select._mass_dpo import MassDPOSelection, mass_dpo
 from pyfast.select._random import RandomSelection, random
 
 __all__ = [
+    "APLPSelection",
     "GroupSelection",
+    "HardPreferenceSelection",
     "KMedoidsResult",
+    "LogDetResult",
+    "LogDetState",
+    "MassDPOSelection",
+    "PairSelection",
     "RandomSelection",
+    "active_dpo",
+    "aplp",
+    "apo",
     "bottom_k",
     "coreset",
+    "hard_preference",
+    "hard_preference_gamma",
     "kmedoids",
+    "logdet",
+    "mass_dpo",
     "opt_select",
     "random",
     "reference",

@@ -180,6 +180,43 @@ def check_k(k: int, layout: Layout) -> int:
     return number
 
 
+def check_finite(value: float, name: str) -> float:
+    """Return `value` as a finite float, or raise naming it."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.number)):
+        raise TypeError(f"{name}: expected a float, got {type(value).__name__}")
+    number = float(value)
+    if not np.isfinite(number):
+        raise ValueError(f"{name}: expected a finite number, got {number}")
+    return number
+
+
+def check_positive(value: float, name: str) -> float:
+    """Return `value` as a finite float above 0, or raise naming it."""
+    number = check_finite(value, name)
+    if number <= 0:
+        raise ValueError(f"{name}: expected a number above 0, got {number}")
+    return number
+
+
+def check_positions(value: int | ArrayLike, name: str, layout: Layout) -> Indices:
+    """Return one position per group, shape (B,): `value` is one for all groups or one for each."""
+    array = as_array(value, name)
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"{name}: expected an int or integers, got {array.dtype}")
+    if array.ndim > 0 and (layout.kind == "one" or array.shape != (layout.count,)):
+        shape = "an int" if layout.kind == "one" else f"an int or shape ({layout.count},)"
+        raise ValueError(f"{name}: expected {shape}, got shape {array.shape}")
+    positions: Indices = np.array(np.broadcast_to(array, layout.count), np.int64)
+    outside = (positions < 0) | (positions >= layout.sizes)
+    if outside.any():
+        group = int(np.argmax(outside))
+        where = "" if layout.kind == "one" else f" for group {group}"
+        raise ValueError(
+            f"{name}: expected 0 to {layout.sizes[group] - 1}, got {positions[group]}{where}"
+        )
+    return positions
+
+
 def check_name(value: str, name: str, allowed: tuple[str, ...]) -> str:
     """Return `value` if it is one of the `allowed` names."""
     if not isinstance(value, str) or value not in allowed:

@@ -7,9 +7,14 @@ from pyfast._core import (
     first_asymmetric,
     first_invalid,
     kmedoids,
+    logdet_groups,
+    logdet_one,
+    logdet_pairs,
+    mass_dpo,
     opt_select,
     philox,
     random_subsets,
+    squared_norms,
 )
 
 __all__ = [
@@ -19,7 +24,12 @@ __all__ = [
     "first_asymmetric",
     "first_invalid",
     "kmedoids",
+    "logdet_groups",
+    "logdet_one",
+    "logdet_pairs",
+    "mass_dpo",
     "opt_select",
     "philox",
     "random_subsets",
+    "squared_norms",
 ]

@@ -8,6 +8,9 @@ from numpy.typing import ArrayLike, NDArray
 from pyfast.select import _arguments as args
 from pyfast.select import _native
 
+# Philox counter word that keeps the draws of hard_preference apart (Purpose in philox.hpp).
+HARD_PREFERENCE = 3
+
 
 @dataclass(frozen=True)
 class RandomSelection:
@@ -62,3 +65,27 @@ def random(n: int | ArrayLike, k: int, *, seed: int = 0) -> RandomSelection:
     k = args.check_int(k, "k", 1, int(batch.min()))
     indices = np.sort(_native.random_subsets(batch, k, args.check_seed(seed)), axis=1)
     return RandomSelection(indices[0] if sizes.ndim == 0 else indices)
+
+
+def uniforms(seed: int, purpose: int, streams: int, draws: int) -> NDArray[np.float64]:
+    """Return numbers in [0, 1), shape (streams, draws): draw j of stream b, as in reference.py."""
+    low, key = np.uint64(0xFFFFFFFF), [seed & 0xFFFFFFFF, seed >> 32]
+    shape = (streams, draws)
+    c = [
+        np.broadcast_to(np.arange(draws, dtype=np.uint64), shape),
+        np.broadcast_to(np.arange(streams, dtype=np.uint64)[:, None], shape),
+        np.full(shape, purpose, np.uint64),
+        np.zeros(shape, np.uint64),
+    ]
+    for _ in range(10):
+        p0, p1 = np.uint64(0xD2511F53) * c[0], np.uint64(0xCD9E8D57) * c[2]
+        k0, k1 = (np.uint64(word) for word in key)
+        c = [
+            (p1 >> np.uint64(32)) ^ c[1] ^ k0,
+            p1 & low,
+            (p0 >> np.uint64(32)) ^ c[3] ^ k1,
+            p0 & low,
+        ]
+        key = [(key[0] + 0x9E3779B9) & 0xFFFFFFFF, (key[1] + 0xBB67AE85) & 0xFFFFFFFF]
+    bits = (c[0] << np.uint64(21)) ^ (c[1] >> np.uint64(11))
+    return np.asarray(bits, np.float64) * 2.0**-53

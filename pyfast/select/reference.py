@@ -13,8 +13,11 @@ Floats = NDArray[np.float64]
 # Smallest relative gain that counts as an improvement.
 IMPROVEMENT = 1e-12
 
+# Candidates whose v^T H^-1 v is within this fraction of the largest tie.
+LOGDET_TIE = 1e-10
+
 # Philox counter words that keep the streams of different uses apart.
-SUBSET, KMEANS = 1, 2
+SUBSET, KMEANS, HARD_PREFERENCE = 1, 2, 3
 
 
 def philox(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tuple[int, int, int, int]:
@@ -216,3 +219,104 @@ def _largest_cosine(embeddings: Floats | None, i: int, chosen: list[int]) -> flo
         norms = np.linalg.norm(embeddings[i]) * np.linalg.norm(embeddings[j])
         cosines.append(float(embeddings[i] @ embeddings[j] / norms) if norms > 0 else 0.0)
     return max(cosines)
+
+
+def logdet(
+    V: Floats, k: int, gamma: float = 0.1, scale: float = 1.0, chosen: Floats | None = None
+) -> tuple[list[int], list[float]]:
+    """Greedy log det with H^-1 as a d x d matrix (Sherman-Morrison): (picks, gains).
+
+    `chosen` holds vectors picked before, one per row.
+    """
+    inverse = np.eye(V.shape[1]) / gamma
+
+    def add(v: Floats) -> None:
+        Hv = inverse @ v
+        inverse[...] -= np.outer(Hv, Hv) * (scale / (1 + scale * v @ Hv))
+
+    for v in [] if chosen is None else chosen:
+        add(v)
+    picks: list[int] = []
+    gains: list[float] = []
+    for _ in range(k):
+        values = np.array([scale * v @ inverse @ v for v in V])
+        values[picks] = -1.0
+        pick = int(np.argmax(values >= max(values.max(), 0.0) * (1 - LOGDET_TIE)))
+        picks.append(pick)
+        gains.append(float(np.log1p(values[pick])))
+        add(V[pick])
+    return picks, gains
+
+
+def logdet_value(V: Floats, gamma: float = 0.1, scale: float = 1.0) -> float:
+    """Return log det(gamma I + scale sum_i v_i v_i^T) over all rows of V, from the matrix."""
+    return float(np.linalg.slogdet(gamma * np.eye(V.shape[1]) + scale * V.T @ V)[1])
+
+
+def mass_dpo_vectors(
+    features: Floats, policy: Floats, ref: Floats, preferred: int, beta: float
+) -> tuple[list[int], Floats, float]:
+    """MASS-DPO, Algorithm 1, lines 2-4, with eq. 8: (pool, its v_i, Z)."""
+    pool = [i for i in range(len(features)) if i != preferred]
+    phi = features[pool] - features[preferred]
+    log_ratio = policy - ref
+    s = beta * (log_ratio[pool] - log_ratio[preferred])
+    Z = -float(np.log(np.exp(s).sum()))
+    p = np.exp(s) / np.exp(s).sum()
+    return pool, np.sqrt(p)[:, None] * (phi - p @ phi), Z
+
+
+def mass_dpo(
+    features: Floats,
+    policy: Floats,
+    ref: Floats,
+    preferred: int = 0,
+    k: int = 3,
+    beta: float = 0.1,
+    gamma: float = 0.1,
+    curvature: str = "unit",
+) -> list[int]:
+    """MASS-DPO, Algorithm 1: negatives in the order of choice."""
+    pool, v, Z = mass_dpo_vectors(features, policy, ref, preferred, beta)
+    scale = 1.0 if curvature == "unit" else beta**2 * (1 - 1 / (1 + float(np.exp(-Z))))
+    return [pool[j] for j in logdet(v, k, gamma, scale)[0]]
+
+
+def pair_vectors(sketches: Floats, pairs: list[tuple[int, int]], normalize: str | None) -> Floats:
+    """ActiveDPO's phi of each pair, shape (P, d)."""
+
+    def unit(v: Floats) -> Floats:
+        return v / (np.linalg.norm(v) or 1.0)
+
+    g = [unit(row) if normalize == "response" else row for row in sketches]
+    phi = [g[a] - g[b] for a, b in pairs]
+    return np.array([unit(v) if normalize == "pair" else v for v in phi])
+
+
+def active_dpo(
+    sketches: Floats,
+    pairs: list[tuple[int, int]],
+    k: int,
+    chosen: Floats | None = None,
+    normalize: str | None = "response",
+    lam: float = 1.0,
+) -> list[int]:
+    """ActiveDPO, eq. 3-4, after the phi in `chosen`; APO with embeddings and normalize=None."""
+    return logdet(pair_vectors(sketches, pairs, normalize), k, lam, 1.0, chosen)[0]
+
+
+def aplp(entropies: Floats, rewards: Floats, k: int, shortlist: int) -> list[int]:
+    """APLP: `shortlist` pairs by entropy, then k by |r(y_a) - r(y_b)|; ties by position."""
+    uncertain = sorted(range(len(entropies)), key=lambda i: (-entropies[i], i))[:shortlist]
+    return sorted(uncertain, key=lambda i: (-abs(rewards[i][0] - rewards[i][1]), i))[:k]
+
+
+def hard_preference(
+    rewards: Floats, gamma: float, draws: int, seed: int = 0, stream: int = 0
+) -> tuple[Floats, list[int]]:
+    """HPS, eq. 9: (q, draws from it with replacement), the first best response being preferred."""
+    q = np.exp(gamma * (rewards - rewards.mean()))
+    q[int(np.argmax(rewards))] = 0.0
+    q /= q.sum()
+    random = Random(seed, HARD_PREFERENCE, stream)
+    return q, [int(np.argmax(np.cumsum(q) > random.uniform() * q.sum())) for _ in range(draws)]

@@ -1,0 +1,91 @@
+// Greedy maximisation of log det(gamma I + c sum_{i in S} v_i v_i^T), |S| = k: each time the i with
+// the largest r_i = (c / gamma-scaled) v_i^T H^{-1} v_i, which adds log(1 + r_i).
+//
+// No d x d matrix. With ratio = c / gamma and the chosen vectors w_1 .. w_t, the rows of L, where
+// L L^T = I + ratio W W^T, are what a Cholesky factorisation adds one at a time, and
+//   u_i = L^{-1} ratio W v_i,   r_i = ratio v_i^T v_i - u_i^T u_i
+// (partial Cholesky with a ridge, or Gram-Schmidt). A new w_{t+1} appends one number to each u_i
+// and lowers r_i, so an r_i that has not seen the latest vectors is an upper bound. A candidate is
+// brought up to date, by all the vectors it has missed in one reading of its row, only when its
+// bound is above the best value known: each row is read a few times, not k times, and no dot is
+// wasted on a column that turns out not to be chosen.
+#pragma once
+
+#include <vector>
+
+#include "core/candidates.hpp"
+#include "core/parallel.hpp"
+
+namespace pyfast {
+
+// Candidates whose r_i is within this fraction of the largest tie; the lowest index wins.
+// Rounding is 1e-14 or less of it in any usual case, so equal vectors in exact arithmetic tie.
+constexpr double kLogDetTie = 1e-10;
+
+// Vectors chosen before. The factor is L, row-major and lower triangular.
+struct LogDetState {
+  const double* vectors = nullptr;  // count x dims
+  const double* factor = nullptr;   // count x count
+  index count = 0;
+  double logdet = 0;  // of the matrix so far
+};
+
+struct LogDetProblem {
+  const Candidates* candidates = nullptr;
+  index k = 0;
+  double gamma = 1;
+  double scale = 1;
+  LogDetState before;
+};
+
+// Where the answer goes; the last two may be null.
+struct LogDetAnswer {
+  index* picks = nullptr;     // k, in the order of choice
+  double* gains = nullptr;    // k, never increasing
+  double* vectors = nullptr;  // k x dims: the new ones
+  double* factor = nullptr;   // (before.count + k)^2: of the old and new ones
+};
+
+// Solves one problem after another in the same memory: per candidate before.count + k + 2 numbers,
+// and k x dims for the chosen vectors, all float64.
+class LogDetGreedy {
+ public:
+  // Returns the log-determinant. k is at most the number of candidates. With threads > 1 the rows
+  // share a team; a call from inside parallel_for passes threads = 1. Throws std::range_error if
+  // a squared length, times c / gamma, overflows or is not a number.
+  double solve(const LogDetProblem& problem, const LogDetAnswer& answer, int threads,
+               Cancel& cancel, Token& token);
+
+ private:
+  void start(Token& token);
+  index next(Token& token);
+  void choose(index i);
+  void find_likely();
+  void refresh_those_above(double best, Token& token);
+  index lowest_tied(double best, Token& token);
+  void advance(const index* rows, index count, index from, index to, std::vector<double>& products,
+               Token& token);
+  void absorb(index i, index to, double* products);
+  double best_known() const;
+  template <class Body>
+  void in_parallel(index count, Token& token, Body&& body);
+
+  const LogDetProblem* problem_ = nullptr;
+  const Candidates* candidates_ = nullptr;
+  int threads_ = 1;
+  Cancel* cancel_ = nullptr;
+  double ratio_ = 1;
+  index chosen_ = 0;    // vectors so far, those of the state included
+  index capacity_ = 0;  // all there will be
+
+  std::vector<double> residual_;  // r_i as of known_[i] vectors; kTaken once chosen
+  std::vector<index> known_;
+  std::vector<double> coefficients_;  // u_i, capacity_ numbers apart
+  std::vector<double> factor_;        // L^T: row q holds entry q of every chosen u
+  std::vector<double> pivots_;        // diagonal of L
+  std::vector<double> columns_;       // the newly chosen vectors
+  std::vector<index> stale_;
+  std::vector<std::vector<double>> products_;  // one per worker
+};
+
+}  // namespace pyfast

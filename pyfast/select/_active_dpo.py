@@ -1,0 +1,311 @@
+"""Which pairs of responses to have labelled next: ActiveDPO and its baselines APO and APLP."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from pyfast._threads import resolve_threads
+from pyfast.select import _arguments as args
+from pyfast.select import _native
+from pyfast.select._logdet import LogDetState, check_state, extend, state_arrays
+
+Doubles = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class PairSelection:
+    """The pairs to label.
+
+    Attributes
+    ----------
+    indices : ndarray of int64, shape (k,)
+        Positions in `pairs`, distinct, in the order of choice.
+    gains : ndarray of float64, shape (k,)
+        What each added to ``log det V``; never increasing.
+    logdet : float
+        ``log det V`` after them, those of `state` included.
+    state : LogDetState
+        V, to carry on with in the next round.
+    """
+
+    indices: NDArray[np.int64]
+    gains: Doubles
+    logdet: float
+    state: LogDetState
+
+
+@dataclass(frozen=True)
+class APLPSelection:
+    """The pairs to label by :func:`aplp`.
+
+    Attributes
+    ----------
+    indices : ndarray of int64, shape (k,)
+        Positions of the pairs, distinct, the largest margin first.
+    """
+
+    indices: NDArray[np.int64]
+
+
+def active_dpo(
+    sketches: ArrayLike,
+    pairs: ArrayLike,
+    k: int = 50,
+    state: LogDetState | None = None,
+    normalize: Literal["response", "pair"] | None = "response",
+    lam: float = 1.0,
+    refresh: ArrayLike | None = None,
+    *,
+    n_threads: int | None = None,
+) -> PairSelection:
+    """Choose the k pairs about whose preference the policy is least certain (ActiveDPO).
+
+    With g(y) the sketch of ``grad log pi(y|x)``, ``phi = g(y_a) - g(y_b)`` and
+    ``V = lam I + sum phi phi^T`` over the pairs chosen so far, adds k times the pair with the
+    largest ``phi^T V^{-1} phi`` (ActiveDPO, eq. 3 and 4): as :func:`logdet` with gamma = lam.
+
+    Parameters
+    ----------
+    sketches : array_like, shape (M, d)
+        One row per response, float32 or float64; a memory map is read where it lies.
+    pairs : array_like of int, shape (P, 2)
+        The two responses of each pair, as rows of `sketches`. A response may be in many.
+    k : int
+        Pairs wanted, 1 <= k <= P.
+    state : LogDetState, optional
+        V from the rounds before. This round's pairs are new: leave out those already labelled.
+    normalize : {"response", "pair"} or None
+        Scale each g(y) to length 1 (the paper removes the length of the response that way); or
+        each phi; or nothing. Zero vectors stay zero.
+    lam : float
+        V before the first pair is lam I; above 0.
+    refresh : array_like of int, shape (L, 2), optional
+        The pairs labelled so far, as rows of `sketches` made under the current policy: V is then
+        built from them anew, as Proposition 1 defines it, instead of carried over in `state`.
+    n_threads : int, optional
+        Threads to use; default :func:`pyfast.get_num_threads`. The result does not depend on it.
+
+    Returns
+    -------
+    PairSelection
+        ``indices``, ``gains``, ``logdet``, ``state``.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If an argument is out of its range, shape or type; the message names it and the place.
+
+    Notes
+    -----
+    phi is never written down, but for the k chosen ones. Memory: P (m + k + 4) + k d +
+    (m + k)^2 + M float64, with m pairs in `state`; the result holds (m + k) d more.
+
+    Examples
+    --------
+    >>> from pyfast import select
+    >>> sketches = [[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.1, 1.0]]
+    >>> select.active_dpo(sketches, [[2, 3], [0, 1], [0, 2]], k=2).indices.tolist()
+    [1, 2]
+    """
+    rows = args.as_floats(sketches, "sketches")
+    lam = args.check_positive(lam, "lam")
+    if normalize is not None:
+        args.check_name(normalize, "normalize", ("response", "pair"))
+    if state is not None and refresh is not None:
+        raise ValueError("refresh: expected no state beside it; it builds V anew")
+    old = None if refresh is None else _check_pairs(refresh, "refresh", rows)
+    return _choose(
+        rows,
+        "sketches",
+        _check_pairs(pairs, "pairs", rows),
+        k,
+        state,
+        normalize,
+        lam,
+        old,
+        n_threads,
+    )
+
+
+def apo(
+    embeddings: ArrayLike,
+    pairs: ArrayLike,
+    k: int = 50,
+    state: LogDetState | None = None,
+    lam: float = 1.0,
+    *,
+    n_threads: int | None = None,
+) -> PairSelection:
+    """Choose pairs by ActiveDPO's criterion on response embeddings (APO, Das et al., 2024).
+
+    ``phi = e(y_a) - e(y_b)`` with embeddings that do not follow the policy, as they are; then
+    :func:`active_dpo` without normalisation.
+
+    Parameters
+    ----------
+    embeddings : array_like, shape (M, d)
+        One row per response, float32 or float64.
+    pairs, k, state, lam, n_threads
+        As for :func:`active_dpo`.
+
+    Returns
+    -------
+    PairSelection
+        ``indices``, ``gains``, ``logdet``, ``state``.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If an argument is out of its range, shape or type; the message names it and the place.
+
+    Examples
+    --------
+    >>> from pyfast import select
+    >>> select.apo([[0.0], [1.0], [3.0]], [[0, 1], [0, 2]], k=1).indices.tolist()
+    [1]
+    """
+    rows = args.as_floats(embeddings, "embeddings")
+    lam = args.check_positive(lam, "lam")
+    checked = _check_pairs(pairs, "pairs", rows, "embeddings")
+    return _choose(rows, "embeddings", checked, k, state, None, lam, None, n_threads)
+
+
+def aplp(
+    entropies: ArrayLike, rewards: ArrayLike, k: int = 50, *, shortlist: int | None = None
+) -> APLPSelection:
+    """Choose surely ranked pairs of uncertain prompts (APLP, Muldrew et al., 2024).
+
+    First the pairs whose prompt has the highest predictive entropy, `shortlist` of them; of
+    these, the k with the largest ``|r(y_a) - r(y_b)|``, r the implicit reward
+    ``beta (log pi - log pi_ref)``. Ties go to the lowest position.
+
+    Parameters
+    ----------
+    entropies : array_like, shape (P,)
+        Predictive entropy of each pair's prompt.
+    rewards : array_like, shape (P, 2)
+        Implicit rewards of the two responses of each pair.
+    k : int
+        Pairs wanted, 1 <= k <= P.
+    shortlist : int, optional
+        Pairs that pass the first stage, k to P: k ranks by entropy alone, P by margin alone.
+        2 k by default (P if that is fewer).
+
+    Returns
+    -------
+    APLPSelection
+        ``indices``.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If an argument is out of its range, shape or type; the message names it and the place.
+
+    Examples
+    --------
+    >>> from pyfast import select
+    >>> rewards = [[0.0, 9.0], [0.0, 1.0], [2.0, 0.0]]
+    >>> select.aplp([0.1, 0.9, 0.8], rewards, k=1).indices.tolist()
+    [2]
+    """
+    entropy = args.as_floats(entropies, "entropies")
+    layout = args.layout_of(entropy, "entropies", 1, np.array([0, entropy.size]))
+    args.check_values(entropy, "entropies", layout)
+    scores = args.as_floats(rewards, "rewards")
+    if scores.shape != (len(entropy), 2):
+        raise ValueError(f"rewards: expected shape ({len(entropy)}, 2), got {scores.shape}")
+    args.check_values(scores, "rewards", layout)
+    k = args.check_int(k, "k", 1, len(entropy))
+    if shortlist is None:
+        shortlist = min(2 * k, len(entropy))
+    kept = args.check_int(shortlist, "shortlist", k, len(entropy))
+    uncertain = np.sort(np.argsort(-entropy.astype(np.float64), kind="stable")[:kept])
+    halves = scores[uncertain].astype(np.float64) / 2  # so that no finite rewards overflow
+    sure = np.argsort(-np.abs(halves[:, 0] - halves[:, 1]), kind="stable")
+    return APLPSelection(uncertain[sure[:k]])
+
+
+def _choose(
+    rows: args.Floats,
+    name: str,
+    pairs: args.Indices,
+    k: int,
+    state: LogDetState | None,
+    normalize: str | None,
+    lam: float,
+    refresh: args.Indices | None,
+    n_threads: int | None,
+) -> PairSelection:
+    """Scale the rows or pairs, rebuild V if asked to, and let the native core choose."""
+    k = args.check_int(k, "k", 1, len(pairs))
+    threads = resolve_threads(n_threads)
+    check_state(state, rows.shape[1], lam, 1.0)
+    lengths = np.sqrt(_native.squared_norms(rows, threads))
+    if not np.isfinite(lengths).all():
+        args.check_values(rows, name, args.Layout("one", np.array([0, len(rows)])))
+        raise ValueError(
+            f"{name}: the squared length of row {int(np.argmin(np.isfinite(lengths)))} overflows; "
+            "scale the rows down"
+        )
+    of_rows = _inverse(lengths) if normalize == "response" else np.ones(len(rows))
+
+    def run(
+        chosen_from: args.Indices, count: int, before: LogDetState | None
+    ) -> tuple[args.Indices, Doubles, LogDetState]:
+        of_pairs = (
+            _inverse(_pair_lengths(rows, chosen_from))
+            if normalize == "pair"
+            else np.ones(len(chosen_from))
+        )
+        old = state_arrays(before, rows.shape[1])
+        picks, gains, total, vectors, factor = _native.logdet_pairs(
+            rows, chosen_from, of_rows, of_pairs, count, lam, *old, threads
+        )
+        return picks, gains, extend(before, lam, 1.0, total, vectors, factor)
+
+    if refresh is not None:
+        # The order in which the old pairs join does not matter to V.
+        state = run(refresh, len(refresh), None)[2]
+    picks, gains, after = run(pairs, k, state)
+    return PairSelection(picks, gains, after.logdet, after)
+
+
+def _inverse(lengths: Doubles) -> Doubles:
+    """1 / length, and 0 for a zero vector."""
+    return np.divide(1.0, lengths, out=np.zeros_like(lengths), where=lengths > 0)
+
+
+def _pair_lengths(rows: args.Floats, pairs: args.Indices) -> Doubles:
+    """Return the length of each difference of two rows, a few at a time."""
+    step = max(1, 4_000_000 // rows.shape[1])
+    parts = [pairs[i : i + step] for i in range(0, len(pairs), step)]
+    return np.concatenate(
+        [
+            np.linalg.norm(rows[part[:, 0]].astype(np.float64) - rows[part[:, 1]], axis=1)
+            for part in parts
+        ]
+    )
+
+
+def _check_pairs(
+    pairs: ArrayLike, name: str, rows: args.Floats, of: str = "sketches"
+) -> args.Indices:
+    """Return pairs of different rows as int64 of shape (P, 2)."""
+    if rows.ndim != 2 or 0 in rows.shape:
+        raise ValueError(f"{of}: expected shape (M, d), got {rows.shape}")
+    array = args.as_array(pairs, name)
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"{name}: expected integers, got {array.dtype}")
+    if array.ndim != 2 or array.shape[1] != 2 or len(array) == 0:
+        raise ValueError(f"{name}: expected shape (P, 2), got {array.shape}")
+    array = np.ascontiguousarray(array, np.int64)
+    bad = (array < 0).any(axis=1) | (array >= len(rows)).any(axis=1) | (array[:, 0] == array[:, 1])
+    if bad.any():
+        at = int(np.argmax(bad))
+        raise ValueError(
+            f"{name}: expected two different rows of {of} (0 to {len(rows) - 1}), "
+            f"got {array[at].tolist()} at pair {at}"
+        )
+    return array

@@ -1,0 +1,167 @@
+#include <algorithm>
+#include <limits>
+#include <set>
+#include <stdexcept>
+
+#include "check.hpp"
+#include "core/logdet.hpp"
+#include "core/mass_dpo.hpp"
+#include "core/naive_logdet.hpp"
+
+using namespace pyfast;
+using namespace pyfast::test;
+
+namespace {
+
+struct Found {
+  std::vector<index> picks;
+  std::vector<double> gains, vectors, factor;
+  double logdet = 0;
+};
+
+Found solve(const Candidates& candidates, index k, double gamma = 0.1, double scale = 1,
+            const Found* before = nullptr, int threads = 1) {
+  LogDetProblem problem{&candidates, k, gamma, scale, {}};
+  if (before != nullptr) {
+    problem.before = {before->vectors.data(), before->factor.data(),
+                      static_cast<index>(before->vectors.size()) / candidates.dims(),
+                      before->logdet};
+  }
+  const index total = problem.before.count + k;
+  Found found;
+  found.picks.resize(std::size_t(k));
+  found.gains.resize(std::size_t(k));
+  found.vectors.resize(std::size_t(k * candidates.dims()));
+  found.factor.resize(std::size_t(total * total));
+  Cancel cancel;
+  Token token(cancel, true);
+  LogDetGreedy greedy;
+  found.logdet = greedy.solve(
+      problem, {found.picks.data(), found.gains.data(), found.vectors.data(), found.factor.data()},
+      threads, cancel, token);
+  if (before != nullptr) {
+    found.vectors.insert(found.vectors.begin(), before->vectors.begin(), before->vectors.end());
+  }
+  return found;
+}
+
+template <class T>
+Found solve_rows(const std::vector<T>& v, index n, index k, double gamma = 0.1, double scale = 1,
+                 int threads = 1) {
+  const RowCandidates<T> candidates({v.data(), n, static_cast<index>(v.size()) / n});
+  return solve(candidates, k, gamma, scale, nullptr, threads);
+}
+
+}  // namespace
+
+TEST(logdet_follows_sherman_morrison) {
+  for (unsigned seed = 0; seed < 60; ++seed) {
+    const index n = 3 + seed % 40, d = 1 + (seed * 7) % 50, k = 1 + seed % std::min<index>(n, 12);
+    const std::vector<double> v = uniform(std::size_t(n * d), seed, -1, 1);
+    const double gamma = seed % 3 == 0 ? 1e-4 : 0.5, scale = seed % 2 == 0 ? 1 : 0.01;
+    const Found found = solve_rows(v, n, k, gamma, scale);
+    const naive::LogDetPicks expected = naive::logdet({v.data(), n, d}, k, gamma, scale);
+    CHECK(found.picks == expected.picks);
+    CHECK_NEAR(found.logdet, expected.logdet, 1e-9 * (1 + std::abs(expected.logdet)));
+    CHECK(std::is_sorted(found.gains.rbegin(), found.gains.rend()));
+  }
+}
+
+TEST(logdet_ties_go_to_the_lowest_index_and_picks_are_distinct) {
+  const std::vector<double> equal(20 * 3, 1.0);
+  CHECK((solve_rows(equal, 20, 20).picks == first(20)));
+  CHECK((solve_rows(std::vector<double>(20, 0.0), 10, 10).picks == first(10)));
+  // Orthogonal axes, each twice: the first ones, then the second ones.
+  std::vector<double> axes(8 * 4, 0.0);
+  for (index i = 0; i < 8; ++i) axes[std::size_t(i * 4 + i % 4)] = i % 3 == 0 ? -2 : 2;
+  CHECK((solve_rows(axes, 8, 8).picks == first(8)));
+  // More picks than the rank.
+  const std::vector<double> line = uniform(30, 3, -1, 1);
+  const Found found = solve_rows(line, 30, 30, 1e-3);
+  CHECK(std::set<index>(found.picks.begin(), found.picks.end()).size() == 30);
+}
+
+TEST(logdet_gives_the_same_bits_for_float_rows_and_any_threads) {
+  std::vector<float> narrow;
+  for (const double x : uniform(400 * 130, 5, -1, 1)) narrow.push_back(float(x));
+  for (index i = 0; i < 130; ++i) narrow[std::size_t(37 * 130 + i)] = narrow[std::size_t(i)];
+  const std::vector<double> wide(narrow.begin(), narrow.end());
+  const Found expected = solve_rows(wide, 400, 40);
+  for (const int threads : {1, 2, 5}) {
+    for (const Found& found : {solve_rows(narrow, 400, 40, 0.1, 1, threads),
+                               solve_rows(wide, 400, 40, 0.1, 1, threads)}) {
+      CHECK(found.picks == expected.picks && found.gains == expected.gains);
+      CHECK(found.logdet == expected.logdet && found.factor == expected.factor);
+    }
+  }
+}
+
+TEST(logdet_carried_on_equals_one_run) {
+  const index n = 50, d = 33;
+  const std::vector<double> v = uniform(std::size_t(n * d), 9, -1, 1);
+  const Found whole = solve_rows(v, n, 20);
+  const Found part = solve_rows(v, n, 8);
+  std::vector<index> left;
+  std::vector<double> rest;
+  for (index i = 0; i < n; ++i) {
+    if (std::count(part.picks.begin(), part.picks.end(), i) > 0) continue;
+    left.push_back(i);
+    rest.insert(rest.end(), v.begin() + i * d, v.begin() + (i + 1) * d);
+  }
+  const RowCandidates<double> candidates({rest.data(), n - 8, d});
+  const Found more = solve(candidates, 12, 0.1, 1, &part);
+  for (std::size_t s = 0; s < 12; ++s) {
+    CHECK(left[std::size_t(more.picks[s])] == whole.picks[s + 8]);
+    CHECK(more.gains[s] == whole.gains[s + 8]);
+  }
+  CHECK(more.logdet == whole.logdet && more.factor == whole.factor);
+}
+
+TEST(logdet_of_pairs_equals_logdet_of_their_differences) {
+  const index rows = 30, d = 45, n = 60;
+  const std::vector<double> x = uniform(std::size_t(rows * d), 2, -1, 1);
+  const std::vector<double> of_rows = uniform(std::size_t(rows), 3, 0.5, 2);
+  const std::vector<double> of_pairs = uniform(std::size_t(n), 4, 0.5, 2);
+  std::vector<index> pairs;
+  std::vector<double> v;
+  for (index i = 0; i < n; ++i) {
+    const std::size_t a = std::size_t(i % rows), b = std::size_t((i * 7 + 3) % rows);
+    pairs.insert(pairs.end(), {index(a), index(b)});
+    for (std::size_t t = 0; t < std::size_t(d); ++t) {
+      v.push_back(of_pairs[std::size_t(i)] * (of_rows[a] * x[a * std::size_t(d) + t] -
+                                              of_rows[b] * x[b * std::size_t(d) + t]));
+    }
+  }
+  const PairCandidates<double> candidates({x.data(), rows, d}, pairs.data(), n, of_rows.data(),
+                                          of_pairs.data());
+  const Found found = solve(candidates, 25), expected = solve_rows(v, n, 25);
+  CHECK(found.picks == expected.picks);
+  CHECK_NEAR(found.logdet, expected.logdet, 1e-10 * std::abs(expected.logdet));
+}
+
+TEST(logdet_refuses_lengths_that_overflow) {
+  CHECK_THROWS(solve_rows(std::vector<double>{1, 1e200, 0, 1}, 2, 1), std::range_error);
+  CHECK_THROWS(solve_rows(std::vector<float>{1, std::numeric_limits<float>::infinity()}, 2, 1),
+               std::range_error);
+}
+
+TEST(mass_dpo_prefers_probable_and_spread_negatives) {
+  // The preferred response is 1; negatives 0 and 2 are alike, 3 stands apart.
+  const std::vector<double> f{1, 0, 0, 0, 1.1, 0, 0, 2};
+  const std::vector<double> zero(4, 0.0);
+  MassDpoOptions options;
+  options.k = 2;
+  Cancel cancel;
+  Token token(cancel, true);
+  std::vector<index> picks(2);
+  std::vector<double> gains(2);
+  MassDpo solver;
+  solver.solve(MatrixView<double>{f.data(), 4, 2}, zero.data(), zero.data(), 1, options,
+               {picks.data(), gains.data(), nullptr, nullptr}, 1, cancel, token);
+  CHECK(picks[0] == 3 && picks[1] == 2);
+  // With all weight on response 2, the centre sits on it, and little is left of the others.
+  const std::vector<double> policy{0, 0, 400, 0};
+  solver.solve(MatrixView<double>{f.data(), 4, 2}, policy.data(), zero.data(), 1, options,
+               {picks.data(), gains.data(), nullptr, nullptr}, 1, cancel, token);
+  CHECK(gains[0] < 1e-12);
+}

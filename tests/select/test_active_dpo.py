@@ -1,0 +1,125 @@
+"""ActiveDPO, APO and APLP against their definitions, over several rounds."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pyfast import select
+from pyfast.select import reference as ref
+
+
+def pool(seed: int, prompts: int = 15, d: int = 40) -> tuple[np.ndarray, list[tuple[int, int]]]:
+    """Three responses and so three pairs a prompt, as in the paper."""
+    rng = np.random.default_rng(seed)
+    sketches = rng.normal(size=(3 * prompts, d)) * rng.uniform(0.1, 10, size=(3 * prompts, 1))
+    pairs = [(3 * x + a, 3 * x + b) for x in range(prompts) for a, b in ((0, 1), (0, 2), (1, 2))]
+    return sketches, pairs
+
+
+@pytest.mark.parametrize("normalize", ["response", "pair", None])
+def test_rounds_carry_v_over(normalize: str | None, tmp_path: Path) -> None:
+    state, chosen = None, np.empty((0, 40))
+    for t in range(4):
+        sketches, pairs = pool(t)
+        found = select.active_dpo(sketches, pairs, 6, state, normalize, 0.7)
+        phi = ref.pair_vectors(sketches, pairs, normalize)
+        assert found.indices.tolist() == ref.active_dpo(sketches, pairs, 6, chosen, normalize, 0.7)
+        chosen = np.concatenate([chosen, phi[found.indices]])
+        assert found.logdet == pytest.approx(ref.logdet_value(chosen, 0.7), rel=1e-9)
+        assert found.state.vectors == pytest.approx(chosen, rel=1e-12, abs=1e-14)
+        found.state.save(tmp_path / "v.npz")
+        state = select.LogDetState.load(tmp_path / "v.npz")
+
+
+def test_refresh_builds_v_from_the_old_pairs_under_the_new_policy() -> None:
+    sketches, pairs = pool(0)
+    old = pairs[:7]
+    found = select.active_dpo(sketches, pairs[7:], 5, refresh=old)
+    phi = ref.pair_vectors(sketches, old, "response")
+    assert found.indices.tolist() == ref.active_dpo(sketches, pairs[7:], 5, phi)
+    everything = np.concatenate(
+        [phi, ref.pair_vectors(sketches, pairs[7:], "response")[found.indices]]
+    )
+    assert found.logdet == pytest.approx(ref.logdet_value(everything, 1.0), rel=1e-9)
+
+
+def test_float32_and_memory_maps_give_the_same_bits(tmp_path: Path) -> None:
+    sketches, pairs = pool(3, prompts=40, d=1500)
+    narrow = sketches.astype(np.float32)
+    np.save(tmp_path / "g.npy", narrow)
+    mapped = np.load(tmp_path / "g.npy", mmap_mode="r")
+    for normalize in ("response", "pair", None):
+        expected = select.active_dpo(narrow.astype(np.float64), pairs, 30, None, normalize)
+        for data, threads in (
+            (narrow, 1),
+            (mapped, 1),
+            (narrow, 3),
+            (np.asfortranarray(narrow), 2),
+        ):
+            found = select.active_dpo(data, pairs, 30, None, normalize, n_threads=threads)
+            assert (found.indices == expected.indices).all()
+            assert (found.gains == expected.gains).all()
+
+
+def test_a_pool_of_long_sketches_is_not_copied() -> None:
+    import resource
+
+    rng = np.random.default_rng(0)
+    sketches = rng.normal(size=(900, 32768)).astype(np.float32)  # 118 MB; 236 MB as float64
+    pairs = np.stack([np.arange(900), np.roll(np.arange(900), 1)], axis=1)
+    select.active_dpo(sketches[:20], pairs[1:20], 2)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    found = select.active_dpo(sketches, pairs, 20)
+    grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    assert len(set(found.indices.tolist())) == 20
+    assert grown <= 8 * (900 * 25 + 2 * 20 * 32768) + 6e6
+
+
+def test_zero_sketches_and_equal_pairs() -> None:
+    sketches, pairs = pool(1, prompts=4)
+    sketches[:6] = 0
+    for normalize in ("response", "pair", None):
+        found = select.active_dpo(sketches, pairs, 12, None, normalize)
+        assert sorted(found.indices.tolist()) == list(range(12))
+        assert sorted(found.indices.tolist()[-6:]) == list(range(6))
+    reversed_twins = [(0, 1), (7, 8), (8, 7), (7, 8)]
+    assert select.active_dpo(sketches, reversed_twins, 4).indices.tolist() == [1, 2, 3, 0]
+
+
+def test_apo_is_the_criterion_on_raw_embeddings() -> None:
+    embeddings, pairs = pool(5)
+    found = select.apo(embeddings, pairs, 9, lam=2.0)
+    assert found.indices.tolist() == ref.active_dpo(embeddings, pairs, 9, None, None, 2.0)
+    again = select.apo(embeddings, pairs, 3, found.state, lam=2.0)
+    phi = ref.pair_vectors(embeddings, pairs, None)
+    assert again.indices.tolist() == ref.logdet(phi, 3, 2.0, 1.0, phi[found.indices])[0]
+
+
+@given(
+    st.integers(1, 12).flatmap(
+        lambda n: st.tuples(
+            st.lists(st.integers(0, 3), min_size=n, max_size=n),
+            st.lists(st.integers(-3, 3), min_size=2 * n, max_size=2 * n),
+            st.integers(1, n),
+            st.integers(1, n),
+        )
+    )
+)
+@settings(max_examples=200, deadline=None)
+def test_aplp_ranks_by_entropy_then_margin(case) -> None:
+    entropies, rewards, a, b = case
+    k, shortlist = min(a, b), max(a, b)
+    scores = np.reshape(rewards, (-1, 2)).astype(float)
+    found = select.aplp(np.array(entropies, float), scores, k, shortlist=shortlist)
+    assert found.indices.tolist() == ref.aplp(np.array(entropies), scores, k, shortlist)
+
+
+def test_aplp_default_shortlist() -> None:
+    entropies, rewards = np.arange(10.0), np.zeros((10, 2))
+    rewards[:, 0] = [99, 99, 99, 99, 1, 2, 3, 4, 5, 6]
+    assert select.aplp(entropies, rewards, 3).indices.tolist() == [9, 8, 7]
+    assert select.aplp(entropies, rewards, 5).indices.tolist() == [0, 1, 2, 3, 9]
+    assert select.aplp(entropies, [[1e308, -1e308]] * 10, 2).indices.tolist() == [6, 7]
