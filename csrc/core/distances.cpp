@@ -50,22 +50,34 @@ void throw_overflow(index i, index j) {
 }
 
 template <class T>
+void exact_squares(MatrixView<T> x, double* out, Token& token) {
+  constexpr index kPanel = 6;  // columns at a time, from the diagonal down
+  const index n = x.rows, d = x.cols;
+  const simd::Kernels& kernels = simd::kernels();
+  for (index j = 0; j < n; j += kPanel) {
+    const index cols = std::min(kPanel, n - j);
+    token.spend((n - j) * cols * d);
+    double* to = out + j * n + j;
+    if constexpr (sizeof(T) == sizeof(float)) {
+      kernels.squared_distance_wide(x.row(j), n - j, d, x.row(j), cols, d, d, to, n);
+    } else {
+      kernels.squared_distance_f64(x.row(j), n - j, d, x.row(j), cols, d, d, to, n);
+    }
+  }
+  for (index i = 0; i < n; ++i) {
+    for (index j = 0; j < i; ++j) out[j * n + i] = out[i * n + j];
+  }
+}
+
+template <class T>
 void exact_distances(MatrixView<T> x, double* out, Token& token) {
   const index n = x.rows;
-  const simd::Kernels& kernels = simd::kernels();
+  exact_squares(x, out, token);
   for (index i = 0; i < n; ++i) {
-    token.spend(i * x.cols);
-    double* row = out + i * n;
-    if constexpr (sizeof(T) == sizeof(float)) {
-      kernels.squared_distance_wide(x.row(i), 1, 0, x.data, i, x.cols, x.cols, row, n);
-    } else {
-      kernels.squared_distance_f64(x.row(i), 1, 0, x.data, i, x.cols, x.cols, row, n);
-    }
-    row[i] = 0;
-    for (index j = 0; j < i; ++j) {
-      row[j] = std::sqrt(row[j]);
-      if (!std::isfinite(row[j])) throw_overflow(i, j);
-      out[j * n + i] = row[j];
+    for (index j = 0; j < n; ++j) {
+      double& value = out[i * n + j];
+      value = std::sqrt(value);
+      if (!std::isfinite(value)) throw_overflow(j, i);
     }
   }
 }
@@ -86,6 +98,8 @@ void euclidean_distances(MatrixView<T> x, T* out, Token& token) {
   }
 }
 
+template void exact_squares<float>(MatrixView<float>, double*, Token&);
+template void exact_squares<double>(MatrixView<double>, double*, Token&);
 template void exact_distances<float>(MatrixView<float>, double*, Token&);
 template void exact_distances<double>(MatrixView<double>, double*, Token&);
 template void euclidean_distances<float>(MatrixView<float>, float*, Token&);
