@@ -6,10 +6,20 @@ namespace pyfast::bind {
 
 namespace {
 
+// Of points, over all groups.
+double pairs(const Groups& groups) {
+  double sum = 0;
+  for (index b = 0; b < groups.count; ++b) {
+    sum += static_cast<double>(groups.size(b)) * static_cast<double>(groups.size(b));
+  }
+  return sum;
+}
+
 // Runs select(group, worker, threads, cancel, token) over ragged groups and lays the answers end to
 // end.
 template <class Select>
-py::tuple select_groups(const Groups& groups, int threads, Select&& select) {
+py::tuple select_groups(const Groups& groups, index d, int threads, Select&& select) {
+  threads = worthwhile_threads(threads, pairs(groups) * static_cast<double>(d));
   std::vector<GroupSelection> selections(static_cast<std::size_t>(groups.count));
   const int inner = groups.count == 1 ? threads : 1;
   without_gil([&](Cancel& cancel) {
@@ -66,7 +76,7 @@ py::tuple opt_select_groups(const py::array& embeddings, const py::array& reward
     const index d = embeddings.shape(1);
     std::vector<OptSelect<T>> workers(
         static_cast<std::size_t>(std::min<index>(threads, groups.count)), OptSelect<T>(options));
-    return select_groups(groups, threads,
+    return select_groups(groups, d, threads,
                          [&](index b, int worker, int inner, Cancel& c, Token& token) {
                            return workers[worker].select(rows_of(x, d, groups, b),
                                                          r + groups.begin(b), inner, c, token);
@@ -83,7 +93,7 @@ py::tuple coreset_groups(const py::array& embeddings, const py::array& rewards,
   const KMeansOptions options{n_init, max_iter, seed};
   return by_type(embeddings, [&](const auto* x) {
     const index d = embeddings.shape(1);
-    return select_groups(groups, threads, [&](index b, int, int, Cancel&, Token& token) {
+    return select_groups(groups, d, threads, [&](index b, int, int, Cancel&, Token& token) {
       return coreset(rows_of(x, d, groups, b), r + groups.begin(b), k, options, token);
     });
   });
@@ -94,7 +104,7 @@ py::tuple bottom_k_groups(const py::object& embeddings, const py::array& rewards
   const Groups groups = checked_groups(offsets, rewards.size());
   const double* r = checked<double>(rewards, "rewards", 1);
   const auto run = [&](const auto* x, index d) {
-    return select_groups(groups, threads, [&](index b, int, int, Cancel&, Token& token) {
+    return select_groups(groups, d + 1, threads, [&](index b, int, int, Cancel&, Token& token) {
       const auto rows =
           x == nullptr ? decltype(rows_of(x, d, groups, b)){} : rows_of(x, d, groups, b);
       return bottom_k(rows, r + groups.begin(b), groups.size(b), k, token);

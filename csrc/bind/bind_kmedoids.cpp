@@ -1,6 +1,7 @@
 #include "bind/args.hpp"
 #include "core/distances.hpp"
 #include "core/kmedoids.hpp"
+#include "core/small_search.hpp"
 
 namespace pyfast::bind {
 
@@ -13,30 +14,46 @@ struct Outputs {
   py::array_t<double> cost;
 };
 
-// One task per group; a single group gives its threads to its starts instead.
-template <class T, class Distances>
-void solve_groups(const Groups& groups, index k, const double* weights,
-                  const KMedoidsOptions& options, int threads, Cancel& cancel, Outputs& out,
-                  Distances&& distances_of) {
+// Calls solve(problem) for the points of one group. Small groups get exact distances; in large ones
+// they take the type of the points.
+template <class T, class Solve>
+void with_distances(MatrixView<T> x, const double* weights, index k, Token& token, Solve&& solve) {
+  const auto count = static_cast<std::size_t>(x.rows * x.rows);
+  if (x.rows <= kSmall) {
+    std::vector<double> distances(count);
+    exact_distances(x, distances.data(), token);
+    solve(KMedoidsProblem<double>{{distances.data(), x.rows, x.rows}, weights, k});
+  } else {
+    std::vector<T> distances(count);
+    euclidean_distances(x, distances.data(), token);
+    solve(KMedoidsProblem<T>{{distances.data(), x.rows, x.rows}, weights, k});
+  }
+}
+
+// One task per group; a single group gives its threads to its starts instead. Calls run(b, token,
+// solve) for each of them, which calls solve(problem) in turn.
+template <class Run>
+void solve_groups(const Groups& groups, index k, const KMedoidsOptions& options, int threads,
+                  Outputs& out, Run&& run) {
   index* medoids = out.medoids.mutable_data();
   index* labels = out.labels.mutable_data();
   index* swaps = out.swaps.mutable_data();
   index* passes = out.passes.mutable_data();
   double* cost = out.cost.mutable_data();
   const int inner = groups.count == 1 ? threads : 1;
-  parallel_for(groups.count, threads, cancel, [&](index b, int, Token& token) {
-    std::vector<T> storage;
-    const index n = groups.size(b);
-    const T* distances = distances_of(b, storage, token);
-    const KMedoidsProblem<T> problem{{distances, n, n}, weights + groups.begin(b), k};
-    KMedoidsOptions own = options;
-    if (own.given != nullptr) own.given += b * k;
-    const KMedoidsSolution solution = kmedoids(problem, own, inner, cancel, token);
-    std::copy(solution.medoids.begin(), solution.medoids.end(), medoids + b * k);
-    assign(problem, solution.medoids, labels + groups.begin(b));
-    cost[b] = solution.cost;
-    swaps[b] = solution.swaps;
-    passes[b] = solution.passes;
+  without_gil([&](Cancel& cancel) {
+    parallel_for(groups.count, threads, cancel, [&](index b, int, Token& token) {
+      run(b, token, [&](const auto& problem) {
+        KMedoidsOptions own = options;
+        if (own.given != nullptr) own.given += b * k;
+        const KMedoidsSolution solution = kmedoids(problem, own, inner, cancel, token);
+        std::copy(solution.medoids.begin(), solution.medoids.end(), medoids + b * k);
+        assign(problem, solution.medoids, labels + groups.begin(b));
+        cost[b] = solution.cost;
+        swaps[b] = solution.swaps;
+        passes[b] = solution.passes;
+      });
+    });
   });
 }
 
@@ -45,15 +62,9 @@ void from_points(const py::array& data, const Groups& groups, index k, const dou
                  const KMedoidsOptions& options, int threads, Outputs& out) {
   const T* x = checked<T>(data, "X", 2);
   const index d = data.shape(1);
-  without_gil([&](Cancel& cancel) {
-    solve_groups<T>(groups, k, weights, options, threads, cancel, out,
-                    [&](index b, std::vector<T>& storage, Token& token) {
-                      const index n = groups.size(b);
-                      storage.resize(static_cast<std::size_t>(n * n));
-                      euclidean_distances(MatrixView<T>{x + groups.begin(b) * d, n, d},
-                                          storage.data(), token);
-                      return storage.data();
-                    });
+  solve_groups(groups, k, options, threads, out, [&](index b, Token& token, auto&& solve) {
+    with_distances(MatrixView<T>{x + groups.begin(b) * d, groups.size(b), d},
+                   weights + groups.begin(b), k, token, solve);
   });
 }
 
@@ -66,9 +77,9 @@ void from_distances(const py::array& data, const Groups& groups, index k, const 
     starts.push_back(starts.back() + groups.size(b) * groups.size(b));
   }
   if (starts.back() != data.shape(0)) throw py::type_error("D: expected sum of n_b^2 distances");
-  without_gil([&](Cancel& cancel) {
-    solve_groups<T>(groups, k, weights, options, threads, cancel, out,
-                    [&](index b, std::vector<T>&, Token&) { return distances + starts[b]; });
+  solve_groups(groups, k, options, threads, out, [&](index b, Token&, auto&& solve) {
+    const index n = groups.size(b);
+    solve(KMedoidsProblem<T>{{distances + starts[b], n, n}, weights + groups.begin(b), k});
   });
 }
 

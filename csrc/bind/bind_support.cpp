@@ -4,16 +4,30 @@
 #include "bind/args.hpp"
 #include "core/philox.hpp"
 #include "core/subsets.hpp"
+#include "core/symmetry.hpp"
 #include "simd/simd.hpp"
 
 namespace pyfast::bind {
 
 namespace {
 
+bool valid(const float* data, index count, bool nonnegative) {
+  return simd::kernels().valid_f32(data, count, nonnegative);
+}
+bool valid(const double* data, index count, bool nonnegative) {
+  return simd::kernels().valid_f64(data, count, nonnegative);
+}
+
+// Block by block, and number by number only in the block that has a bad one.
 template <class T>
 index first_invalid_in(const T* data, index count, bool nonnegative) {
-  for (index i = 0; i < count; ++i) {
-    if (!std::isfinite(data[i]) || (nonnegative && data[i] < 0)) return i;
+  constexpr index kBlock = 4096;
+  for (index start = 0; start < count; start += kBlock) {
+    const index end = std::min(start + kBlock, count);
+    if (valid(data + start, end - start, nonnegative)) continue;
+    for (index i = start; i < end; ++i) {
+      if (!std::isfinite(data[i]) || (nonnegative && data[i] < 0)) return i;
+    }
   }
   return -1;
 }
@@ -32,38 +46,15 @@ index first_invalid(const py::array& array, bool nonnegative) {
   return found;
 }
 
-template <class T>
-bool close(T a, T b) {  // numpy.allclose: rtol 1e-5, atol 1e-8
-  const double x = static_cast<double>(a), y = static_cast<double>(b);
-  return std::abs(x - y) <= 1e-8 + 1e-5 * std::abs(y);
-}
-
-// Flat position of the first D[i, j] above the diagonal that is far from D[j, i], tile by tile so
-// that both sides stay in cache.
-template <class T>
-index first_asymmetric_in(const T* d, index n) {
-  constexpr index kTile = 64;
-  for (index i0 = 0; i0 < n; i0 += kTile) {
-    for (index j0 = i0; j0 < n; j0 += kTile) {
-      for (index i = i0; i < std::min(i0 + kTile, n); ++i) {
-        for (index j = std::max(j0, i + 1); j < std::min(j0 + kTile, n); ++j) {
-          if (!close(d[i * n + j], d[j * n + i])) return i * n + j;
-        }
-      }
-    }
-  }
-  return -1;
-}
-
 // Over the groups' square distance matrices laid end to end; -1 if all are symmetric.
-index first_asymmetric(const py::array& distances, const py::array& offsets) {
+index first_asymmetric_groups(const py::array& distances, const py::array& offsets) {
   const Groups groups{checked<index>(offsets, "offsets", 1), offsets.size() - 1};
   const auto search = [&](const auto* d) {
     index found = -1, start = 0;
     without_gil([&](Cancel&) {
       for (index b = 0; b < groups.count && found < 0; ++b) {
         const index n = groups.size(b);
-        const index local = first_asymmetric_in(d + start, n);
+        const index local = first_asymmetric(d + start, n);
         if (local >= 0) found = start + local;
         start += n * n;
       }
@@ -108,7 +99,7 @@ py::dict build_info() {
 void bind_support(py::module_& m) {
   m.def("first_invalid", &first_invalid, py::arg("array"), py::arg("nonnegative"),
         "Flat position of the first NaN, infinite or (if asked) negative value; -1 if none.");
-  m.def("first_asymmetric", &first_asymmetric, py::arg("distances"), py::arg("offsets"),
+  m.def("first_asymmetric", &first_asymmetric_groups, py::arg("distances"), py::arg("offsets"),
         "Flat position of the first distance far from its mirror image; -1 if none.");
   m.def("random_subsets", &random_subsets, py::arg("sizes"), py::arg("k"), py::arg("seed"),
         "k distinct numbers below sizes[b] for each b, in the order drawn: (B, k).");

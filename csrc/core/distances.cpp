@@ -1,28 +1,21 @@
 #include "core/distances.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <stdexcept>
 #include <string>
+
+#include "simd/simd.hpp"
 
 namespace pyfast {
 
 namespace {
 
-// ||a - b|| from float32 rows whose squares leave the comfortable range of float32: rare (very
-// large, very small or equal rows), so plain.
-double wide_distance(const float* a, const float* b, index d) {
-  double sum = 0;
-  for (index t = 0; t < d; ++t) {
-    const double difference = static_cast<double>(a[t]) - static_cast<double>(b[t]);
-    sum += difference * difference;
-  }
-  return std::sqrt(sum);
-}
-
+// The squares of very large, very small or equal float rows leave the comfortable range of float.
 double distance(const float* a, const float* b, index d) {
   const float squared = squared_distance(a, b, d);
   const bool comfortable = squared > 1e-28f && squared < 1e37f;
-  return comfortable ? std::sqrt(squared) : wide_distance(a, b, d);
+  return comfortable ? std::sqrt(squared) : exact_distance(a, b, d);
 }
 
 double distance(const double* a, const double* b, index d) {
@@ -31,25 +24,62 @@ double distance(const double* a, const double* b, index d) {
 
 }  // namespace
 
+float squared_distance(const float* a, const float* b, index d) {
+  float squared;
+  simd::kernels().squared_distance_f32(a, 1, 0, b, 1, 0, d, &squared, 1);
+  return squared;
+}
+double squared_distance(const double* a, const double* b, index d) {
+  double squared;
+  simd::kernels().squared_distance_f64(a, 1, 0, b, 1, 0, d, &squared, 1);
+  return squared;
+}
+
+double exact_distance(const float* a, const float* b, index d) {
+  double squared;
+  simd::kernels().squared_distance_wide(a, 1, 0, b, 1, 0, d, &squared, 1);
+  return std::sqrt(squared);
+}
+double exact_distance(const double* a, const double* b, index d) {
+  return std::sqrt(squared_distance(a, b, d));
+}
+
+void throw_overflow(index i, index j) {
+  throw std::range_error("the distance between points " + std::to_string(std::min(i, j)) + " and " +
+                         std::to_string(std::max(i, j)) + " overflows; scale the points down");
+}
+
 template <class T>
-T squared_distance(const T* a, const T* b, index d) {
-  constexpr int kLanes = 16;
-  T sums[kLanes] = {};
-  index t = 0;
-  for (; t + kLanes <= d; t += kLanes) {
-    for (int lane = 0; lane < kLanes; ++lane) {
-      const T difference = a[t + lane] - b[t + lane];
-      sums[lane] += difference * difference;
+void exact_squares(MatrixView<T> x, double* out, Token& token) {
+  constexpr index kPanel = 6;  // columns at a time, from the diagonal down
+  const index n = x.rows, d = x.cols;
+  const simd::Kernels& kernels = simd::kernels();
+  for (index j = 0; j < n; j += kPanel) {
+    const index cols = std::min(kPanel, n - j);
+    token.spend((n - j) * cols * d);
+    double* to = out + j * n + j;
+    if constexpr (sizeof(T) == sizeof(float)) {
+      kernels.squared_distance_wide(x.row(j), n - j, d, x.row(j), cols, d, d, to, n);
+    } else {
+      kernels.squared_distance_f64(x.row(j), n - j, d, x.row(j), cols, d, d, to, n);
     }
   }
-  for (int lane = 0; t < d; ++t, ++lane) {
-    const T difference = a[t] - b[t];
-    sums[lane] += difference * difference;
+  for (index i = 0; i < n; ++i) {
+    for (index j = 0; j < i; ++j) out[j * n + i] = out[i * n + j];
   }
-  for (int half = kLanes / 2; half > 0; half /= 2) {
-    for (int lane = 0; lane < half; ++lane) sums[lane] += sums[lane + half];
+}
+
+template <class T>
+void exact_distances(MatrixView<T> x, double* out, Token& token) {
+  const index n = x.rows;
+  exact_squares(x, out, token);
+  for (index i = 0; i < n; ++i) {
+    for (index j = 0; j < n; ++j) {
+      double& value = out[i * n + j];
+      value = std::sqrt(value);
+      if (!std::isfinite(value)) throw_overflow(j, i);
+    }
   }
-  return sums[0];
 }
 
 template <class T>
@@ -61,16 +91,17 @@ void euclidean_distances(MatrixView<T> x, T* out, Token& token) {
     for (index j = 0; j < i; ++j) {
       const T d = static_cast<T>(distance(x.row(i), x.row(j), x.cols));
       if (!std::isfinite(d)) {
-        throw std::range_error("the distance between points " + std::to_string(j) + " and " +
-                               std::to_string(i) + " overflows; scale the points down");
+        throw_overflow(i, j);
       }
       out[i * n + j] = out[j * n + i] = d;
     }
   }
 }
 
-template float squared_distance<float>(const float*, const float*, index);
-template double squared_distance<double>(const double*, const double*, index);
+template void exact_squares<float>(MatrixView<float>, double*, Token&);
+template void exact_squares<double>(MatrixView<double>, double*, Token&);
+template void exact_distances<float>(MatrixView<float>, double*, Token&);
+template void exact_distances<double>(MatrixView<double>, double*, Token&);
 template void euclidean_distances<float>(MatrixView<float>, float*, Token&);
 template void euclidean_distances<double>(MatrixView<double>, double*, Token&);
 

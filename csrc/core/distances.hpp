@@ -6,10 +6,26 @@
 
 namespace pyfast {
 
-// sum_t (a_t - b_t)^2 over d numbers, in the precision of T. The order of summation is fixed
-// (16 interleaved partial sums, then a tree), whatever the instruction set.
+// sum_t (a_t - b_t)^2 over d numbers, in the precision of the rows and in the order that simd.hpp
+// fixes.
+float squared_distance(const float* a, const float* b, index d);
+double squared_distance(const double* a, const double* b, index d);
+
+// ||a - b||_2 in double arithmetic, the same bits for float rows and double rows of equal numbers.
+double exact_distance(const float* a, const float* b, index d);
+double exact_distance(const double* a, const double* b, index d);
+
+// "the distance between points i and j overflows", as a std::range_error.
+[[noreturn]] void throw_overflow(index i, index j);
+
+// out[i * n + j] = exact_distance(x_i, x_j) for the n rows of x. Throws throw_overflow's error.
 template <class T>
-T squared_distance(const T* a, const T* b, index d);
+void exact_distances(MatrixView<T> x, double* out, Token& token);
+
+// out[i * n + j] = ||x_i - x_j||^2 in double arithmetic, the same bits for float rows and double
+// rows of equal numbers. Not checked for overflow.
+template <class T>
+void exact_squares(MatrixView<T> x, double* out, Token& token);
 
 // out[i * n + j] = ||x_i - x_j||_2 for the n rows of x; symmetric with a zero diagonal.
 // Throws std::range_error if a distance overflows T.

@@ -3,6 +3,9 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <stdexcept>
+
+#include "simd/simd.hpp"
 
 namespace pyfast {
 
@@ -38,6 +41,9 @@ double cosine(const T* a, const T* b, index d) {
   return aa > 0 && bb > 0 ? dot / (std::sqrt(aa) * std::sqrt(bb)) : 0.0;
 }
 
+bool valid(const float* x, index count) { return simd::kernels().valid_f32(x, count, false); }
+bool valid(const double* x, index count) { return simd::kernels().valid_f64(x, count, false); }
+
 }  // namespace
 
 index first_highest(const double* rewards, index n) {
@@ -51,6 +57,9 @@ GroupSelection coreset(MatrixView<T> embeddings, const double* rewards, index k,
   GroupSelection selection;
   selection.positive = first_highest(rewards, n);
   const std::vector<index> pool = pool_of(n, selection.positive);
+  if (!valid(embeddings.data, n * embeddings.cols)) {
+    throw std::range_error("an embedding is not finite");
+  }
   if (k >= n - 1) {
     selection.negatives = pool;
     return selection;

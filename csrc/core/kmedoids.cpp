@@ -324,6 +324,8 @@ KMedoidsSolution kmedoids(const KMedoidsProblem<T>& problem, const KMedoidsOptio
     return swap_search(problem, start_of(run, t), options.search, t);
   };
 
+  const auto pairs = static_cast<double>(problem.candidates() * problem.points());
+  threads = worthwhile_threads(threads, pairs * static_cast<double>(options.n_init));
   std::vector<KMedoidsSolution> runs(static_cast<std::size_t>(options.n_init));
   if (threads > 1) {
     parallel_for(options.n_init, threads, cancel,

@@ -19,17 +19,6 @@ constexpr index kFilterDimension = 32;   // below it, exact distances are as fas
 
 index padded(index count, index to) { return (count + to - 1) / to * to; }
 
-double exact_distance(const float* a, const float* b, index d) {
-  double squared;
-  simd::kernels().squared_distance_wide(a, 1, 0, b, 1, 0, d, &squared, 1);
-  return std::sqrt(squared);
-}
-double exact_distance(const double* a, const double* b, index d) {
-  double squared;
-  simd::kernels().squared_distance_f64(a, 1, 0, b, 1, 0, d, &squared, 1);
-  return std::sqrt(squared);
-}
-
 bool valid(const float* row, index d) { return simd::kernels().valid_f32(row, d, false); }
 bool valid(const double* row, index d) { return simd::kernels().valid_f64(row, d, false); }
 
@@ -38,11 +27,7 @@ bool valid(const double* row, index d) { return simd::kernels().valid_f64(row, d
 template <class T>
 double OptSelect<T>::distance(index i, index j) const {
   const double distance = exact_distance(rows_[i], rows_[j], d_);
-  if (!std::isfinite(distance)) {
-    throw std::range_error("the distance between points " + std::to_string(ids_[std::min(i, j)]) +
-                           " and " + std::to_string(ids_[std::max(i, j)]) +
-                           " overflows; scale the points down");
-  }
+  if (!std::isfinite(distance)) throw_overflow(ids_[i], ids_[j]);
   return distance;
 }
 

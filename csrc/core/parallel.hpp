@@ -98,6 +98,11 @@ void run_team(int threads, Worker&& worker) {
 
 }  // namespace detail
 
+// Waking a thread takes as long as tens of thousands of operations, longer on a busy machine.
+inline int worthwhile_threads(int threads, double operations) {
+  return static_cast<int>(std::min(static_cast<double>(threads), 1 + operations / 1e6));
+}
+
 template <class Body>
 void parallel_for(index count, int threads, Cancel& cancel, Body&& body) {
   if (count <= 0) return;

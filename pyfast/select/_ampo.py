@@ -162,17 +162,19 @@ def coreset(
     >>> picked.positive, picked.negatives.tolist()
     (4, [0, 2])
     """
-    points, scores, layout = _read(embeddings, rewards, offsets)
-    result = _native.coreset(
-        points,
-        scores,
-        layout.offsets,
+    points, scores, layout = _read(embeddings, rewards, offsets, check_points=False)
+    settings = (
         args.check_int(k, "k", 1),
         args.check_int(n_init, "n_init", 1),
         args.check_int(max_iter, "max_iter", 1),
         args.check_seed(seed),
         resolve_threads(n_threads),
     )
+    try:
+        result = _native.coreset(points, scores, layout.offsets, *settings)
+    except ValueError:
+        args.check_values(points, "embeddings", layout)  # as in opt_select
+        raise
     return _selection(layout, *result)
 
 

@@ -105,6 +105,10 @@ def kmedoids(
     >>> result.medoids.tolist(), result.labels.tolist(), result.cost
     ([0, 3], [0, 0, 1, 1], 3.0)
     """
+    if type(X) is np.ndarray and weights is None and offsets is None and n_threads is None:
+        plain = _native.kmedoids_plain(X, k, metric, search, init, n_init, seed)
+        if plain is not None:
+            return KMedoidsResult(*plain)
     args.check_name(metric, "metric", ("euclidean", "precomputed"))
     data = args.as_floats(X, "X")
     if metric == "precomputed":

@@ -128,6 +128,26 @@ def test_coreset_follows_the_reference() -> None:
         assert (got.positive, got.negatives.tolist()) == (positive, negatives)
 
 
+@pytest.mark.parametrize("kind", ["plain", "latent", "duplicates", "far from the origin"])
+def test_coreset_on_squared_distances_is_coreset_on_coordinates(kind: str) -> None:
+    """Small groups never touch a centre; the inertia must still be that of the means."""
+    for seed in range(12):
+        X, r = high_dimensional(seed, kind)
+        X = X.astype(np.float32).astype(np.float64)
+        got = select.coreset(X, r, k=4, seed=seed)
+        same = select.coreset(X.astype(np.float32), r, k=4, seed=seed)
+        assert (same.negatives == got.negatives).all()
+        assert same.cost == got.cost
+        if kind != "duplicates":  # where points tie between centres
+            assert (got.positive, got.negatives.tolist()) == ref.coreset(X, r, 4, seed)
+        pool = np.delete(X, got.positive, axis=0)
+        labels = np.array(ref.kmeans(pool, 4, seed))
+        inertia = sum(
+            ((pool[labels == c] - pool[labels == c].mean(axis=0)) ** 2).sum() for c in range(4)
+        )
+        assert got.cost == pytest.approx(inertia, rel=1e-9, abs=1e-9)
+
+
 def test_kmeans_inertia_is_no_worse_than_scikit_learn_on_average() -> None:
     from sklearn.cluster import KMeans
 

@@ -209,6 +209,43 @@ def test_same_answer_for_every_layout_type_and_thread_count(search: str) -> None
     assert (narrow.medoids == expected.medoids).all()
 
 
+@pytest.mark.parametrize("metric", ["euclidean", "precomputed"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_short_way_for_plain_calls_is_the_long_one(metric: str, dtype: type) -> None:
+    for seed in range(20):
+        X, _ = problem(seed, 3 + seed * 6, "plain")
+        data = (X if metric == "euclidean" else ref.euclidean_distances(X)).astype(dtype)
+        if metric == "precomputed":
+            data = np.triu(data) + np.triu(data).T
+        k = 1 + seed % 3
+        for init in ("random", "greedy", np.arange(k)):
+            for search in SEARCHES:
+                short = select.kmedoids(data, k, metric=metric, init=init, search=search, n_init=2)
+                long = select.kmedoids(
+                    data, k, metric=metric, init=init, search=search, n_init=2, n_threads=1
+                )
+                assert (short.medoids == long.medoids).all()
+                assert (short.labels == long.labels).all()
+                assert (short.cost, short.n_swaps, short.n_passes) == (
+                    long.cost,
+                    long.n_swaps,
+                    long.n_passes,
+                )
+                assert [type(v) for v in vars(short).values()] == [
+                    type(v) for v in vars(long).values()
+                ]
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+def test_more_points_than_fit_the_small_search(search: str) -> None:
+    for seed, n in enumerate((127, 128, 129, 150)):
+        X, w = problem(seed, n, "plain")
+        found = select.kmedoids(X, 4, weights=w, search=search, seed=seed)
+        D = ref.euclidean_distances(X)
+        assert_local_optimum(D, w, found.medoids)
+        assert found.cost == pytest.approx(ref.cost(D, w, list(found.medoids)), rel=1e-12)
+
+
 def test_ragged_groups_equal_single_calls() -> None:
     rng = np.random.default_rng(2)
     sizes = [3, 30, 4, 11]
