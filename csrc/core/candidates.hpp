@@ -1,14 +1,19 @@
 // The vectors v_i that a greedy log-det selection chooses from: rows of a matrix, or differences of
-// two of its rows that are never written down. Everything is float64, whatever the rows are; a sum
-// over d numbers is cut into equal parts of at most kLongestPart, so that it gives the same bits
-// for float and double rows, one row or many, and at every SIMD level.
+// two of its rows that are never written down. Values are float64, whatever the rows are, summed in
+// the order of simd.hpp: the same bits for float and double rows and at every SIMD level.
 #pragma once
 
 #include "core/views.hpp"
 
 namespace pyfast {
 
-constexpr index kLongestPart = 576;
+constexpr index kPart = 512;  // simd.hpp's chunk of a double sum
+
+// |rough dot - dot| <= rough_error(d) |v| |w| + d kRoughLeast, in exact arithmetic: w is rounded,
+// and on its way to the sum a product meets at most 64 additions in its part of a chunk, 4 in the
+// tree and one per chunk of 1024. 10 more are to spare.
+constexpr double rough_error(index d) { return (80 + static_cast<double>(d) / 1000) / (1 << 24); }
+constexpr double kRoughLeast = 0x1.0p-124;  // floats that are flushed to zero
 
 class Candidates {
  public:
@@ -21,6 +26,10 @@ class Candidates {
   // out[r * stride + c] = v_{rows[r]}^T w_c, where w_c is row c of `columns`, dims() numbers long.
   virtual void dots(const index* rows, index n_rows, const double* columns, index n_columns,
                     double* out, index stride) const = 0;
+
+  // Whether there is a cheaper product in float, and that product.
+  virtual bool has_rough() const { return false; }
+  virtual void rough_dots(const index*, index, const float*, index, float*, index) const {}
 };
 
 // v_i = x_i.
@@ -34,6 +43,9 @@ class RowCandidates final : public Candidates {
   void copy(index i, double* out) const override;
   void dots(const index* rows, index n_rows, const double* columns, index n_columns, double* out,
             index stride) const override;
+  bool has_rough() const override;
+  void rough_dots(const index* rows, index n_rows, const float* columns, index n_columns,
+                  float* out, index stride) const override;
 
  private:
   MatrixView<T> x_;

@@ -46,8 +46,12 @@ struct LogDetAnswer {
   double* factor = nullptr;   // (before.count + k)^2: of the old and new ones
 };
 
-// Solves one problem after another in the same memory: per candidate before.count + k + 2 numbers,
-// and k x dims for the chosen vectors, all float64.
+// Solves one problem after another in the same memory: per candidate before.count + k + 4 numbers,
+// twice as many with a sieve, and (k x dims) for the chosen vectors, all float64.
+//
+// Large problems of float rows are sieved: products in float give each r_i an interval that holds
+// it for certain, and only those that may be the largest are worked out in float64. The picks, and
+// every number that is returned, are the same bits as without.
 class LogDetGreedy {
  public:
   // Returns the log-determinant. k is at most the number of candidates. With threads > 1 the rows
@@ -57,16 +61,29 @@ class LogDetGreedy {
                Cancel& cancel, Token& token);
 
  private:
+  // r_i and u_i of every candidate as of the first known[i] chosen vectors.
+  struct Layer {
+    std::vector<index> known;
+    std::vector<double> residual;
+    std::vector<double> coefficients;  // u_i, capacity_ numbers apart
+    void start(index n, index capacity, const std::vector<double>& lengths);
+  };
+
   void start(Token& token);
+  void start_sieve();
   index next(Token& token);
   void choose(index i);
-  void find_likely();
-  void refresh_those_above(double best, Token& token);
-  index lowest_tied(double best, Token& token);
-  void advance(const index* rows, index count, index from, index to, std::vector<double>& products,
-               Token& token);
-  void absorb(index i, index to, double* products);
-  double best_known() const;
+  template <class Wanted>
+  void list(const Layer& layer, Wanted&& wanted);
+  void list_likely(const Layer& layer);
+  void bring_forward(Layer& layer, double best, Token& token);
+  index lowest_tied(Token& token);
+  void advance(Layer& layer, const index* rows, index count, index from, index to,
+               std::vector<double>& products, Token& token);
+  void absorb(Layer& layer, index i, index to, double* products);
+  double sieve_error(index i) const;
+  double at_least(const Layer& layer, index i) const;
+  double highest_floor(const Layer& layer) const;
   template <class Body>
   void in_parallel(index count, Token& token, Body&& body);
 
@@ -77,14 +94,18 @@ class LogDetGreedy {
   double ratio_ = 1;
   index chosen_ = 0;    // vectors so far, those of the state included
   index capacity_ = 0;  // all there will be
+  bool sieved_ = false;
 
-  std::vector<double> residual_;  // r_i as of known_[i] vectors; kTaken once chosen
-  std::vector<index> known_;
-  std::vector<double> coefficients_;  // u_i, capacity_ numbers apart
-  std::vector<double> factor_;        // L^T: row q holds entry q of every chosen u
-  std::vector<double> pivots_;        // diagonal of L
-  std::vector<double> columns_;       // the newly chosen vectors
-  std::vector<index> stale_;
+  std::vector<double> lengths_;  // ratio_ v_i^T v_i
+  std::vector<double> bound_;    // no r_i is above it; kTaken once chosen
+  Layer exact_;
+  Layer sieve_;                         // from float products; unused unless sieved_
+  std::vector<double> factor_;          // L^T: row q holds entry q of every chosen u
+  std::vector<double> pivots_;          // diagonal of L
+  std::vector<double> columns_;         // the newly chosen vectors
+  std::vector<float> rough_columns_;    // all chosen vectors, rounded, for the sieve
+  std::vector<double> chosen_lengths_;  // sums of the first s chosen vectors' lengths_
+  std::vector<index> listed_;
   std::vector<std::vector<double>> products_;  // one per worker
 };
 

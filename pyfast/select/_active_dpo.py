@@ -99,7 +99,7 @@ def active_dpo(
 
     Notes
     -----
-    phi is never written down, but for the k chosen ones. Memory: P (m + k + 4) + k d +
+    phi is never written down, but for the k chosen ones. Memory: P (m + k + 6) + k d +
     (m + k)^2 + M float64, with m pairs in `state`; the result holds (m + k) d more.
 
     Examples
