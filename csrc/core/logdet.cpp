@@ -17,7 +17,7 @@ constexpr index kLikely = 4;   // rows brought up to date before a floor is know
 
 // A sieve is worth its second pass from this many numbers on, and safe between these lengths: no
 // float product overflows, and what is flushed to zero is nothing beside the longest.
-constexpr index kSieveFrom = 1 << 16;
+constexpr index kSieveFrom = 1 << 18;
 constexpr double kSieveShortest = 1e-20, kSieveLongest = 1e30;
 // More than float64's own rounding in any r_i, relative to lengths_[i].
 constexpr double kRounding = 1e-12;

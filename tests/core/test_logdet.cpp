@@ -84,8 +84,8 @@ TEST(logdet_ties_go_to_the_lowest_index_and_picks_are_distinct) {
 // The float rows are many enough to be sieved, the double rows never are.
 TEST(logdet_gives_the_same_bits_for_float_rows_and_any_threads) {
   std::vector<float> narrow;
-  for (const double x : uniform(400 * 230, 5, -1, 1)) narrow.push_back(float(x));
-  for (index i = 0; i < 230; ++i) narrow[std::size_t(37 * 230 + i)] = narrow[std::size_t(i)];
+  for (const double x : uniform(400 * 700, 5, -1, 1)) narrow.push_back(float(x));
+  for (index i = 0; i < 700; ++i) narrow[std::size_t(37 * 700 + i)] = narrow[std::size_t(i)];
   const std::vector<double> wide(narrow.begin(), narrow.end());
   const Found expected = solve_rows(wide, 400, 40);
   for (const int threads : {1, 2, 5}) {

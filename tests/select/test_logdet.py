@@ -173,7 +173,7 @@ def test_state_counts_old_vectors_against_new_candidates() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_same_bits_for_every_layout_type_and_thread_count(kind: str) -> None:
-    V = vectors(6, 300, 700, kind).astype(np.float32)
+    V = vectors(6, 400, 700, kind).astype(np.float32)
     expected = select.logdet(V, 30, n_threads=1)
     every_other = np.repeat(V, 2, axis=0)[::2]
     for data in (V, V.astype(np.float64), np.asfortranarray(V), every_other, V.astype(">f4")):
@@ -188,7 +188,7 @@ def test_same_bits_for_every_layout_type_and_thread_count(kind: str) -> None:
 @pytest.mark.parametrize("kind", [*KINDS, "close", "one long"])
 def test_the_sieve_changes_nothing(kind: str, size: float) -> None:
     """Float32 rows are sieved in float32 where that is safe, float64 rows are not."""
-    V = vectors(8, 150, 900, kind)
+    V = vectors(8, 300, 900, kind)
     if kind == "close":  # so nearly equal that float32 products cannot tell them apart
         V = V[0] + 1e-6 * V
     elif kind == "one long":
