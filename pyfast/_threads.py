@@ -2,6 +2,9 @@
 
 import os
 
+# More is a slip; asking the system for a million threads would end the process.
+MOST_THREADS = 1024
+
 _limit: int | None = None
 _forked = False
 
@@ -19,7 +22,7 @@ if hasattr(os, "register_at_fork"):
 def _available() -> int:
     named = os.environ.get("OMP_NUM_THREADS", "")
     if named.isdecimal() and int(named) > 0:
-        return int(named)
+        return min(int(named), MOST_THREADS)
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -42,7 +45,7 @@ def set_num_threads(n_threads: int | None) -> None:
     Parameters
     ----------
     n_threads : int or None
-        At least 1; None goes back to the default of :func:`get_num_threads`.
+        1 to 1024; None goes back to the default of :func:`get_num_threads`.
 
     Raises
     ------
@@ -59,6 +62,6 @@ def resolve_threads(n_threads: int | None) -> int:
         return get_num_threads()
     if isinstance(n_threads, bool) or not isinstance(n_threads, int):
         raise TypeError(f"n_threads: expected an int or None, got {type(n_threads).__name__}")
-    if n_threads < 1:
-        raise ValueError(f"n_threads: expected at least 1, got {n_threads}")
+    if not 1 <= n_threads <= MOST_THREADS:
+        raise ValueError(f"n_threads: expected 1 to {MOST_THREADS}, got {n_threads}")
     return 1 if _forked else n_threads

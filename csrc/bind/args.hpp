@@ -6,6 +6,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <cmath>
 #include <string>
 #include <utility>
 #include <vector>
@@ -33,16 +34,38 @@ const T* checked(const py::array& array, const char* name, py::ssize_t rank) {
 
 inline bool is_float32(const py::array& array) { return py::isinstance<py::array_t<float>>(array); }
 
-// offsets of shape (groups + 1,), already known to ascend from 0; `total` points in all.
-inline Groups checked_groups(const py::array& offsets, index total) {
+// Offsets of shape (groups + 1,) that ascend from 0, to `total` if that is known.
+inline Groups checked_groups(const py::array& offsets, index total = -1) {
   const index* data = checked<index>(offsets, "offsets", 1);
-  if (offsets.shape(0) < 2 || data[0] != 0 || data[offsets.shape(0) - 1] != total) {
-    throw py::type_error("offsets: expected (groups + 1,) from 0 to " + std::to_string(total));
+  const index count = offsets.shape(0) - 1;
+  if (count < 1 || data[0] != 0 || (total >= 0 && data[count] != total)) {
+    throw py::type_error("offsets: expected (groups + 1,) from 0 to " +
+                         (total >= 0 ? std::to_string(total) : std::string("the last")));
   }
-  for (index b = 1; b < offsets.shape(0); ++b) {
+  for (index b = 1; b <= count; ++b) {
     if (data[b] <= data[b - 1]) throw py::type_error("offsets: expected no empty group");
   }
-  return {data, offsets.shape(0) - 1};
+  return {data, count};
+}
+
+// Python has checked the meaning; these keep what would read or write out of bounds, or break a
+// sort's order, from doing so whoever calls.
+inline void check_range(index value, const char* name, index low, index high) {
+  if (value < low || value > high) {
+    throw py::type_error(std::string(name) + ": expected " + std::to_string(low) + " to " +
+                         std::to_string(high));
+  }
+}
+
+constexpr index kMostThreads = 1024;
+constexpr index kMostStarts = index{1} << 31;  // of a counter-based stream
+
+inline void check_finite(const double* data, index count, const char* name) {
+  for (index i = 0; i < count; ++i) {
+    if (!std::isfinite(data[i])) {
+      throw py::type_error(std::string(name) + ": expected finite numbers");
+    }
+  }
 }
 
 inline py::array_t<index> new_indices(index count) { return py::array_t<index>(count); }

@@ -1,3 +1,5 @@
+#include <limits>
+
 #include "bind/args.hpp"
 #include "core/group.hpp"
 #include "core/opt_select.hpp"
@@ -52,6 +54,15 @@ MatrixView<T> rows_of(const T* data, index d, const Groups& groups, index b) {
   return {data + groups.begin(b) * d, groups.size(b), d};
 }
 
+// Rewards that can be sorted, and counts that can size a loop.
+const double* checked_rewards(const py::array& rewards, index k, int threads) {
+  const double* r = checked<double>(rewards, "rewards", 1);
+  check_finite(r, rewards.size(), "rewards");
+  check_range(k, "k", 1, std::numeric_limits<index>::max());
+  check_range(threads, "threads", 1, kMostThreads);
+  return r;
+}
+
 void check_rows(const py::array& embeddings, const py::array& rewards) {
   if (embeddings.ndim() == 2 && embeddings.shape(0) != rewards.size()) {
     throw py::type_error("embeddings: expected one row per reward");
@@ -64,7 +75,8 @@ py::tuple opt_select_groups(const py::array& embeddings, const py::array& reward
                             std::uint64_t seed, int threads) {
   check_rows(embeddings, rewards);
   const Groups groups = checked_groups(offsets, rewards.size());
-  const double* r = checked<double>(rewards, "rewards", 1);
+  const double* r = checked_rewards(rewards, k, threads);
+  check_range(n_init, "n_init", 1, kMostStarts);
   OptSelectOptions options{k, cover_top, {}};
   options.search.search = search == "best" ? Search::best : Search::eager;
   options.search.init =
@@ -89,7 +101,9 @@ py::tuple coreset_groups(const py::array& embeddings, const py::array& rewards,
                          std::uint64_t seed, int threads) {
   check_rows(embeddings, rewards);
   const Groups groups = checked_groups(offsets, rewards.size());
-  const double* r = checked<double>(rewards, "rewards", 1);
+  const double* r = checked_rewards(rewards, k, threads);
+  check_range(n_init, "n_init", 1, kMostStarts);
+  check_range(max_iter, "max_iter", 1, std::numeric_limits<index>::max());
   const KMeansOptions options{n_init, max_iter, seed};
   return by_type(embeddings, [&](const auto* x) {
     const index d = embeddings.shape(1);
@@ -102,7 +116,7 @@ py::tuple coreset_groups(const py::array& embeddings, const py::array& rewards,
 py::tuple bottom_k_groups(const py::object& embeddings, const py::array& rewards,
                           const py::array& offsets, index k, int threads) {
   const Groups groups = checked_groups(offsets, rewards.size());
-  const double* r = checked<double>(rewards, "rewards", 1);
+  const double* r = checked_rewards(rewards, k, threads);
   const auto run = [&](const auto* x, index d) {
     return select_groups(groups, d + 1, threads, [&](index b, int, int, Cancel&, Token& token) {
       const auto rows =

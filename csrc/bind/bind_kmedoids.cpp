@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "bind/args.hpp"
 #include "core/distances.hpp"
 #include "core/kmedoids.hpp"
@@ -83,6 +85,21 @@ void from_distances(const py::array& data, const Groups& groups, index k, const 
   });
 }
 
+// k distinct positions for each group.
+const index* checked_starts(const py::array& given, const Groups& groups, index k) {
+  const index* starts = checked<index>(given, "init", 1);
+  if (given.size() != groups.count * k) throw py::type_error("init: expected groups * k indices");
+  for (index b = 0; b < groups.count; ++b) {
+    std::vector<index> sorted(starts + b * k, starts + (b + 1) * k);
+    std::sort(sorted.begin(), sorted.end());
+    if (sorted.front() < 0 || sorted.back() >= groups.size(b) ||
+        std::adjacent_find(sorted.begin(), sorted.end()) != sorted.end()) {
+      throw py::type_error("init: expected distinct positions in their groups");
+    }
+  }
+  return starts;
+}
+
 py::tuple kmedoids_groups(const py::array& data, const py::array& offsets, const py::array& weights,
                           index k, bool precomputed, const std::string& search,
                           const std::string& init, const py::array& given, index n_init,
@@ -92,19 +109,19 @@ py::tuple kmedoids_groups(const py::array& data, const py::array& offsets, const
   if (!precomputed && data.ndim() == 2 && data.shape(0) != total) {
     throw py::type_error("X: expected one row per weight");
   }
+  check_range(n_init, "n_init", 1, kMostStarts);
+  check_range(threads, "threads", 1, kMostThreads);
+  for (index b = 0; b < groups.count; ++b) check_range(k, "k", 1, groups.size(b));
   KMedoidsOptions options;
   options.search = search == "best" ? Search::best : Search::eager;
   options.init = init == "given" ? Init::given : init == "greedy" ? Init::greedy : Init::random;
   if (options.init == Init::given) {
-    options.given = checked<index>(given, "init", 1);
-    if (given.size() != groups.count * k) throw py::type_error("init: expected groups * k indices");
+    options.given = checked_starts(given, groups, k);
   }
   options.n_init = n_init;
   options.seed = seed;
   const double* w = checked<double>(weights, "weights", 1);
-  for (index b = 0; b < groups.count; ++b) {
-    if (k < 1 || k > groups.size(b)) throw py::type_error("k: expected 1 <= k <= group size");
-  }
+  check_finite(w, total, "weights");
 
   Outputs out{new_indices(groups.count * k), new_indices(total), new_indices(groups.count),
               new_indices(groups.count), py::array_t<double>(groups.count)};

@@ -23,8 +23,9 @@ LogDetState checked_state(const py::array& vectors, const py::array& factor, dou
   return state;
 }
 
-void check_k(index k, index n) {
-  if (k < 1 || k > n) throw py::type_error("k: expected 1 <= k <= number of candidates");
+void check_counts(index k, index candidates, int threads) {
+  check_range(k, "k", 1, candidates);
+  check_range(threads, "threads", 1, kMostThreads);
 }
 
 py::array_t<double> matrix(index rows, index columns) {
@@ -34,7 +35,7 @@ py::array_t<double> matrix(index rows, index columns) {
 // One group: with the state that carries on.
 py::tuple carry_on(const Candidates& candidates, index k, double gamma, double scale,
                    const LogDetState& before, int threads) {
-  check_k(k, candidates.count());
+  check_counts(k, candidates.count(), threads);
   const index total = before.count + k;
   py::array_t<index> picks = new_indices(k);
   py::array_t<double> gains(k), vectors = matrix(k, candidates.dims()),
@@ -115,7 +116,7 @@ py::tuple logdet_groups(const py::array& data, const py::array& offsets, index k
   const auto run = [&](const auto* x) {
     const index d = data.shape(1);
     const Groups groups = checked_groups(offsets, data.shape(0));
-    for (index b = 0; b < groups.count; ++b) check_k(k, groups.size(b));
+    for (index b = 0; b < groups.count; ++b) check_counts(k, groups.size(b), threads);
     return solve_groups<LogDetGreedy>(groups, k, threads,
                                       [&](LogDetGreedy& greedy, index b, const LogDetAnswer& answer,
                                           int inner, Cancel& cancel, Token& token) {
@@ -139,7 +140,7 @@ py::tuple mass_dpo_groups(const py::array& features, const py::array& policy_log
     throw py::type_error("ref_logps, preferred: expected one per response and one per group");
   }
   for (index b = 0; b < groups.count; ++b) {
-    check_k(k, groups.size(b) - 1);
+    check_counts(k, groups.size(b) - 1, threads);
     if (best[b] < 0 || best[b] >= groups.size(b)) {
       throw py::type_error("preferred: expected a position in the group");
     }
@@ -164,6 +165,7 @@ py::tuple mass_dpo_groups(const py::array& features, const py::array& policy_log
 }
 
 py::array_t<double> squared_norms(const py::array& data, int threads) {
+  check_range(threads, "threads", 1, kMostThreads);
   py::array_t<double> out(data.ndim() > 0 ? data.shape(0) : 0);
   double* to = out.mutable_data();
   const auto run = [&](const auto* x) {

@@ -48,7 +48,14 @@ index first_invalid(const py::array& array, bool nonnegative) {
 
 // Over the groups' square distance matrices laid end to end; -1 if all are symmetric.
 index first_asymmetric_groups(const py::array& distances, const py::array& offsets) {
-  const Groups groups{checked<index>(offsets, "offsets", 1), offsets.size() - 1};
+  const Groups groups = checked_groups(offsets);
+  double total = 0;  // sizes come unchecked: as a double it cannot wrap around
+  for (index b = 0; b < groups.count; ++b) {
+    total += static_cast<double>(groups.size(b)) * static_cast<double>(groups.size(b));
+  }
+  if (total != static_cast<double>(distances.size())) {
+    throw py::type_error("distances: expected sum of n_b^2 of them");
+  }
   const auto search = [&](const auto* d) {
     index found = -1, start = 0;
     without_gil([&](Cancel&) {
@@ -67,10 +74,13 @@ index first_asymmetric_groups(const py::array& distances, const py::array& offse
 
 py::array_t<index> random_subsets(const py::array& sizes, index k, std::uint64_t seed) {
   const index* n = checked<index>(sizes, "sizes", 1);
+  for (index b = 0; b < sizes.size(); ++b) {
+    check_range(n[b], "sizes", 1, index{1} << 32);
+    check_range(k, "k", 1, n[b]);
+  }
   py::array_t<index> out(std::vector<py::ssize_t>{sizes.size(), k});
   index* to = out.mutable_data();
   for (index b = 0; b < sizes.size(); ++b) {
-    if (k < 1 || k > n[b]) throw py::type_error("k: expected 1 <= k <= n");
     const std::vector<index> subset = random_subset(n[b], k, seed, static_cast<std::uint32_t>(b));
     to = std::copy(subset.begin(), subset.end(), to);
   }

@@ -260,7 +260,7 @@ CASES = {
     "no threads": (
         lambda: select.kmedoids(X, 2, n_threads=0),
         ValueError,
-        "n_threads: expected at least 1, got 0",
+        "n_threads: expected 1 to 1024, got 0",
     ),
     "threads as text": (
         lambda: select.kmedoids(X, 2, n_threads="2"),
@@ -332,8 +332,8 @@ def test_the_extension_itself_refuses_wrong_arrays() -> None:
         ({"offsets": offsets.astype(np.int32)}, "offsets: expected a C-contiguous"),
         ({"offsets": np.array([0, 5])}, "offsets: expected (groups + 1,) from 0 to 6"),
         ({"offsets": np.array([0, 7, 6])}, "offsets: expected no empty group"),
-        ({"k": 0}, "k: expected 1 <= k <= group size"),
-        ({"k": 7}, "k: expected 1 <= k <= group size"),
+        ({"k": 0}, "k: expected 1 to 6"),
+        ({"k": 7}, "k: expected 1 to 6"),
         ({"init": "given"}, "init: expected groups * k indices"),
     ]:
         with pytest.raises(TypeError) as raised:
@@ -341,7 +341,7 @@ def test_the_extension_itself_refuses_wrong_arrays() -> None:
         assert words in str(raised.value)
     with pytest.raises(TypeError, match="embeddings: expected one row per reward"):
         opt_select(X[:5], R, offsets, 2, False, "eager", "random", 1, 0, 1)
-    with pytest.raises(TypeError, match="k: expected 1 <= k <= n"):
+    with pytest.raises(TypeError, match="k: expected 1 to 3"):
         random_subsets(np.array([3]), 4, 0)
     with pytest.raises(TypeError, match="array: expected a C-contiguous"):
         first_invalid(X.T, False)

@@ -298,14 +298,14 @@ def test_the_extension_itself_refuses_wrong_arrays() -> None:
     pairs, ones = np.array([[0, 1]]), np.ones(6)
     for call, words in [
         (lambda: logdet_one(V.T, 1, 1, 1, none, square, 0, 1), "V: expected a C-contiguous"),
-        (lambda: logdet_one(V, 7, 1, 1, none, square, 0, 1), "k: expected 1 <= k <= number"),
+        (lambda: logdet_one(V, 7, 1, 1, none, square, 0, 1), "k: expected 1 to "),
         (lambda: logdet_one(V, 1, 1, 1, V, square, 0, 1), "factor: expected one row"),
         (
             lambda: logdet_one(V, 1, 1, 1, np.ones((1, 3)), np.eye(1), 0, 1),
             "vectors: expected 2 columns",
         ),
         (lambda: logdet_groups(V, np.array([0, 5]), 1, 1, 1, 1), "offsets: expected"),
-        (lambda: logdet_groups(V, np.array([0, 5, 6]), 2, 1, 1, 1), "k: expected 1 <= k"),
+        (lambda: logdet_groups(V, np.array([0, 5, 6]), 2, 1, 1, 1), "k: expected 1 to "),
         (
             lambda: logdet_pairs(V, np.array([[0, 6]]), ones, ones[:1], 1, 1, none, square, 0, 1),
             "pairs: expected rows of sketches",

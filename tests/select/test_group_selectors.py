@@ -252,6 +252,23 @@ def test_random_is_the_documented_draw() -> None:
         assert batch[b].tolist() == sorted(ref.random_subset(n, 6, 5, stream=b))
 
 
+def test_random_of_very_many_takes_no_list_of_them() -> None:
+    n = 2**32 - 1
+    assert select.random(n, 5, seed=3).indices.tolist() == _sparse_subset(n, 5, 3)
+    for n in (65_536, 65_537, 70_000):
+        expected = sorted(ref.random_subset(n, 9, 1))
+        assert select.random(n, 9, seed=1).indices.tolist() == expected == _sparse_subset(n, 9, 1)
+
+
+def _sparse_subset(n: int, k: int, seed: int) -> list[int]:
+    random, moved, drawn = ref.Random(seed, ref.SUBSET, 0), {}, []
+    for i in range(k):
+        j = i + random.below(n - i)
+        drawn.append(moved.get(j, j))
+        moved[j] = moved.get(i, i)
+    return sorted(drawn)
+
+
 def test_random_is_uniform() -> None:
     picks = select.random(np.full(20_000, 10), 3, seed=1).indices
     counts = np.bincount(picks.ravel(), minlength=10)

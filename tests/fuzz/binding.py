@@ -1,0 +1,171 @@
+"""Fuzz the extension: calls that are nearly right, with a few arguments spoilt.
+
+Each input is a valid call of one function with up to three arguments replaced by nonsense (wrong
+dtypes, ranks, layouts, lengths, NaN, huge integers, wrong objects). A clear exception is fine, a
+result is fine; a crash, another exception or a hang is not. Run it under sanitizers:
+
+    python tests/fuzz/binding.py --inputs 1000000
+"""
+
+import argparse
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from pyfast import _core
+
+ALLOWED = (TypeError, ValueError, OverflowError, MemoryError)
+Make = Callable[[np.random.Generator], dict[str, Any]]
+
+
+def ragged(rng: np.random.Generator) -> np.ndarray:
+    sizes = rng.integers(1, 7, rng.integers(1, 4))
+    return np.concatenate([[0], np.cumsum(sizes)])
+
+
+def points(rng: np.random.Generator, rows: int) -> np.ndarray:
+    x = rng.normal(size=(rows, rng.integers(1, 20))) * 10.0 ** rng.integers(-40, 30)
+    if rng.random() < 0.2:
+        x[rng.random(rows) < 0.5] = x[0]
+    with np.errstate(over="ignore"):
+        return x.astype(rng.choice([np.float32, np.float64]))
+
+
+def kmedoids(rng: np.random.Generator) -> dict[str, Any]:
+    offsets = ragged(rng)
+    precomputed = bool(rng.random() < 0.5)
+    k = int(rng.integers(1, np.diff(offsets).min() + 1))
+    blocks = [rng.random((n, n)) for n in np.diff(offsets)]
+    data = np.concatenate([(b + b.T).ravel() for b in blocks])
+    given = [rng.permutation(n)[:k] for n in np.diff(offsets)]
+    return {
+        "data": data if precomputed else points(rng, offsets[-1]),
+        "offsets": offsets,
+        "weights": rng.exponential(size=offsets[-1]),
+        "k": k,
+        "precomputed": precomputed,
+        "search": str(rng.choice(["best", "eager"])),
+        "init": str(rng.choice(["random", "greedy", "given"])),
+        "given": np.concatenate(given),
+        "n_init": int(rng.integers(1, 4)),
+        "seed": int(rng.integers(0, 2**63)),
+        "threads": int(rng.integers(1, 3)),
+    }
+
+
+def opt_select(rng: np.random.Generator) -> dict[str, Any]:
+    offsets = ragged(rng)
+    return {
+        "embeddings": points(rng, offsets[-1]),
+        "rewards": rng.integers(0, 4, offsets[-1]).astype(float),
+        "offsets": offsets,
+        "k": int(rng.integers(1, 9)),
+        "cover_top": bool(rng.random() < 0.5),
+        "search": str(rng.choice(["best", "eager"])),
+        "init": str(rng.choice(["random", "greedy"])),
+        "n_init": int(rng.integers(1, 4)),
+        "seed": int(rng.integers(0, 2**63)),
+        "threads": int(rng.integers(1, 3)),
+    }
+
+
+def coreset(rng: np.random.Generator) -> dict[str, Any]:
+    call = opt_select(rng)
+    for name in ("cover_top", "search", "init"):
+        del call[name]
+    return call | {"max_iter": int(rng.integers(1, 9))}
+
+
+def bottom_k(rng: np.random.Generator) -> dict[str, Any]:
+    call = {n: v for n, v in coreset(rng).items() if n not in ("n_init", "max_iter", "seed")}
+    return call if rng.random() < 0.7 else call | {"embeddings": None}
+
+
+CALLS: dict[str, Make] = {
+    "kmedoids": kmedoids,
+    "opt_select": opt_select,
+    "coreset": coreset,
+    "bottom_k": bottom_k,
+    "first_invalid": lambda rng: {"array": points(rng, 3), "nonnegative": True},
+    "first_asymmetric": lambda rng: {"distances": rng.random(25), "offsets": np.array([0, 3, 7])},
+    "random_subsets": lambda rng: {
+        "sizes": rng.integers(2, 30, 3),
+        "k": int(rng.integers(1, 3)),
+        "seed": 3,
+    },
+    "philox": lambda rng: {"counter": [1, 2, 3, 4], "key": [5, 6]},
+    "build_info": lambda rng: {},
+}
+
+NONSENSE: list[Any] = [None, "", "bést\0", -1, 0, 2**31, 2**63, 2**64, -(2**63), 1.5, np.nan]
+NONSENSE += [True, [], [[]], {}, object(), b"x", np.array(3), np.array(["a"]), np.array([None])]
+# A legal amount of work is no crash: these may only take small values.
+BOUNDED = ("n_init", "max_iter")
+
+
+def spoil(value: Any, rng: np.random.Generator) -> Any:
+    """Return something that is not quite `value`."""
+    if not isinstance(value, np.ndarray) or value.dtype == object or rng.random() < 0.2:
+        return NONSENSE[rng.integers(len(NONSENSE))]
+    how = rng.integers(8)
+    if how == 0:
+        with np.errstate(all="ignore"):
+            return value.astype(rng.choice(["f2", "f4", "f8", "i4", "i8", "u8", "c16", "?", ">f8"]))
+    if how == 1:
+        return value[..., :-1] if value.ndim else value
+    if how == 2:
+        return np.asfortranarray(np.stack([value, value], axis=-1)[..., 0])
+    if how == 3:
+        return value.reshape((-1, 1, *value.shape[1:])) if value.size else value
+    if how == 4:
+        return value[:0]
+    if how == 5:
+        return np.concatenate([value, value])
+    changed = np.array(value)
+    if changed.size and changed.dtype.kind in "fi":
+        bad = [np.nan, np.inf, -np.inf, -1.0, 1e300, 5e-324] if changed.dtype.kind == "f" else []
+        bad = bad or [-1, 0, 2**62, -(2**62), 10**6]
+        with np.errstate(over="ignore"):
+            changed.flat[rng.integers(changed.size)] = bad[rng.integers(len(bad))]
+    return changed
+
+
+def attempt(rng: np.random.Generator, tally: Counter[str]) -> None:
+    names = list(CALLS)
+    name = names[rng.integers(len(names))]
+    call = CALLS[name](rng)
+    for key in rng.permutation(list(call))[: rng.integers(0, 4)]:
+        changed = spoil(call[key], rng)
+        if not (key in BOUNDED and isinstance(changed, int) and changed > 9):
+            call[key] = changed
+    try:
+        getattr(_core, name)(**call)
+        tally[f"{name}: result"] += 1
+    except ALLOWED as error:
+        tally[f"{name}: {type(error).__name__}"] += 1
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--inputs", type=int, default=20_000, metavar="N")
+    parser.add_argument("--seed", type=int, default=0, metavar="N")
+    options = parser.parse_args()
+    rng = np.random.default_rng(options.seed)
+    tally: Counter[str] = Counter()
+    missing = {n for n in dir(_core) if not n.startswith("_")} - set(CALLS)
+    assert not missing, f"no fuzz target for {missing}"
+    started = time.monotonic()
+    for _ in range(options.inputs):
+        attempt(rng, tally)
+    for line, count in sorted(tally.items()):
+        print(f"{count:>9}  {line}")
+    print(f"{options.inputs} inputs without a crash in {time.monotonic() - started:.0f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
