@@ -29,16 +29,50 @@ class State {
         medoids_(std::move(medoids)),
         is_medoid_(static_cast<std::size_t>(problem.candidates()), 0),
         nearest_(static_cast<std::size_t>(problem.points())),
-        costs_(medoids_.size()) {
+        costs_(medoids_.size()),
+        seconds_(static_cast<std::size_t>(problem.points())),
+        removal_(medoids_.size()) {
     for (const index j : medoids_) is_medoid_[j] = 1;
     for (index i = 0; i < problem_.points(); ++i) find_nearest(i);
     sum_cost();
+  }
+
+  // What one thread needs to look at a candidate.
+  struct Scan {
+    std::vector<std::int32_t> places;
+    std::vector<double> losses;
+  };
+  Scan new_scan() const {
+    return {std::vector<std::int32_t>(nearest_.size()), std::vector<double>(medoids_.size())};
   }
 
   const std::vector<index>& medoids() const { return medoids_; }
   bool is_medoid(index j) const { return is_medoid_[j] != 0; }
   double cost() const { return cost_; }
   bool improves(double cost) const { return cost_ - cost > kImprovement * cost_; }
+
+  // Whether candidate `in` could improve the cost: false is certain, true is not. With the loss
+  // R_s of taking medoid s away, the change is R_s - C_s - G for sums C_s and G over the few points
+  // that are nearer to `in` than to their second medoid. These are differences of large numbers,
+  // so the answer leaves room for every rounding in them; costs_with() then decides.
+  bool may_improve(index in, Scan& scan) const {
+    const index found = points_below(problem_.distances.row(in), scan.places.data());
+    std::fill(scan.losses.begin(), scan.losses.end(), 0.0);
+    double gain = 0;
+    for (index f = 0; f < found; ++f) {
+      const index i = scan.places[f];
+      const Nearest& near = nearest_[i];
+      const double d = static_cast<double>(problem_.distances.row(in)[i]);
+      const double w = problem_.weights[i];
+      if (d < near.first) gain += w * (near.first - d);
+      scan.losses[near.slot] += w * (near.second - std::max(d, near.first));
+    }
+    double least = kInfinity;
+    for (std::size_t s = 0; s < scan.losses.size(); ++s) {
+      least = std::min(least, removal_[s] - scan.losses[s]);
+    }
+    return least - gain < rounding_;
+  }
 
   // costs_with(in)[s] = the cost after medoid s gives way to candidate `in`: what is left if `in`
   // joins everyone (`joined`), plus what the points of s then lose with s. FasterPAM's Algorithm 3
@@ -87,6 +121,13 @@ class State {
     std::int32_t second_slot = -1;
   };
 
+  index points_below(const float* row, std::int32_t* places) const {
+    return kernels_.below_f32(row, seconds_.data(), problem_.points(), places);
+  }
+  index points_below(const double* row, std::int32_t* places) const {
+    return kernels_.below_f64(row, seconds_.data(), problem_.points(), places);
+  }
+
   void find_nearest(index i) {
     Nearest near;
     for (std::size_t s = 0; s < medoids_.size(); ++s) {
@@ -105,10 +146,16 @@ class State {
   void sum_cost() {
     cost_ = 0;
     double second = 0;  // bounds every other sum of the search
+    std::fill(removal_.begin(), removal_.end(), 0.0);
     for (index i = 0; i < problem_.points(); ++i) {
-      cost_ += problem_.weights[i] * nearest_[i].first;
-      second += problem_.weights[i] * nearest_[i].second;
+      const Nearest& near = nearest_[i];
+      cost_ += problem_.weights[i] * near.first;
+      second += problem_.weights[i] * near.second;
+      removal_[near.slot] += problem_.weights[i] * (near.second - near.first);
+      seconds_[i] = static_cast<T>(near.second);
     }
+    // Every sum of may_improve() has at most n terms and is at most `second`.
+    rounding_ = 1e-15 * static_cast<double>(problem_.points()) * second;
     if (!std::isfinite(second)) {
       throw std::range_error("weights times distances overflow float64; scale the weights down");
     }
@@ -119,7 +166,10 @@ class State {
   std::vector<char> is_medoid_;
   std::vector<Nearest> nearest_;
   std::vector<double> costs_;
-  double cost_ = 0;
+  std::vector<T> seconds_;       // second distances once more, side by side
+  std::vector<double> removal_;  // of each slot: what taking it away would cost
+  double cost_ = 0, rounding_ = 0;
+  const simd::Kernels& kernels_ = simd::kernels();
 };
 
 // One candidate's cost as the only medoid.
@@ -148,6 +198,11 @@ KMedoidsSolution single_medoid(const KMedoidsProblem<T>& problem, index start, T
   }
   return {{best}, best_cost, best == start ? 0 : 1, 1};
 }
+
+struct Team {
+  int threads;
+  Cancel& cancel;
+};
 
 // Appendix E looks at outgoing medoids in ascending order and, for each, at incoming candidates in
 // ascending order; the first of equally good swaps wins.
@@ -186,22 +241,50 @@ void search_best(State<T>& state, const KMedoidsProblem<T>& problem, Token& toke
   }
 }
 
+// Candidates in turn, round and round, until none of them has found a swap since the last one.
+// A block of them is looked through at once, by all threads; the answers hold until the next swap,
+// so that the swaps do not depend on the threads. Blocks grow while nothing is found.
 template <class T>
-void search_eager(State<T>& state, const KMedoidsProblem<T>& problem, Token& token,
+void search_eager(State<T>& state, const KMedoidsProblem<T>& problem, Team& team, Token& token,
                   KMedoidsSolution& tally) {
+  constexpr index kPiece = 32, kLargest = 64 * kPiece;
+  constexpr index kWorthThreads = 2'000'000;  // distances to look at
   const index m = problem.candidates();
-  index looked_at = 0;
-  // Candidates in turn, round and round, until none of them has found a swap since the last one.
-  for (index in = 0, unchanged = 0; unchanged < m; in = (in + 1) % m, ++unchanged, ++looked_at) {
-    if (state.is_medoid(in)) continue;
-    token.spend(problem.points());
-    const std::vector<double>& costs = state.costs_with(in);
-    const auto least = std::min_element(costs.begin(), costs.end());
-    if (state.improves(*least)) {
-      state.apply({static_cast<std::int32_t>(least - costs.begin()), in});
-      ++tally.swaps;
-      unchanged = 0;
+  std::vector<typename State<T>::Scan> scans(static_cast<std::size_t>(team.threads),
+                                             state.new_scan());
+  std::vector<char> promising(static_cast<std::size_t>(std::min(m, kLargest)));
+  index looked_at = 0, in = 0, unchanged = 0, block = kPiece;
+  while (unchanged < m) {
+    const index count = std::min({block, m - in, m - unchanged});
+    const auto look = [&](index piece, int worker, Token& own) {
+      for (index c = piece * kPiece; c < std::min((piece + 1) * kPiece, count); ++c) {
+        own.spend(problem.points());
+        promising[c] = !state.is_medoid(in + c) && state.may_improve(in + c, scans[worker]);
+      }
+    };
+    const index pieces = (count + kPiece - 1) / kPiece;
+    if (team.threads > 1 && count * problem.points() > kWorthThreads) {
+      parallel_for(pieces, team.threads, team.cancel, look);
+    } else {
+      for (index piece = 0; piece < pieces; ++piece) look(piece, 0, token);
     }
+    block = std::min(2 * block, kLargest);
+    index seen = 0;
+    for (bool swapped = false; seen < count && !swapped; ++seen) {
+      if (promising[seen] == 0) continue;
+      token.spend(problem.points());
+      const std::vector<double>& costs = state.costs_with(in + seen);
+      const auto least = std::min_element(costs.begin(), costs.end());
+      if (!state.improves(*least)) continue;
+      state.apply({static_cast<std::int32_t>(least - costs.begin()), in + seen});
+      ++tally.swaps;
+      swapped = true;
+      unchanged = -seen;
+      block = kPiece;
+    }
+    unchanged += seen;
+    looked_at += seen;
+    in = in + seen < m ? in + seen : 0;
   }
   tally.passes = (looked_at + m - 1) / m;
 }
@@ -249,7 +332,7 @@ KMedoidsSolution solution_of(const SmallSearch<double>& search) {
 
 template <class T>
 KMedoidsSolution swap_search(const KMedoidsProblem<T>& problem, std::vector<index> start,
-                             Search search, Token& token) {
+                             Search search, int threads, Cancel& cancel, Token& token) {
   if (problem.k == 1) return single_medoid(problem, start[0], token);
   if (is_small(problem)) {
     SmallProblem<T> small(problem);
@@ -260,8 +343,12 @@ KMedoidsSolution swap_search(const KMedoidsProblem<T>& problem, std::vector<inde
   State<T> state(problem, std::move(start));
   KMedoidsSolution solution;
   if (problem.k < problem.candidates()) {
-    const auto run = search == Search::best ? search_best<T> : search_eager<T>;
-    run(state, problem, token, solution);
+    Team team{threads, cancel};
+    if (search == Search::best) {
+      search_best(state, problem, token, solution);
+    } else {
+      search_eager(state, problem, team, token, solution);
+    }
   }
   solution.cost = state.cost();
   solution.medoids = state.medoids();
@@ -320,18 +407,18 @@ KMedoidsSolution kmedoids(const KMedoidsProblem<T>& problem, const KMedoidsOptio
     }
     return best;
   }
-  const auto solve = [&](index run, Token& t) {
-    return swap_search(problem, start_of(run, t), options.search, t);
+  const auto solve = [&](index run, int inner, Token& t) {
+    return swap_search(problem, start_of(run, t), options.search, inner, cancel, t);
   };
 
   const auto pairs = static_cast<double>(problem.candidates() * problem.points());
   threads = worthwhile_threads(threads, pairs * static_cast<double>(options.n_init));
   std::vector<KMedoidsSolution> runs(static_cast<std::size_t>(options.n_init));
-  if (threads > 1) {
+  if (threads > 1 && options.n_init > 1) {
     parallel_for(options.n_init, threads, cancel,
-                 [&](index run, int, Token& t) { runs[run] = solve(run, t); });
+                 [&](index run, int, Token& t) { runs[run] = solve(run, 1, t); });
   } else {
-    for (index run = 0; run < options.n_init; ++run) runs[run] = solve(run, token);
+    for (index run = 0; run < options.n_init; ++run) runs[run] = solve(run, threads, token);
   }
   return *std::min_element(runs.begin(), runs.end(),
                            [](const auto& a, const auto& b) { return a.cost < b.cost; });
@@ -352,7 +439,7 @@ void assign(const KMedoidsProblem<T>& problem, const std::vector<index>& medoids
 
 #define PYFAST_INSTANTIATE(T)                                                                  \
   template KMedoidsSolution swap_search(const KMedoidsProblem<T>&, std::vector<index>, Search, \
-                                        Token&);                                               \
+                                        int, Cancel&, Token&);                                 \
   template std::vector<index> greedy_start(const KMedoidsProblem<T>&, Token&);                 \
   template KMedoidsSolution kmedoids(const KMedoidsProblem<T>&, const KMedoidsOptions&, int,   \
                                      Cancel&, Token&);                                         \

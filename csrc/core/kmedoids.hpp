@@ -39,10 +39,11 @@ struct KMedoidsSolution {
   index passes = 0;
 };
 
-// Local search from the given k distinct candidates.
+// Local search from the given k distinct candidates. The result does not depend on the threads; a
+// call from inside parallel_for passes 1.
 template <class T>
 KMedoidsSolution swap_search(const KMedoidsProblem<T>& problem, std::vector<index> start,
-                             Search search, Token& token);
+                             Search search, int threads, Cancel& cancel, Token& token);
 
 // BUILD of Kaufman and Rousseeuw: each time the candidate that lowers the cost most; ties to the
 // lowest index. Returned in the order of choice.

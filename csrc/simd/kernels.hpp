@@ -6,7 +6,7 @@
 // with other translation units: no standard header with functions in it (the linker keeps one copy
 // of an inline function, perhaps the one that needs AVX), everything in an unnamed namespace.
 
-#if defined(__AVX2__)
+#if defined(__SSE2__)
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC 12 on its own _mm512_undefined_pd
 #endif
@@ -341,6 +341,51 @@ float largest(const float* x, index count) {
   return all[0];
 }
 
+// Bit c is set if d[c] < limits[c], for as many numbers as a register holds.
+inline unsigned compare(const float* d, const float* limits) {
+#if defined(__AVX512F__)
+  return _mm512_cmp_ps_mask(load(d, 0.0f), load(limits, 0.0f), _CMP_LT_OQ);
+#elif defined(__AVX2__)
+  return static_cast<unsigned>(
+      _mm256_movemask_ps(_mm256_cmp_ps(load(d, 0.0f), load(limits, 0.0f), _CMP_LT_OQ)));
+#elif defined(__SSE2__)
+  return static_cast<unsigned>(_mm_movemask_ps(_mm_cmplt_ps(load(d, 0.0f), load(limits, 0.0f))));
+#else
+  unsigned bits = 0;
+  for (int c = 0; c < Lanes<float>::per_part; ++c) bits |= unsigned{d[c] < limits[c]} << c;
+  return bits;
+#endif
+}
+inline unsigned compare(const double* d, const double* limits) {
+#if defined(__AVX512F__)
+  return _mm512_cmp_pd_mask(load(d, 0.0), load(limits, 0.0), _CMP_LT_OQ);
+#elif defined(__AVX2__)
+  return static_cast<unsigned>(
+      _mm256_movemask_pd(_mm256_cmp_pd(load(d, 0.0), load(limits, 0.0), _CMP_LT_OQ)));
+#elif defined(__SSE2__)
+  return static_cast<unsigned>(_mm_movemask_pd(_mm_cmplt_pd(load(d, 0.0), load(limits, 0.0))));
+#else
+  unsigned bits = 0;
+  for (int c = 0; c < Lanes<double>::per_part; ++c) bits |= unsigned{d[c] < limits[c]} << c;
+  return bits;
+#endif
+}
+
+template <class T>
+index below(const T* d, const T* limits, index count, std::int32_t* places) {
+  constexpr index width = Lanes<T>::per_part;
+  index found = 0, i = 0;
+  for (; i + width <= count; i += width) {
+    for (unsigned bits = compare(d + i, limits + i); bits != 0; bits &= bits - 1) {
+      places[found++] = static_cast<std::int32_t>(i + __builtin_ctz(bits));
+    }
+  }
+  for (; i < count; ++i) {
+    if (d[i] < limits[i]) places[found++] = static_cast<std::int32_t>(i);
+  }
+  return found;
+}
+
 template <class T>
 bool valid(const T* x, index count, bool nonnegative) {
   int bad = 0;
@@ -378,6 +423,8 @@ const Kernels PYFAST_JOIN(kernels_, PYFAST_SIMD_LEVEL) = {
     nearest<float>,
     nearest<double>,
     largest,
+    below<float>,
+    below<double>,
     valid<float>,
     valid<double>,
 };

@@ -81,6 +81,10 @@ struct Kernels {
   // The largest of `count` numbers >= 0; a multiple of 16.
   float (*largest)(const float* x, index count);
 
+  // The places of the d[i] < limits[i], ascending, in `places` (room for `count`); how many.
+  index (*below_f32)(const float* d, const float* limits, index count, std::int32_t* places);
+  index (*below_f64)(const double* d, const double* limits, index count, std::int32_t* places);
+
   // Whether all numbers are finite (and, if asked, none is below zero).
   bool (*valid_f32)(const float* x, index count, bool nonnegative);
   bool (*valid_f64)(const double* x, index count, bool nonnegative);

@@ -29,7 +29,7 @@ KMedoidsSolution search(const KMedoidsProblem<double>& problem, std::vector<inde
                         Search how) {
   Cancel cancel;
   Token token(cancel, true);
-  return swap_search(problem, std::move(start), how, token);
+  return swap_search(problem, std::move(start), how, 1, cancel, token);
 }
 
 bool has_improving_swap(const KMedoidsProblem<double>& problem, const std::vector<index>& set) {
@@ -104,9 +104,9 @@ TEST(float_and_double_distances_agree_when_float_holds_them) {
   Token token(cancel, true);
   for (const Search how : {Search::best, Search::eager}) {
     const auto a = swap_search(KMedoidsProblem<double>{{wide.data(), n, n}, w.data(), 4}, first(4),
-                               how, token);
+                               how, 1, cancel, token);
     const auto b = swap_search(KMedoidsProblem<float>{{narrow.data(), n, n}, w.data(), 4}, first(4),
-                               how, token);
+                               how, 1, cancel, token);
     CHECK(a.medoids == b.medoids && a.cost == b.cost && a.swaps == b.swaps);
   }
 }

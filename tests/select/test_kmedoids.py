@@ -236,6 +236,41 @@ def test_the_short_way_for_plain_calls_is_the_long_one(metric: str, dtype: type)
                 ]
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_eager_follows_the_reference_on_more_points_than_fit_the_small_search(kind: str) -> None:
+    X, w = problem(5, 140, "plain" if kind == "ties" else kind)
+    D = ref.euclidean_distances(X)
+    if kind == "ties":
+        D, w = np.round(D * 2), np.ones(140)
+    start = ref.random_subset(140, 4, 5)
+    found = select.kmedoids(D, 4, metric="precomputed", weights=w, init=start)
+    assert found.medoids.tolist() == ref.kmedoids_eager(D, w, start)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_threads_look_ahead_without_changing_the_swaps(dtype: type) -> None:
+    rng = np.random.default_rng(0)
+    X, w = rng.normal(size=(2500, 3)), rng.exponential(size=2500)
+    D = np.sqrt(((X[:, None] - X) ** 2).sum(axis=2)).astype(dtype)
+    runs = [
+        select.kmedoids(D, 6, metric="precomputed", weights=w, n_threads=threads)
+        for threads in (1, 2, 5)
+    ]
+    theirs = independent.fasterpam(
+        D * w[:, None].astype(dtype),
+        np.array(ref.random_subset(2500, 6, 0), dtype=np.uint64),
+        n_cpu=1,
+    )
+    assert runs[0].cost <= theirs.loss * (1 + 1e-6)
+    for run in runs[1:]:
+        assert (run.medoids == runs[0].medoids).all()
+        assert (run.cost, run.n_swaps, run.n_passes) == (
+            runs[0].cost,
+            runs[0].n_swaps,
+            runs[0].n_passes,
+        )
+
+
 @pytest.mark.parametrize("search", SEARCHES)
 def test_more_points_than_fit_the_small_search(search: str) -> None:
     for seed, n in enumerate((127, 128, 129, 150)):
