@@ -122,6 +122,9 @@ py::tuple kmedoids_groups(const py::array& data, const py::array& offsets, const
   options.seed = seed;
   const double* w = checked<double>(weights, "weights", 1);
   check_finite(w, total, "weights");
+  if (total > 0 && *std::min_element(w, w + total) < 0) {
+    throw py::type_error("weights: expected no negative number");
+  }
 
   Outputs out{new_indices(groups.count * k), new_indices(total), new_indices(groups.count),
               new_indices(groups.count), py::array_t<double>(groups.count)};

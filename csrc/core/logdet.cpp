@@ -208,14 +208,15 @@ void LogDetGreedy::bring_forward(Layer& layer, double best, Token& token) {
 // The best value is known by now: nothing above it has a bound that would let it be larger.
 index LogDetGreedy::lowest_tied(Token& token) {
   const double enough = highest_floor(exact_) * (1 - kLogDetTie);
-  index i = 0;
-  for (;; ++i) {
+  const index n = candidates_->count();
+  for (index i = 0; i < n; ++i) {
     if (bound_[i] < enough) continue;  // chosen ones too: enough >= 0 > kTaken
     if (exact_.known[i] < chosen_) {
       advance(exact_, &i, 1, exact_.known[i], chosen_, products_[0], token);
     }
     if (exact_.residual[i] >= enough) return i;
   }
+  throw std::range_error("the state's factor is not that of its vectors");
 }
 
 // Shows the chosen vectors `from` .. `to - 1` to `count` rows that have seen those before.
@@ -251,7 +252,8 @@ void LogDetGreedy::absorb(Layer& layer, index i, index to, double* products) {
   for (index q = 0; q < to; ++q) {
     if (q >= from) {
       u[q] = products[q - from] / pivots_[q];
-      residual = std::max(residual - u[q] * u[q], 0.0);
+      const double loss = u[q] * u[q];  // not a number where a state's numbers overflow
+      residual = residual > loss ? residual - loss : 0.0;
     }
     const index first = std::max(q + 1, from);
     const double* row = factor_.data() + q * capacity_ + first;

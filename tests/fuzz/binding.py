@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+
 from pyfast import _core
 
 ALLOWED = (TypeError, ValueError, OverflowError, MemoryError)
@@ -85,11 +86,75 @@ def bottom_k(rng: np.random.Generator) -> dict[str, Any]:
     return call if rng.random() < 0.7 else call | {"embeddings": None}
 
 
+def logdet_one(rng: np.random.Generator) -> dict[str, Any]:
+    data = points(rng, int(rng.integers(1, 9)))
+    k, chosen = int(rng.integers(1, len(data) + 1)), int(rng.integers(0, 3))
+    w = rng.normal(size=(chosen, data.shape[1]))
+    return {
+        "data": data,
+        "k": k,
+        "gamma": float(rng.choice([0.1, 1.0, 1e-300])),
+        "scale": 1.0,
+        "vectors": w,
+        "factor": np.linalg.cholesky(np.eye(chosen) + w @ w.T),
+        "logdet": 0.5,
+        "threads": int(rng.integers(1, 3)),
+    }
+
+
+def logdet_pairs(rng: np.random.Generator) -> dict[str, Any]:
+    call = logdet_one(rng)
+    rows = len(call["data"])
+    pairs = rng.integers(0, rows, (int(rng.integers(1, 9)), 2))
+    del call["scale"]
+    return {
+        "sketches": call.pop("data"),
+        "pairs": pairs,
+        "row_scales": rng.random(rows),
+        "pair_scales": rng.random(len(pairs)),
+        **call,
+        "k": int(rng.integers(1, len(pairs) + 1)),
+    }
+
+
+def logdet_groups(rng: np.random.Generator) -> dict[str, Any]:
+    offsets = ragged(rng)
+    return {
+        "data": points(rng, offsets[-1]),
+        "offsets": offsets,
+        "k": int(rng.integers(1, np.diff(offsets).min() + 1)),
+        "gamma": 0.1,
+        "scale": float(rng.choice([1.0, 1e200])),
+        "threads": int(rng.integers(1, 3)),
+    }
+
+
+def mass_dpo(rng: np.random.Generator) -> dict[str, Any]:
+    offsets = ragged(rng) * 2
+    return {
+        "features": points(rng, offsets[-1]),
+        "policy_logps": -rng.exponential(size=offsets[-1]),
+        "ref_logps": -rng.exponential(size=offsets[-1]),
+        "preferred": rng.integers(0, 2, len(offsets) - 1),
+        "offsets": offsets,
+        "k": 1,
+        "beta": 0.1,
+        "gamma": 0.1,
+        "fisher": bool(rng.random() < 0.5),
+        "threads": int(rng.integers(1, 3)),
+    }
+
+
 CALLS: dict[str, Make] = {
     "kmedoids": kmedoids,
     "opt_select": opt_select,
     "coreset": coreset,
     "bottom_k": bottom_k,
+    "logdet_one": logdet_one,
+    "logdet_pairs": logdet_pairs,
+    "logdet_groups": logdet_groups,
+    "mass_dpo": mass_dpo,
+    "squared_norms": lambda rng: {"data": points(rng, 5), "threads": 2},
     "first_invalid": lambda rng: {"array": points(rng, 3), "nonnegative": True},
     "first_asymmetric": lambda rng: {"distances": rng.random(25), "offsets": np.array([0, 3, 7])},
     "random_subsets": lambda rng: {
