@@ -30,7 +30,7 @@ lint: .venv/dev.done  ## formatters, linters, types and stubs
 	$(BIN)/stubtest pyfast._core
 
 bench: .venv/dev.done  ## verified timings beside a peer
-	$(BIN)/python benchmarks/selectors.py
+	$(BIN)/python benchmarks/bench_select.py
 
 clean:
 	rm -rf .venv build
