@@ -30,7 +30,7 @@ lint: .venv/dev.done  ## formatters, linters, types and stubs
 	$(BIN)/stubtest pyfast._core
 
 bench: .venv/dev.done  ## verified timings beside a peer
-	$(BIN)/python benchmarks/selectors.py
+	$(BIN)/python benchmarks/bench_select.py
 
 # The selectors' tests under AddressSanitizer and UndefinedBehaviorSanitizer, the C++ tests under
 # ThreadSanitizer too (on std::thread: it does not understand OpenMP).

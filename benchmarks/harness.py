@@ -1,0 +1,132 @@
+"""Verify first, then time: ours and a peer in turn, the least of several repeats of each.
+
+A case that fails its check has no time. Results go to JSON and to a Markdown table, with the
+distance from what this machine could do at best, measured in the same run.
+"""
+
+import json
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What one core did in this run: bytes read and float32 multiply-adds per second."""
+
+    bandwidth: float
+    flops: float
+    name: str = platform.processor() or platform.machine()
+
+    @classmethod
+    def measure(cls) -> "Machine":
+        """Sum 256 MB, and multiply two 768 x 768 float32 matrices; the least of ten times each."""
+        numbers = np.ones(32_000_000)
+        square = np.ones((768, 768), np.float32)
+        read = least_time(numbers.sum, 10)
+        multiply = least_time(lambda: square @ square, 10)
+        return cls(bandwidth=numbers.nbytes / read, flops=768**3 / multiply)
+
+
+@dataclass(frozen=True)
+class Case:
+    """Something to time, per item: `ours` and `theirs` return what `check` compares.
+
+    ``bytes`` and ``multiply_adds`` are what the item needs at the very least.
+    """
+
+    name: str
+    unit: str
+    items: int
+    ours: Callable[[], object]
+    theirs: Callable[[], object]
+    peer: str
+    check: Callable[[object, object], str]
+    target: float
+    bytes: float = 0
+    multiply_adds: float = 0
+    peer_items: int | None = None
+    repeats: int = 5
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table; times in seconds an item."""
+
+    name: str
+    unit: str
+    ours: float
+    theirs: float
+    peer: str
+    target: float
+    limit: float
+    checked: str
+    ratio: float = field(default=0.0)
+
+
+def least_time(call: Callable[[], object], repeats: int) -> float:
+    """Least wall time of `repeats` calls, in seconds."""
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def run(case: Case, machine: Machine) -> Row:
+    """Check a case, then time both sides in turn."""
+    checked = case.check(case.ours(), case.theirs())
+    ours, theirs = [], []
+    for _ in range(case.repeats):
+        ours.append(least_time(case.ours, 1) / case.items)
+        theirs.append(least_time(case.theirs, 1) / (case.peer_items or case.items))
+    limit = max(case.bytes / machine.bandwidth, case.multiply_adds / machine.flops)
+    return Row(
+        name=case.name,
+        unit=case.unit,
+        ours=min(ours),
+        theirs=min(theirs),
+        peer=case.peer,
+        target=case.target,
+        limit=limit,
+        checked=checked,
+        ratio=min(theirs) / min(ours),
+    )
+
+
+def markdown(rows: list[Row]) -> str:
+    """Lay the rows out as a table in microseconds an item."""
+    lines = [
+        "| case | ours, us | target | peer, us | ratio | times the limit | checked |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        limit = f"{row.ours / row.limit:.1f}" if row.limit else "-"
+        lines.append(
+            f"| {row.name} | {row.ours * 1e6:.1f} / {row.unit} | {row.target * 1e6:g} "
+            f"| {row.peer}: {row.theirs * 1e6:.1f} | {row.ratio:.1f}x | {limit} | {row.checked} |"
+        )
+    return "\n".join(lines)
+
+
+def report(cases: list[Case], out: Path) -> None:
+    """Run all cases; print the table and write it and the data beside it."""
+    machine = Machine.measure()
+    print(
+        f"one core: {machine.bandwidth / 1e9:.1f} GB/s read, "
+        f"{machine.flops / 1e9:.1f} G float32 multiply-adds/s (BLAS)"
+    )
+    rows = []
+    for case in cases:
+        rows.append(run(case, machine))
+        print(markdown(rows[-1:]).splitlines()[-1], flush=True)
+    out.mkdir(parents=True, exist_ok=True)
+    data = {"machine": asdict(machine), "rows": [asdict(row) for row in rows]}
+    (out / "selectors.json").write_text(json.dumps(data, indent=2) + "\n")
+    (out / "selectors.md").write_text(markdown(rows) + "\n")
+    print("\n" + markdown(rows))
