@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-
 from pyfast import _core
 
 ALLOWED = (TypeError, ValueError, OverflowError, MemoryError)
