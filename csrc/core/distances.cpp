@@ -50,29 +50,29 @@ void throw_overflow(index i, index j) {
 }
 
 template <class T>
-void exact_squares(MatrixView<T> x, double* out, Token& token) {
+void exact_squares(MatrixView<T> x, double* out, index stride, Token& token) {
   constexpr index kPanel = 6;  // columns at a time, from the diagonal down
   const index n = x.rows, d = x.cols;
   const simd::Kernels& kernels = simd::kernels();
   for (index j = 0; j < n; j += kPanel) {
     const index cols = std::min(kPanel, n - j);
     token.spend((n - j) * cols * d);
-    double* to = out + j * n + j;
+    double* to = out + j * stride + j;
     if constexpr (sizeof(T) == sizeof(float)) {
-      kernels.squared_distance_wide(x.row(j), n - j, d, x.row(j), cols, d, d, to, n);
+      kernels.squared_distance_wide(x.row(j), n - j, d, x.row(j), cols, d, d, to, stride);
     } else {
-      kernels.squared_distance_f64(x.row(j), n - j, d, x.row(j), cols, d, d, to, n);
+      kernels.squared_distance_f64(x.row(j), n - j, d, x.row(j), cols, d, d, to, stride);
     }
   }
   for (index i = 0; i < n; ++i) {
-    for (index j = 0; j < i; ++j) out[j * n + i] = out[i * n + j];
+    for (index j = 0; j < i; ++j) out[j * stride + i] = out[i * stride + j];
   }
 }
 
 template <class T>
 void exact_distances(MatrixView<T> x, double* out, Token& token) {
   const index n = x.rows;
-  exact_squares(x, out, token);
+  exact_squares(x, out, n, token);
   for (index i = 0; i < n; ++i) {
     for (index j = 0; j < n; ++j) {
       double& value = out[i * n + j];
@@ -98,8 +98,8 @@ void euclidean_distances(MatrixView<T> x, T* out, Token& token) {
   }
 }
 
-template void exact_squares<float>(MatrixView<float>, double*, Token&);
-template void exact_squares<double>(MatrixView<double>, double*, Token&);
+template void exact_squares<float>(MatrixView<float>, double*, index, Token&);
+template void exact_squares<double>(MatrixView<double>, double*, index, Token&);
 template void exact_distances<float>(MatrixView<float>, double*, Token&);
 template void exact_distances<double>(MatrixView<double>, double*, Token&);
 template void euclidean_distances<float>(MatrixView<float>, float*, Token&);

@@ -22,10 +22,10 @@ double exact_distance(const double* a, const double* b, index d);
 template <class T>
 void exact_distances(MatrixView<T> x, double* out, Token& token);
 
-// out[i * n + j] = ||x_i - x_j||^2 in double arithmetic, the same bits for float rows and double
-// rows of equal numbers. Not checked for overflow.
+// out[i * stride + j] = ||x_i - x_j||^2 in double arithmetic, the same bits for float rows and
+// double rows of equal numbers. Not checked for overflow.
 template <class T>
-void exact_squares(MatrixView<T> x, double* out, Token& token);
+void exact_squares(MatrixView<T> x, double* out, index stride, Token& token);
 
 // out[i * n + j] = ||x_i - x_j||_2 for the n rows of x; symmetric with a zero diagonal.
 // Throws std::range_error if a distance overflows T.

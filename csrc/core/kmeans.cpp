@@ -97,7 +97,7 @@ template <class T>
 KMeansSolution kmeans(MatrixView<T> x, index k, const KMeansOptions& options, Token& token) {
   if (x.rows <= kSmall) {
     std::vector<double> squares(static_cast<std::size_t>(x.rows * x.rows));
-    exact_squares(x, squares.data(), token);
+    exact_squares(x, squares.data(), x.rows, token);
     return small_kmeans(squares.data(), x.rows, k, options, token);
   }
   const std::vector<double> wide(x.data, x.data + x.rows * x.cols);

@@ -78,14 +78,18 @@ void OptSelect<T>::draw_start(index run) {
 template <class T>
 void OptSelect<T>::exact_distances(Token& token) {
   const index m = points(), stride = SmallSearch<double>::padded(m);
-  token.spend(m * m * d_);
+  gathered_.clear();
+  for (const T* row : rows_) gathered_.insert(gathered_.end(), row, row + d_);
   std::vector<double>& all = exact_;
   all.assign(static_cast<std::size_t>(m * stride), 0.0);
+  exact_squares(MatrixView<T>{gathered_.data(), m, d_}, all.data(), stride, token);
   largest_ = 0;
   for (index i = 0; i < m; ++i) {
-    for (index j = 0; j < i; ++j) {
-      all[i * stride + j] = all[j * stride + i] = distance(i, j);
-      largest_ = std::max(largest_, all[i * stride + j]);
+    for (index j = 0; j < m; ++j) {
+      double& d = all[i * stride + j];
+      d = std::sqrt(d);
+      if (!std::isfinite(d)) throw_overflow(ids_[i], ids_[j]);
+      largest_ = std::max(largest_, d);
     }
   }
   if (largest_ > 0) {
@@ -119,8 +123,8 @@ typename OptSelect<T>::Set OptSelect<T>::solve_exactly(Token& token) {
 
 // |x_i - x_j|^2 as norms minus twice the product, of rows less the first one. A dot product of
 // rows x, y is off by at most (d / 16 + 8) roundings of |x| |y|; with three of them and a square
-// of at least 1/8 of the norms (simd.hpp's lengths), by 8 (d / 16 + 12) roundings of a distance.
-// False if float cannot hold the group's distances so.
+// of at least `share` of the norms, a distance is off by (d / 16 + 12) / share roundings. Groups
+// without close pairs get by with a large share. False if float cannot hold the distances so.
 template <class T>
 bool OptSelect<T>::filter_distances(Token& token) {
   const index m = points(), width = padded(d_, 16), stride = SmallSearch<float>::padded(m);
@@ -139,16 +143,32 @@ bool OptSelect<T>::filter_distances(Token& token) {
     kernels.dot_f32(from, m - j, width, from, std::min(kPanel, m - j), width, width,
                     dots_.data() + j * stride + j, stride);
   }
+  const double terms =
+      static_cast<double>(std::min<index>(d_, 1024)) / 16 + static_cast<double>(d_) / 1024 + 12;
+  for (const float share : {0.4f, 0.125f}) {
+    error_ = terms * kRounding / static_cast<double>(share);
+    if (filter_from_dots(share, stride)) return true;
+  }
+  return false;
+}
+
+// Fills the filter's distances from the products. False if a square is below `share` of its norms,
+// or, for the lowest share, if its exact distance is out of float's comfortable range.
+template <class T>
+bool OptSelect<T>::filter_from_dots(float share, index stride) {
+  const index m = points();
+  const simd::Kernels& kernels = simd::kernels();
   norms_.resize(static_cast<std::size_t>(m));
   filter_.resize(static_cast<std::size_t>(m * stride));
   for (index i = 0; i < m; ++i) {
     float* row = filter_.data() + i * stride;
     const float* dots = dots_.data() + i * stride;
     norms_[i] = dots[i];
-    if (!kernels.lengths(norms_[i], norms_.data(), dots, i, row)) {
+    if (!kernels.lengths(norms_[i], norms_.data(), dots, i, share, row)) {
+      if (share > 0.125f) return false;
       for (index j = 0; j < i; ++j) {
         float one;
-        if (kernels.lengths(norms_[i], norms_.data() + j, dots + j, 1, &one)) continue;
+        if (kernels.lengths(norms_[i], norms_.data() + j, dots + j, 1, share, &one)) continue;
         const double exact = distance(i, j);
         if (exact != 0 && !(exact > 1e-30 && exact < 1e30)) return false;
         row[j] = static_cast<float>(exact);
@@ -158,9 +178,6 @@ bool OptSelect<T>::filter_distances(Token& token) {
     std::fill(row + m, row + stride, 0.0f);
     for (index j = 0; j < i; ++j) filter_[j * stride + i] = row[j];
   }
-  const double terms =
-      static_cast<double>(std::min<index>(d_, 1024)) / 16 + static_cast<double>(d_) / 1024 + 12;
-  error_ = 8 * terms * kRounding;
   return true;
 }
 
@@ -250,7 +267,10 @@ typename OptSelect<T>::Set OptSelect<T>::solve_filtered(Token& token) {
     draw_start(run);
     filtered_.run(start_.data(), options_.search.search, tolerance, token);
     const float cost = filtered_.cost();
-    found_.push_back({cost, filtered_.next_cost() > cost + tolerance * cost, filtered_.swaps()});
+    found_.push_back({cost, !filtered_.ambiguous(), filtered_.swaps()});
+    // Best swaps follow Appendix E's sets, all of them: what is open on the way is decided there.
+    if (filtered_.ambiguous() && options_.search.search == Search::best)
+      return solve_exactly(token);
     const std::vector<index>& medoids = filtered_.medoids();
     found_medoids_.insert(found_medoids_.end(), medoids.begin(), medoids.end());
     std::sort(found_medoids_.end() - k_, found_medoids_.end());
@@ -260,8 +280,11 @@ typename OptSelect<T>::Set OptSelect<T>::solve_filtered(Token& token) {
 
 template <class T>
 typename OptSelect<T>::Set OptSelect<T>::solve_small(Token& token) {
-  const bool filter = options_.search.search == Search::eager && d_ >= kFilterDimension;
-  return filter && filter_distances(token) ? solve_filtered(token) : solve_exactly(token);
+  // Of many best searches, one would be open on its way too often for the filter to pay.
+  const bool worthwhile = d_ >= kFilterDimension &&
+                          (options_.search.search == Search::eager || options_.search.n_init == 1);
+  const bool filter = worthwhile && filter_distances(token);
+  return filter ? solve_filtered(token) : solve_exactly(token);
 }
 
 // Any size, k or start: the search of kmedoids.hpp on exact distances.

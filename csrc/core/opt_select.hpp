@@ -51,6 +51,7 @@ class OptSelect {
   Set solve_exactly(Token& token);
 
   bool filter_distances(Token& token);
+  bool filter_from_dots(float share, index stride);
   Set solve_filtered(Token& token);
   Set settle(double tolerance, Token& token);
   void find_largest(double tolerance);
@@ -63,6 +64,7 @@ class OptSelect {
   std::vector<double> weights_;
   std::vector<index> start_;
 
+  std::vector<T> gathered_;
   double largest_ = -1;        // distance; negative: not known yet
   std::vector<double> exact_;  // unit-scaled distances, points x stride; empty: not computed yet
   SmallSearch<double> exactly_;

@@ -47,6 +47,7 @@ void SmallSearch<T>::start_from(const index* start) {
   std::fill(is_medoid_.begin(), is_medoid_.end(), 0);
   for (const index j : medoids_) is_medoid_[j] = 1;
   swaps_ = passes_ = 0;
+  ambiguous_ = false;
   find_nearest();
 }
 
@@ -82,7 +83,7 @@ void SmallSearch<double>::price(index block) {
 template <class T>
 void SmallSearch<T>::search_eager(T tolerance, Token& token) {
   index looked_at = 0;
-  next_cost_ = std::numeric_limits<T>::infinity();
+  T next_cost = std::numeric_limits<T>::infinity();
   for (index in = 0, unchanged = 0; unchanged < candidates_;
        in = in + 1 < candidates_ ? in + 1 : 0, ++unchanged, ++looked_at) {
     if (is_medoid_[in]) continue;
@@ -95,12 +96,13 @@ void SmallSearch<T>::search_eager(T tolerance, Token& token) {
       while (costs_[slot * kLanes + lane] != least) ++slot;
       apply(slot, in);
       unchanged = 0;
-      next_cost_ = std::numeric_limits<T>::infinity();
+      next_cost = std::numeric_limits<T>::infinity();
     } else {
-      next_cost_ = std::min(next_cost_, least);
+      next_cost = std::min(next_cost, least);
     }
   }
   passes_ = (looked_at + candidates_ - 1) / candidates_;
+  ambiguous_ = !(next_cost > cost_ + tolerance * cost_);
 }
 
 // Appendix E looks at outgoing medoids in ascending order and, for each, at incoming candidates in
@@ -114,22 +116,26 @@ bool SmallSearch<T>::earlier(index slot, index in, index than_slot, index than_i
 template <class T>
 bool SmallSearch<T>::apply_best_swap(T tolerance) {
   index best_slot = -1, best_in = -1;
-  T best_cost = cost_;
+  T best_cost = cost_, next_cost = std::numeric_limits<T>::infinity();
   for (index in = 0; in < candidates_; ++in) {
     if (is_medoid_[in]) continue;
     const index lane = in % kLanes;
     price(in / kLanes);
-    if (least_[lane] > best_cost) continue;
+    if (least_[lane] > best_cost + tolerance * best_cost) continue;
     for (index slot = 0; slot < problem_.k; ++slot) {
       const T cost = costs_[slot * kLanes + lane];
       if (cost < best_cost ||
           (cost == best_cost && best_slot >= 0 && earlier(slot, in, best_slot, best_in))) {
+        next_cost = best_cost;  // or that of staying
         best_slot = slot;
         best_in = in;
         best_cost = cost;
+      } else {
+        next_cost = std::min(next_cost, cost);
       }
     }
   }
+  ambiguous_ |= !(next_cost > best_cost + tolerance * best_cost);
   const bool improves = cost_ - best_cost > tolerance * cost_;
   if (improves) apply(best_slot, best_in);
   return improves;

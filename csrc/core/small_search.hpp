@@ -33,8 +33,9 @@ class SmallSearch {
   T cost() const { return cost_; }
   index swaps() const { return swaps_; }
   index passes() const { return passes_; }
-  // The cost of the best swap that is left; infinity if there is none.
-  T next_cost() const { return next_cost_; }
+  // Whether costs that are off by up to half the tolerance could have led elsewhere: in an eager
+  // search, to a further swap at the end; in a best one, to another swap on the way as well.
+  bool ambiguous() const { return ambiguous_; }
 
  private:
   void start_from(const index* start);
@@ -56,7 +57,8 @@ class SmallSearch {
   std::vector<std::int32_t> slots_;
   std::vector<T> costs_, least_;  // of the block of candidates that was priced last
   index priced_ = -1;
-  T cost_ = 0, next_cost_ = 0;
+  T cost_ = 0;
+  bool ambiguous_ = false;
   index swaps_ = 0, passes_ = 0;
 };
 

@@ -247,13 +247,14 @@ void centre(const T* const* x, index rows, index d, float* out, index out_stride
   }
 }
 
-bool lengths(float norm, const float* norms, const float* dots, index count, float* out) {
+bool lengths(float norm, const float* norms, const float* dots, index count, float share,
+             float* out) {
   int bad = 0;
   for (index j = 0; j < count; ++j) {
     const float sum = norm + norms[j];
     const float squared = sum - 2 * dots[j];
     // Written so that NaN counts as bad.
-    bad |= !(squared >= 0.125f * sum) | !(squared >= 1e-28f) | !(squared <= 1e37f);
+    bad |= !(squared >= share * sum) | !(squared >= 1e-28f) | !(squared <= 1e37f);
     out[j] = __builtin_sqrtf(squared);
   }
   return bad == 0;

@@ -62,9 +62,10 @@ struct Kernels {
   void (*centre_f32)(const float* const* x, index rows, index d, float* out, index out_stride);
   void (*centre_f64)(const double* const* x, index rows, index d, float* out, index out_stride);
 
-  // out[j] = sqrt(norm + norms[j] - 2 dots[j]); false if one of the squares is below 1/8 of the
+  // out[j] = sqrt(norm + norms[j] - 2 dots[j]); false if one of the squares is below `share` of the
   // two norms' sum, where it has lost digits, or near the ends of float's range, or not finite.
-  bool (*lengths)(float norm, const float* norms, const float* dots, index count, float* out);
+  bool (*lengths)(float norm, const float* norms, const float* dots, index count, float share,
+                  float* out);
 
   // costs[s * lanes + c] = sum_i w_i min(first_i, d_ic) + sum_{i of slot s} w_i (min(second_i,
   // d_ic) - min(first_i, d_ic)) with d_ic = to[i * stride + c], and least[c] = the least of them

@@ -69,17 +69,25 @@ def high_dimensional(seed: int, kind: str) -> tuple[np.ndarray, np.ndarray]:
         "huge",
     ],
 )
-def test_float_distances_ahead_of_exact_ones_leave_no_trace(kind: str) -> None:
+@pytest.mark.parametrize("search", ["eager", "best"])
+def test_float_distances_ahead_of_exact_ones_leave_no_trace(kind: str, search: str) -> None:
     for seed in range(16):
         X, r = high_dimensional(seed, kind)
         if kind != "huge":
             narrow = X.astype(np.float32)
-            same = select.opt_select(narrow, r, k=5, n_init=3, seed=seed)
-            wide = select.opt_select(narrow.astype(np.float64), r, k=5, n_init=3, seed=seed)
+            exact = narrow.astype(np.float64)
+            same = select.opt_select(narrow, r, k=5, n_init=3, seed=seed, search=search)
+            wide = select.opt_select(exact, r, k=5, n_init=3, seed=seed, search=search)
             assert (same.negatives == wide.negatives).all()
             assert same.cost == wide.cost
-            check_local_optimum(narrow.astype(np.float64), r, same)
-        check_local_optimum(X, r, select.opt_select(X, r, k=5, n_init=3, seed=seed))
+            check_local_optimum(exact, r, same)
+        got = select.opt_select(X, r, k=5, n_init=3, seed=seed, search=search)
+        check_local_optimum(X, r, got)
+        if search == "best" and kind in ("plain", "latent"):
+            _, pool, D, w = appendix_e_objective(X, r)
+            one = select.opt_select(X, r, k=5, n_init=1, seed=seed, search=search)
+            visited = ref.kmedoids_best(D, w, ref.random_subset(len(pool), 5, seed))
+            assert one.negatives.tolist() == [pool[j] for j in visited[-1]]
 
 
 def check_local_optimum(X: np.ndarray, r: np.ndarray, got: select.GroupSelection) -> None:
