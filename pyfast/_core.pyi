@@ -39,6 +39,9 @@ def kmedoids(
     seed: int,
     threads: int,
 ) -> tuple[_Indices, _Indices, _Doubles, _Indices, _Indices]: ...
+def kmedoids_plain(
+    X: NDArray[Any], k: Any, metric: Any, search: Any, init: Any, n_init: Any, seed: Any
+) -> tuple[_Indices, _Indices, float, int, int] | None: ...
 def logdet_groups(
     data: _Floats, offsets: _Indices, k: int, gamma: float, scale: float, threads: int
 ) -> tuple[_Indices, _Doubles, _Doubles]: ...

@@ -95,6 +95,7 @@ void without_gil(Work&& work) {
 void bind_kmedoids(py::module_& m);
 void bind_groups(py::module_& m);
 void bind_logdet(py::module_& m);
+void bind_plain(py::module_& m);
 void bind_support(py::module_& m);
 
 }  // namespace pyfast::bind

@@ -144,11 +144,25 @@ def mass_dpo(rng: np.random.Generator) -> dict[str, Any]:
     }
 
 
+def kmedoids_plain(rng: np.random.Generator) -> dict[str, Any]:
+    X = points(rng, int(rng.integers(1, 9)))
+    return {
+        "X": X,
+        "k": int(rng.integers(1, len(X) + 2)),
+        "metric": "euclidean",
+        "search": str(rng.choice(["best", "eager"])),
+        "init": str(rng.choice(["random", "greedy"])),
+        "n_init": int(rng.integers(1, 4)),
+        "seed": int(rng.integers(0, 2**63)),
+    }
+
+
 CALLS: dict[str, Make] = {
     "kmedoids": kmedoids,
     "opt_select": opt_select,
     "coreset": coreset,
     "bottom_k": bottom_k,
+    "kmedoids_plain": kmedoids_plain,
     "logdet_one": logdet_one,
     "logdet_pairs": logdet_pairs,
     "logdet_groups": logdet_groups,
