@@ -91,7 +91,7 @@ def kmedoids(
 
     Notes
     -----
-    From points, a group takes n^2 numbers of the points' type. Every local optimum costs at most
+    From points, a group takes n^2 distances: float64 up to 128 points, of the points' type above. Every local optimum costs at most
     5 times the optimum (Arya et al., 2001).
 
     References

@@ -152,7 +152,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 def main() -> None:
     """Run all cases."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("build/bench"))
+    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"))
     parser.add_argument("--repeats", type=int, default=15)
     options = parser.parse_args()
     rows = [measure(case, options.repeats) for case in CASES]
