@@ -1,6 +1,6 @@
 """Greedy log-det beside numpy: answers checked first, then timed in the same run on one core.
 
-Usage: python benchmarks/logdet.py [--out FOLDER] [--repeats N]
+Usage: python benchmarks/bench_logdet.py [--out FOLDER] [--repeats N]
 Writes logdet.json and logdet.md. "limit" is the time to read the vectors once from where they lie,
 at the bandwidth measured in this run: every method must at least do that.
 """

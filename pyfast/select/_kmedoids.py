@@ -91,8 +91,8 @@ def kmedoids(
 
     Notes
     -----
-    From points, a group takes n^2 distances: float64 up to 128 points, of the points' type above. Every local optimum costs at most
-    5 times the optimum (Arya et al., 2001).
+    From points, a group takes n^2 distances: float64 up to 128 points, of the points' type above.
+    Every local optimum costs at most 5 times the optimum (Arya et al., 2001).
 
     References
     ----------
