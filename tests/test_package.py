@@ -80,6 +80,7 @@ import os, signal, threading, numpy as np
 from pyfast import select
 rng = np.random.default_rng(0)
 D = rng.random((3000, 3000)); D = D + D.T
+signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs start with it ignored
 threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()
 try:
     {call}
