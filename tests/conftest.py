@@ -18,7 +18,7 @@ def run_python(tmp_path: Path) -> Callable[..., str]:
             capture_output=True,
             text=True,
             timeout=timeout,
-            cwd=tmp_path,  # `-c` puts the current folder first: here that is not the installed package
+            cwd=tmp_path,  # not the tree: -c would import its unbuilt sources
         )
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
