@@ -1,9 +1,9 @@
 """The policy: a causal language model with a LoRA adapter.
 
-The N responses to one prompt share it, so the prompt goes through the model once; its keys and
-values are then repeated for the N rows. Sampling and scoring both work this way. Several prompts
-are padded on the left, where a mask hides the padding; responses are padded on the right, where
-causal attention never looks at it. The results are those of one response at a time.
+The N responses to one prompt share it, so the prompt goes through the model once. Sampling repeats
+its keys and values for the N rows, with several prompts padded on the left, where a mask hides the
+padding; scoring lays prompt and responses out in one row (`shared_prompt`). The results are those
+of one response at a time.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pyfast.train.config import PolicyConfig, SamplingConfig
 from pyfast.train.errors import UserError
 from pyfast.train.files import cache_dir, resolve, sha256, write_folder
 from pyfast.train.seeds import derive
+from pyfast.train.shared_prompt import GroupScorer
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,10 @@ class Policy:
         base = self.model.get_base_model()
         self._backbone: Any = base.base_model
         self._head: Any = base.get_output_embeddings()
-        self._check_head(base)
+        try:
+            self._scorer = GroupScorer(self.model)
+        except ValueError as error:
+            raise UserError(f"policy.{error}") from None
 
     @property
     def device(self) -> torch.device:
@@ -227,30 +231,11 @@ class Policy:
         float32 tensor (n,)
             Sums of log-probabilities at temperature 1, in nats.
         """
-        lengths = [len(response) for response in responses]
-        if not lengths or min(lengths) == 0:
-            raise ValueError("responses: expected at least one, each of at least one token")
-        padded = torch.zeros(len(lengths), max(lengths), dtype=torch.long)
-        for row, response in enumerate(responses):
-            padded[row, : len(response)] = torch.tensor(response)
-        real = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
-        padded, real = padded.to(self.device), real.to(self.device)
-
         with contextlib.ExitStack() as stack:
             if reference:
                 stack.enter_context(torch.no_grad())
                 stack.enter_context(self.model.disable_adapter())
-            cache, last, _ = self._prefill([prompt_ids])
-            hidden = last.expand(len(lengths), 1, -1)  # it predicts the first response token
-            if max(lengths) > 1:
-                cache.batch_repeat_interleave(len(lengths))
-                rest = self._backbone(
-                    input_ids=padded[:, :-1], past_key_values=cache, use_cache=True
-                ).last_hidden_state
-                hidden = torch.cat([hidden, rest], dim=1)
-            logits = self._head(hidden[real]).float()  # (response tokens, vocabulary)
-            token_logps = -torch.nn.functional.cross_entropy(logits, padded[real], reduction="none")
-        return torch.stack([part.sum() for part in torch.split(token_logps, lengths)])
+            return self._scorer.logps([(prompt_ids, responses)])
 
     def _prefill(self, prompts: list[list[int]]) -> tuple[Any, Tensor, Tensor]:
         """Run B prompts once, padded on the left.
@@ -272,18 +257,6 @@ class Policy:
             use_cache=True,
         )
         return out.past_key_values, out.last_hidden_state[:, -1], mask
-
-    @torch.no_grad()
-    def _check_head(self, base: Any) -> None:
-        """Refuse a model whose logits are more than its head times its hidden states."""
-        tokens = torch.tensor([[0, 1]], device=self.device)
-        ours = self._head(self._backbone(input_ids=tokens).last_hidden_state).float()
-        if not torch.allclose(ours, base(input_ids=tokens).logits.float(), rtol=1e-3, atol=1e-3):
-            kind = type(base).__name__
-            raise UserError(
-                f"policy.model: {kind} changes its logits after the head (scaling or soft-capping),"
-                " which is not supported"
-            )
 
 
 def _uniform(seed: int, n: int, length: int) -> Tensor:

@@ -1,0 +1,119 @@
+"""Scoring a group with its prompt read once, beside a padded batch of all its responses.
+
+``python benchmarks/bench_shared_prompt.py`` (about three minutes; needs the `train` extra and the
+demo's model): SmolLM2-135M with LoRA on every linear layer, forward and backward.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from harness import least_time
+from torch import Tensor
+
+from pyfast.train.config import PolicyConfig
+from pyfast.train.policy import Policy, load
+
+PROMPT, RESPONSE = 256, 32
+NEGATIVES = (3, 7, 15)
+TARGETS = {3: 2.5, 7: 4.0, 15: 6.0}
+
+
+def make_group(policy: Policy, k: int) -> tuple[list[int], list[list[int]]]:
+    """Draw random tokens: what they say does not matter for the time."""
+    generator = torch.Generator().manual_seed(k)
+    vocabulary = policy.model.config.vocab_size
+    tokens = torch.randint(3, vocabulary, (PROMPT + (1 + k) * RESPONSE,), generator=generator)
+    responses = tokens[PROMPT:].reshape(1 + k, RESPONSE)
+    return tokens[:PROMPT].tolist(), responses.tolist()
+
+
+def padded_logps(policy: Policy, prompt: list[int], responses: list[list[int]]) -> Tensor:
+    """Score as trainers do: a row for each response, the logits of every token."""
+    tokens = torch.tensor([prompt + response for response in responses])
+    logits = policy.model(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits
+    logps = logits[:, :-1].log_softmax(-1)
+    picked = logps.gather(2, tokens[:, 1:, None]).squeeze(2)
+    return picked[:, len(prompt) - 1 :].sum(1)
+
+
+def gradients(policy: Policy, logps: Tensor) -> Tensor:
+    """Gradient of a weighted sum with respect to the adapter, end to end in one vector."""
+    weights = torch.linspace(-1, 1, len(logps))
+    parameters = list(policy.trainable().values())
+    found = torch.autograd.grad((weights * logps).sum(), parameters)
+    return torch.cat([part.flatten() for part in found]).double()
+
+
+def measure(policy: Policy, k: int, repeats: int) -> dict[str, float]:
+    """Check that both ways agree, then time them in turn."""
+    prompt, responses = make_group(policy, k)
+
+    def shared() -> tuple[Tensor, Tensor]:
+        logps = policy.logps(prompt, responses)
+        return logps.detach(), gradients(policy, logps)
+
+    def padded() -> tuple[Tensor, Tensor]:
+        logps = padded_logps(policy, prompt, responses)
+        return logps.detach(), gradients(policy, logps)
+
+    (ours, our_gradient), (theirs, their_gradient) = shared(), padded()
+    off = float(((ours - theirs).abs() / theirs.abs()).max())
+    gradient_off = float((our_gradient - their_gradient).norm() / their_gradient.norm())
+    assert off <= 1e-4, off
+    assert gradient_off <= 1e-5, gradient_off
+    seconds = {"shared": [], "padded": []}
+    for _ in range(repeats):
+        seconds["shared"].append(least_time(shared, 1))
+        seconds["padded"].append(least_time(padded, 1))
+    best = {name: min(times) for name, times in seconds.items()}
+    return {
+        "k": k,
+        **best,
+        "ratio": best["padded"] / best["shared"],
+        "target": TARGETS[k],
+        "tokens_ratio": (1 + k) * (PROMPT + RESPONSE) / (PROMPT + (1 + k) * RESPONSE),
+        "logps_off": off,
+        "logps_off_nats": float((ours - theirs).abs().max()),
+        "gradient_off": gradient_off,
+    }
+
+
+def table(rows: list[dict[str, float]]) -> str:
+    """Lay the rows out."""
+    lines = [
+        "| k | shared, s | padded, s | ratio | target | ratio of tokens | log-probs off "
+        "| gradient off |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for r in rows:
+        lines.append(
+            f"| {r['k']} | {r['shared']:.2f} | {r['padded']:.2f} | {r['ratio']:.1f}x "
+            f"| {r['target']}x | {r['tokens_ratio']:.1f}x | {r['logps_off_nats']:.0e} nats "
+            f"| {r['gradient_off']:.0e} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Run all sizes."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"))
+    parser.add_argument("--repeats", type=int, default=3)
+    options = parser.parse_args()
+    policy = load(PolicyConfig(device="cpu"), seed=0)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():  # an adapter that has learned something: B is not zero
+        for name, parameter in policy.trainable().items():
+            if "lora_B" in name:
+                parameter.copy_(0.01 * torch.randn(parameter.shape, generator=generator))
+    rows = [measure(policy, k, options.repeats) for k in NEGATIVES]
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "shared_prompt.json").write_text(json.dumps(rows, indent=1) + "\n")
+    (options.out / "shared_prompt.md").write_text(table(rows))
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,244 @@
+import pytest
+import torch
+from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    MambaConfig,
+    MambaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+)
+
+from pyfast.train.shared_prompt import GroupScorer, block_mask, lay_out, visible
+
+GROUPS = [
+    ([4, 9, 12, 7, 20], [[5, 6, 3], [8], [9, 9, 9, 10, 11, 12, 13]]),
+    ([6], [[4, 3], [4, 3], [7, 8, 9, 10], [3], [11, 12]]),
+    ([8, 8], [[5]]),
+]
+
+
+def one_at_a_time(model, groups):
+    """Score one response after the other: all the logits, no padding, no mask."""
+    found = []
+    for prompt, responses in groups:
+        for response in responses:
+            logits = model(input_ids=torch.tensor([prompt + response])).logits[0]
+            logps = logits.log_softmax(-1)[len(prompt) - 1 : -1]
+            found.append(logps.gather(1, torch.tensor(response)[:, None]).sum())
+    return torch.stack(found)
+
+
+def assert_scores(model, groups, **tolerance):
+    """Scores are those of one response at a time, shared or not."""
+    scorer = GroupScorer(model)
+    expected = one_at_a_time(model, groups)
+    torch.testing.assert_close(scorer.logps(groups), expected, **tolerance)
+    apart = GroupScorer(model, share=False).logps(groups)
+    torch.testing.assert_close(apart, expected, **tolerance)
+    return scorer
+
+
+def test_layout_of_a_worked_example():
+    layout = lay_out([([10, 11], [[1, 2, 3], [4], [5, 6]]), ([12], [[7, 8]])])
+    assert layout.tokens.tolist() == [[10, 11, 1, 2, 5], [12, 7, 0, 0, 0]]
+    assert layout.positions.tolist() == [[0, 1, 2, 3, 2], [0, 1, 0, 0, 0]]
+    assert layout.segments.tolist() == [[0, 0, 1, 1, 3], [0, 1, -1, -1, -1]]
+    assert layout.sources.tolist() == [1, 2, 3, 1, 1, 4, 5, 6]
+    assert layout.labels.tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert layout.counts == [3, 1, 2, 2]
+
+
+def test_layout_with_a_row_for_each_response():
+    layout = lay_out([([10, 11], [[1, 2, 3], [4]])], share=False)
+    assert layout.tokens.tolist() == [[10, 11, 1, 2], [10, 11, 0, 0]]
+    assert layout.positions.tolist() == [[0, 1, 2, 3], [0, 1, 0, 0]]
+    assert layout.sources.tolist() == [1, 2, 3, 5]
+    assert layout.labels.tolist() == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        ([], "expected at least one$"),
+        ([([1], [[1]]), ([], [[1]])], "in the prompt of group 1"),
+        ([([1], [])], "at least one response in group 0"),
+        ([([1], [[3], []])], "group 0, each of at least one token"),
+    ],
+)
+def test_bad_groups(tiny, groups, message):
+    with pytest.raises(ValueError, match=message):
+        GroupScorer(tiny.model().eval()).logps(groups)
+    with pytest.raises(ValueError, match=r"^groups: expected at least one"):
+        lay_out(groups)
+
+
+def test_who_sees_whom():
+    segments = lay_out(GROUPS).segments
+    seen = visible(segments)
+    for row, line in enumerate(segments.tolist()):
+        for a, mine in enumerate(line):
+            for b, theirs in enumerate(line):
+                expected = a == b or (mine >= 0 and b <= a and theirs in (0, mine))
+                assert bool(seen[row, a, b]) == expected
+
+
+def test_flex_attentions_mask_is_the_same():
+    segments = lay_out(GROUPS).segments
+    mask = block_mask(segments)
+    rows, length = segments.shape
+    places = torch.arange(length)
+    zero = torch.tensor(0)
+    for row in range(rows):
+        seen = mask.mask_mod(torch.tensor(row), zero, places[:, None], places[None, :])
+        assert torch.equal(seen, visible(segments)[row])
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager", "flex_attention"])
+def test_scores_are_those_of_one_response_at_a_time(tiny, attention):
+    model = tiny.model().eval()
+    model.set_attn_implementation(attention)
+    with torch.no_grad():  # FlexAttention has no backward pass on CPUs
+        scorer = GroupScorer(model)
+        actual = scorer.logps(GROUPS)
+    model.set_attn_implementation("eager")
+    expected = one_at_a_time(model, GROUPS)
+    assert scorer.why_not_shared is None
+    assert actual.dtype == torch.float32
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+def gradients(model, logps):
+    weights = torch.linspace(-2, 3, len(logps), dtype=logps.dtype)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    return torch.autograd.grad((weights * logps).sum(), parameters)
+
+
+def test_gradients_are_those_of_one_response_at_a_time(tiny):
+    model = tiny.model().eval().double()  # so that only a wrong formula can differ
+    scorer = GroupScorer(model)
+    for actual, expected in zip(
+        gradients(model, scorer.logps(GROUPS)),
+        gradients(model, one_at_a_time(model, GROUPS)),
+        strict=True,
+    ):
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_gradient_checkpointing_changes_nothing(make_policy, use_reentrant):
+    policy = make_policy()
+    model = policy.model
+    scorer = GroupScorer(model)
+    expected = gradients(model, scorer.logps(GROUPS))
+    model.train()
+    model.enable_input_require_grads()
+    model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+    passes = []
+    inner = model.get_base_model().model.layers[0].self_attn
+    inner.register_forward_hook(lambda *_: passes.append(1))
+    logps = scorer.logps(GROUPS)
+    (torch.linspace(-2, 3, len(logps)) * logps).sum().backward()
+    actual = [p.grad for p in model.parameters() if p.requires_grad]
+    assert len(passes) == 2  # once more in the backward pass: checkpoints were at work
+    for one, other in zip(actual, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_other_groups_change_nothing(tiny):
+    scorer = GroupScorer(tiny.model().eval())
+    alone = torch.cat([scorer.logps([group]) for group in GROUPS])
+    torch.testing.assert_close(scorer.logps(GROUPS), alone, rtol=1e-5, atol=1e-5)
+
+
+def test_bfloat16(tiny):
+    model = tiny.model().eval().bfloat16()
+    scorer = GroupScorer(model)
+    assert scorer.why_not_shared is None
+    exact = one_at_a_time(tiny.model().eval(), GROUPS)
+    apart = GroupScorer(model, share=False).logps(GROUPS)
+    # No farther from float32 than the same type one response a row, but for a rounding.
+    error, allowed = (scorer.logps(GROUPS) - exact).abs(), (apart - exact).abs().max()
+    assert error.max() <= 2 * allowed + 0.05
+
+
+SMALL = {"vocab_size": 32, "hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2}
+
+
+def small(kind, config, **settings):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return kind(config(**settings)).eval()
+
+
+def test_absolute_positions_start_anew_like_any_other():
+    model = small(
+        GPT2LMHeadModel, GPT2Config, vocab_size=32, n_embd=16, n_head=2, n_layer=2, n_positions=32
+    )
+    assert assert_scores(model, GROUPS, rtol=1e-4, atol=1e-5).why_not_shared is None
+
+
+def test_a_window_shorter_than_a_response_is_kept():
+    model = small(
+        MistralForCausalLM,
+        MistralConfig,
+        **SMALL,
+        intermediate_size=24,
+        num_key_value_heads=1,
+        sliding_window=6,
+        initializer_range=0.5,
+    )
+    assert_scores(model, GROUPS, rtol=1e-4, atol=1e-5)
+    wide = small(
+        MistralForCausalLM,
+        MistralConfig,
+        **SMALL,
+        intermediate_size=24,
+        num_key_value_heads=1,
+        sliding_window=None,
+        initializer_range=0.5,
+    )
+    with torch.no_grad():  # the window matters
+        assert not torch.allclose(one_at_a_time(wide, GROUPS), one_at_a_time(model, GROUPS))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: small(
+            MambaForCausalLM,
+            MambaConfig,
+            vocab_size=32,
+            hidden_size=16,
+            state_size=4,
+            num_hidden_layers=2,
+        ),
+        lambda: small(BloomForCausalLM, BloomConfig, vocab_size=32, hidden_size=16, n_head=2),
+    ],
+    ids=["no attention at all", "positions from a mask of two dimensions"],
+)
+def test_models_that_cannot_share_read_the_prompt_with_every_response(make):
+    model = make()
+    scorer = assert_scores(model, GROUPS, rtol=1e-3, atol=1e-4)
+    assert scorer.why_not_shared.startswith("the model does not take a block mask (")
+    with pytest.raises(ValueError, match=r"^share: the prompt cannot be shared: "):
+        GroupScorer(model, share=True)
+
+
+def test_a_model_that_overlooks_the_mask_is_found_out(tiny, monkeypatch):
+    model = tiny.model().eval()
+    forward = model.model.forward
+    monkeypatch.setattr(model.model, "forward", lambda attention_mask, **rest: forward(**rest))
+    monkeypatch.setattr(GroupScorer, "_check_head", lambda self: None)
+    reason = GroupScorer(model).why_not_shared
+    assert reason.startswith("hidden states in a shared row differ by ")
+
+
+def test_attention_without_block_masks_has_its_reason(tiny, monkeypatch):
+    model = tiny.model().eval()
+    monkeypatch.setattr(model.config, "_attn_implementation_internal", "flash_attention_2")
+    monkeypatch.setattr(GroupScorer, "_check_head", lambda self: None)  # needs the library itself
+    reason = GroupScorer(model).why_not_shared
+    assert reason == "its attention, flash_attention_2, takes no block mask"
