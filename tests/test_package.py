@@ -91,6 +91,42 @@ except KeyboardInterrupt:
     assert run_python(code, timeout=60) == "interrupted (2,)"
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        "_native.first_invalid(np.zeros(1 << 27), True)",
+        "_native.first_invalid(np.zeros(1 << 27, np.float32), False)",
+        "_native.first_asymmetric(np.zeros(11_000 * 11_000), np.array([0, 11_000]))",
+        "_native.squared_norms(np.zeros((1 << 14, 1 << 13), np.float32), 1)",
+    ],
+)
+def test_signals_are_served_while_the_input_is_scanned(run_python: RunPython, call: str) -> None:
+    """Without a look up, a scan leaves one signal pending; the interpreter serves a few around it.
+
+    The zeros are pages that the system has not yet handed out: they take no memory.
+    """
+    code = f"""
+import signal, numpy as np
+from pyfast.select import _native
+served = []
+signal.signal(signal.SIGALRM, lambda *_: served.append(1))
+signal.setitimer(signal.ITIMER_REAL, 2e-5, 2e-5)
+{call}
+signal.setitimer(signal.ITIMER_REAL, 0)
+print(len(served) >= 10 or len(served))
+def stop(*_):
+    raise KeyboardInterrupt
+signal.signal(signal.SIGALRM, stop)
+try:
+    signal.setitimer(signal.ITIMER_REAL, 1e-4)
+    {call}
+    print("finished")
+except KeyboardInterrupt:
+    print("interrupted", _native.first_invalid(np.ones(3), True))
+"""
+    assert run_python(code, timeout=60) == "True\ninterrupted -1"
+
+
 def test_many_threads_call_at_once() -> None:
     X = np.random.default_rng(0).normal(size=(50, 20, 6))
     expected = select.kmedoids(X, 3, n_init=2).medoids

@@ -20,10 +20,11 @@ bool valid(const double* data, index count, bool nonnegative) {
 
 // Block by block, and number by number only in the block that has a bad one.
 template <class T>
-index first_invalid_in(const T* data, index count, bool nonnegative) {
+index first_invalid_in(const T* data, index count, bool nonnegative, Token& token) {
   constexpr index kBlock = 4096;
   for (index start = 0; start < count; start += kBlock) {
     const index end = std::min(start + kBlock, count);
+    token.spend(end - start);
     if (valid(data + start, end - start, nonnegative)) continue;
     for (index i = start; i < end; ++i) {
       if (!std::isfinite(data[i]) || (nonnegative && data[i] < 0)) return i;
@@ -35,15 +36,16 @@ index first_invalid_in(const T* data, index count, bool nonnegative) {
 // Position, in memory order, of the first value that is NaN, infinite or (if asked) negative.
 index first_invalid(const py::array& array, bool nonnegative) {
   const index count = array.size();
-  index found = -1;
-  if (is_float32(array)) {
-    const float* data = checked<float>(array, "array", array.ndim());
-    without_gil([&](Cancel&) { found = first_invalid_in(data, count, nonnegative); });
-  } else {
-    const double* data = checked<double>(array, "array", array.ndim());
-    without_gil([&](Cancel&) { found = first_invalid_in(data, count, nonnegative); });
-  }
-  return found;
+  const auto search = [&](const auto* data) {
+    index found = -1;
+    without_gil([&](Cancel& cancel) {
+      Token token(cancel, true);
+      found = first_invalid_in(data, count, nonnegative, token);
+    });
+    return found;
+  };
+  return is_float32(array) ? search(checked<float>(array, "array", array.ndim()))
+                           : search(checked<double>(array, "array", array.ndim()));
 }
 
 // Over the groups' square distance matrices laid end to end; -1 if all are symmetric.
@@ -58,10 +60,11 @@ index first_asymmetric_groups(const py::array& distances, const py::array& offse
   }
   const auto search = [&](const auto* d) {
     index found = -1, start = 0;
-    without_gil([&](Cancel&) {
+    without_gil([&](Cancel& cancel) {
+      Token token(cancel, true);
       for (index b = 0; b < groups.count && found < 0; ++b) {
         const index n = groups.size(b);
-        const index local = first_asymmetric(d + start, n);
+        const index local = first_asymmetric(d + start, n, token);
         if (local >= 0) found = start + local;
         start += n * n;
       }

@@ -26,7 +26,6 @@ double MassDpo::solve(MatrixView<T> features, const double* policy_logps, const 
                       int threads, Cancel& cancel, Token& token) {
   const index n = features.rows, d = features.cols;
   const auto member = [preferred](index j) { return j < preferred ? j : j + 1; };
-  token.spend(3 * n * d);
 
   const double of_preferred = policy_logps[preferred] - ref_logps[preferred];
   probabilities_.resize(static_cast<std::size_t>(n - 1));
@@ -42,6 +41,7 @@ double MassDpo::solve(MatrixView<T> features, const double* policy_logps, const 
   mean_.assign(static_cast<std::size_t>(d), 0.0);
   for (index j = 0; j < n - 1; ++j) {
     const T* row = features.row(member(j));
+    token.spend(d);
     for (index t = 0; t < d; ++t) mean_[t] += probabilities_[j] * static_cast<double>(row[t]);
   }
   vectors_.resize(static_cast<std::size_t>((n - 1) * d));
@@ -49,6 +49,7 @@ double MassDpo::solve(MatrixView<T> features, const double* policy_logps, const 
     const T* row = features.row(member(j));
     double* v = vectors_.data() + j * d;
     const double root = std::sqrt(probabilities_[j]);
+    token.spend(2 * d);
     for (index t = 0; t < d; ++t) v[t] = root * (static_cast<double>(row[t]) - mean_[t]);
   }
 
