@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "bind/args.hpp"
 #include "core/logdet.hpp"
 #include "core/mass_dpo.hpp"
@@ -171,9 +173,13 @@ py::array_t<double> squared_norms(const py::array& data, int threads) {
   const auto run = [&](const auto* x) {
     const index d = data.shape(1);
     without_gil([&](Cancel& cancel) {
-      parallel_for(data.shape(0), threads, cancel, [&](index i, int, Token& token) {
-        token.spend(d);
-        to[i] = squared_norm(x + i * d, d);
+      const index n = data.shape(0);
+      constexpr index kRows = 16;
+      parallel_for((n + kRows - 1) / kRows, threads, cancel, [&](index b, int, Token& token) {
+        const index first = b * kRows, count = std::min(kRows, n - first);
+        token.spend(count * d);
+        const MatrixView<std::decay_t<decltype(*x)>> rows{x + first * d, count, d};
+        pyfast::squared_norms(rows, to + first);
       });
     });
     return out;

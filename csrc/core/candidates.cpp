@@ -1,11 +1,14 @@
 #include "core/candidates.hpp"
 
 #include <algorithm>
+#include <type_traits>
 #include <vector>
 
 #include "simd/simd.hpp"
 
 namespace pyfast {
+
+static_assert(kRoughRows == simd::kRoughMostRows && kRoughColumns == simd::kRoughMostColumns);
 
 namespace {
 
@@ -15,33 +18,35 @@ simd::Block<float, double, double> block_for(const float*, const double*) {
 simd::Block<double, double, double> block_for(const double*, const double*) {
   return simd::kernels().dot_f64;
 }
-simd::Block<float, float, float> block_for(const float*, const float*) {
-  return simd::kernels().dot_f32;
+simd::Block<float, float, double> block_for(const float*, const float*) {
+  return simd::kernels().dot_wide;
 }
 
 // Rows in twos, any distance apart, each whole: so the hardware sees long runs to read ahead of.
-template <class T, class Column, class Sum>
+template <class T, class Column>
 void gathered_dots(MatrixView<T> x, const index* rows, index n_rows, const Column* columns,
-                   index n_columns, Sum* out, index stride) {
+                   index n_columns, index column_stride, double* out, index stride) {
   const auto dots = block_for(x.data, columns);
   for (index r = 0; r < n_rows; r += 2) {
     const bool two = r + 1 < n_rows;
     const index apart = two ? (rows[r + 1] - rows[r]) * x.cols : 0;
-    dots(x.row(rows[r]), two ? 2 : 1, apart, columns, n_columns, x.cols, x.cols, out + r * stride,
-         stride);
+    dots(x.row(rows[r]), two ? 2 : 1, apart, columns, n_columns, column_stride, x.cols,
+         out + r * stride, stride);
   }
 }
 
 }  // namespace
 
-template <class T>
-double squared_norm(const T* x, index d) {
-  return simd::dot(x, x, d);
+void squared_norms(MatrixView<float> x, double* out) {
+  simd::kernels().squared_norms_f32(x.data, x.rows, x.cols, x.cols, out);
+}
+void squared_norms(MatrixView<double> x, double* out) {
+  simd::kernels().squared_norms_f64(x.data, x.rows, x.cols, x.cols, out);
 }
 
 template <class T>
-double RowCandidates<T>::squared_norm(index i) const {
-  return pyfast::squared_norm(x_.row(i), x_.cols);
+void RowCandidates<T>::squared_norms(index first, index count, double* out) const {
+  pyfast::squared_norms({x_.row(first), count, x_.cols}, out);
 }
 
 template <class T>
@@ -52,54 +57,65 @@ void RowCandidates<T>::copy(index i, double* out) const {
 template <class T>
 void RowCandidates<T>::dots(const index* rows, index n_rows, const double* columns, index n_columns,
                             double* out, index stride) const {
-  gathered_dots(x_, rows, n_rows, columns, n_columns, out, stride);
+  gathered_dots(x_, rows, n_rows, columns, n_columns, x_.cols, out, stride);
 }
 
-template <>
-bool RowCandidates<float>::has_rough() const {
-  return true;
+template <class T>
+bool RowCandidates<T>::narrow() const {
+  return std::is_same_v<T, float>;
 }
 
-template <>
-void RowCandidates<float>::rough_dots(const index* rows, index n_rows, const float* columns,
-                                      index n_columns, float* out, index stride) const {
-  gathered_dots(x_, rows, n_rows, columns, n_columns, out, stride);
+template <class T>
+void RowCandidates<T>::copy(index i, float* out) const {
+  if constexpr (std::is_same_v<T, float>) std::copy_n(x_.row(i), x_.cols, out);
 }
 
-template <>
-bool RowCandidates<double>::has_rough() const {
-  return false;
+template <class T>
+void RowCandidates<T>::dots(const index* rows, index n_rows, const float* columns, index n_columns,
+                            index apart, double* out, index stride) const {
+  if constexpr (std::is_same_v<T, float>) {
+    gathered_dots(x_, rows, n_rows, columns, n_columns, apart, out, stride);
+  }
 }
 
-template <>
-void RowCandidates<double>::rough_dots(const index*, index, const float*, index, float*,
-                                       index) const {}
+template <class T>
+void RowCandidates<T>::rough_dots(const index* rows, index n_rows, const float* columns,
+                                  index n_columns, index apart, float* out, index stride) const {
+  if constexpr (std::is_same_v<T, float>) {
+    const float* at[kRoughRows];
+    for (index r = 0; r < n_rows; ++r) at[r] = x_.row(rows[r]);
+    simd::kernels().rough_dots(at, n_rows, columns, n_columns, apart, x_.cols, out, stride);
+  }
+}
 
 // Term by term, since a difference of norms would lose pairs of nearly equal rows.
 template <class T>
-double PairCandidates<T>::squared_norm(index i) const {
+void PairCandidates<T>::squared_norms(index first, index count, double* out) const {
   double part[kPart];
-  const T* a = x_.row(pairs_[2 * i]);
-  const T* b = x_.row(pairs_[2 * i + 1]);
-  const double of_a = row_scales_[pairs_[2 * i]], of_b = row_scales_[pairs_[2 * i + 1]];
-  double sum = 0;
-  for (index t = 0; t < x_.cols; t += kPart) {
-    const index length = std::min(kPart, x_.cols - t);
-    for (index s = 0; s < length; ++s) {
-      part[s] = pair_scales_[i] *
-                (of_a * static_cast<double>(a[t + s]) - of_b * static_cast<double>(b[t + s]));
+  for (index i = first; i < first + count; ++i) {
+    double sum = 0;
+    for (index t = 0; t < x_.cols; t += kPart) {
+      const index length = std::min(kPart, x_.cols - t);
+      copy_part(i, t, length, part);
+      double of_part;
+      simd::kernels().squared_norms_f64(part, 1, length, length, &of_part);
+      sum += of_part;
     }
-    sum += simd::dot(part, part, length);
+    out[i - first] = sum;
   }
-  return sum;
 }
 
 template <class T>
 void PairCandidates<T>::copy(index i, double* out) const {
-  const T* a = x_.row(pairs_[2 * i]);
-  const T* b = x_.row(pairs_[2 * i + 1]);
+  copy_part(i, 0, x_.cols, out);
+}
+
+template <class T>
+void PairCandidates<T>::copy_part(index i, index from, index length, double* out) const {
+  const T* a = x_.row(pairs_[2 * i]) + from;
+  const T* b = x_.row(pairs_[2 * i + 1]) + from;
   const double of_a = row_scales_[pairs_[2 * i]], of_b = row_scales_[pairs_[2 * i + 1]];
-  for (index t = 0; t < x_.cols; ++t) {
+  for (index t = 0; t < length; ++t) {
     out[t] =
         pair_scales_[i] * (of_a * static_cast<double>(a[t]) - of_b * static_cast<double>(b[t]));
   }
@@ -114,7 +130,7 @@ void PairCandidates<T>::dots(const index* rows, index n_rows, const double* colu
   for (index r = 0; r < n_rows; ++r) {
     ends.insert(ends.end(), {pairs_[2 * rows[r]], pairs_[2 * rows[r] + 1]});
   }
-  gathered_dots(x_, ends.data(), 2 * n_rows, columns, n_columns, both.data(), n_columns);
+  gathered_dots(x_, ends.data(), 2 * n_rows, columns, n_columns, x_.cols, both.data(), n_columns);
   for (index r = 0; r < n_rows; ++r) {
     const index* pair = pairs_ + 2 * rows[r];
     const double of_a = row_scales_[pair[0]], of_b = row_scales_[pair[1]];
@@ -126,8 +142,6 @@ void PairCandidates<T>::dots(const index* rows, index n_rows, const double* colu
   }
 }
 
-template double squared_norm<float>(const float*, index);
-template double squared_norm<double>(const double*, index);
 template class RowCandidates<float>;
 template class RowCandidates<double>;
 template class PairCandidates<float>;

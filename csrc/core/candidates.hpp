@@ -10,26 +10,31 @@ namespace pyfast {
 constexpr index kPart = 512;  // simd.hpp's chunk of a double sum
 
 // |rough dot - dot| <= rough_error(d) |v| |w| + d kRoughLeast, in exact arithmetic: w is rounded,
-// and on its way to the sum a product meets at most 64 additions in its part of a chunk, 4 in the
-// tree and one per chunk of 1024. 10 more are to spare.
-constexpr double rough_error(index d) { return (80 + static_cast<double>(d) / 1000) / (1 << 24); }
-constexpr double kRoughLeast = 0x1.0p-124;  // floats that are flushed to zero
+// and then a product meets at most 75 + d / 256 roundings (simd.hpp). A few more are to spare.
+constexpr double rough_error(index d) { return (80 + static_cast<double>(d) / 250) / (1 << 24); }
+constexpr index kRoughRows = 16, kRoughColumns = 12;  // the most of one call
+constexpr double kRoughLeast = 0x1.0p-124;            // floats that are flushed to zero
 
 class Candidates {
  public:
   virtual ~Candidates() = default;
   virtual index count() const = 0;
   virtual index dims() const = 0;
-  virtual double squared_norm(index i) const = 0;
+
+  // Of the candidates first .. first + count - 1.
+  virtual void squared_norms(index first, index count, double* out) const = 0;
   virtual void copy(index i, double* out) const = 0;
 
   // out[r * stride + c] = v_{rows[r]}^T w_c, where w_c is row c of `columns`, dims() numbers long.
   virtual void dots(const index* rows, index n_rows, const double* columns, index n_columns,
                     double* out, index stride) const = 0;
 
-  // Whether there is a cheaper product in float, and that product.
-  virtual bool has_rough() const { return false; }
-  virtual void rough_dots(const index*, index, const float*, index, float*, index) const {}
+  // Whether the vectors are floats. Then columns may be too, `apart` numbers from one to the next;
+  // `rough_dots` are the cheaper products in float, of at most kRoughRows and kRoughColumns.
+  virtual bool narrow() const { return false; }
+  virtual void copy(index, float*) const {}
+  virtual void dots(const index*, index, const float*, index, index, double*, index) const {}
+  virtual void rough_dots(const index*, index, const float*, index, index, float*, index) const {}
 };
 
 // v_i = x_i.
@@ -39,13 +44,16 @@ class RowCandidates final : public Candidates {
   explicit RowCandidates(MatrixView<T> x) : x_(x) {}
   index count() const override { return x_.rows; }
   index dims() const override { return x_.cols; }
-  double squared_norm(index i) const override;
+  void squared_norms(index first, index count, double* out) const override;
   void copy(index i, double* out) const override;
   void dots(const index* rows, index n_rows, const double* columns, index n_columns, double* out,
             index stride) const override;
-  bool has_rough() const override;
+  bool narrow() const override;
+  void copy(index i, float* out) const override;
+  void dots(const index* rows, index n_rows, const float* columns, index n_columns, index apart,
+            double* out, index stride) const override;
   void rough_dots(const index* rows, index n_rows, const float* columns, index n_columns,
-                  float* out, index stride) const override;
+                  index apart, float* out, index stride) const override;
 
  private:
   MatrixView<T> x_;
@@ -61,12 +69,16 @@ class PairCandidates final : public Candidates {
       : x_(x), pairs_(pairs), count_(n_pairs), row_scales_(row_scales), pair_scales_(pair_scales) {}
   index count() const override { return count_; }
   index dims() const override { return x_.cols; }
-  double squared_norm(index i) const override;
+  void squared_norms(index first, index count, double* out) const override;
   void copy(index i, double* out) const override;
   void dots(const index* rows, index n_rows, const double* columns, index n_columns, double* out,
             index stride) const override;
+  using Candidates::copy;
+  using Candidates::dots;
 
  private:
+  void copy_part(index i, index from, index length, double* out) const;
+
   MatrixView<T> x_;
   const index* pairs_;
   index count_;
@@ -74,8 +86,8 @@ class PairCandidates final : public Candidates {
   const double* pair_scales_;
 };
 
-// x_i^T x_i.
-template <class T>
-double squared_norm(const T* x, index d);
+// out[i] = x_i^T x_i.
+void squared_norms(MatrixView<float> x, double* out);
+void squared_norms(MatrixView<double> x, double* out);
 
 }  // namespace pyfast

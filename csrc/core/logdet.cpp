@@ -11,13 +11,13 @@ namespace pyfast {
 namespace {
 
 constexpr double kTaken = -1;
-constexpr index kBlock = 16;   // rows brought forward together, by at most
-constexpr index kStride = 12;  // chosen vectors: what the cache holds beside them
-constexpr index kLikely = 4;   // rows brought up to date before a floor is known
+constexpr index kBlock = kRoughRows;      // rows brought forward together, by at most
+constexpr index kStride = kRoughColumns;  // chosen vectors shown to them at once, by at most
+constexpr index kLikely = 4;              // rows brought up to date before a floor is known
 
 // A sieve is worth its second pass from this many numbers on, and safe between these lengths: no
 // float product overflows, and what is flushed to zero is nothing beside the longest.
-constexpr index kSieveFrom = 1 << 18;
+constexpr index kSieveFrom = 1 << 13;
 constexpr double kSieveShortest = 1e-20, kSieveLongest = 1e30;
 // More than float64's own rounding in any r_i, relative to lengths_[i].
 constexpr double kRounding = 1e-12;
@@ -31,9 +31,8 @@ double LogDetGreedy::solve(const LogDetProblem& problem, const LogDetAnswer& ans
   threads_ = threads;
   cancel_ = &cancel;
   start(token);
-  const index d = candidates_->dims();
-  double logdet = problem.before.count > 0 ? problem.before.logdet
-                                           : static_cast<double>(d) * std::log(problem.gamma);
+  const auto d = static_cast<double>(candidates_->dims());
+  double logdet = problem.before.count > 0 ? problem.before.logdet : d * std::log(problem.gamma);
   double least = std::numeric_limits<double>::infinity();
   for (index step = 0; step < problem.k; ++step) {
     const index i = next(token);
@@ -42,25 +41,40 @@ double LogDetGreedy::solve(const LogDetProblem& problem, const LogDetAnswer& ans
     least = std::min(least, gain);  // a tie's second member may be larger by the tolerance
     answer.picks[step] = i;
     answer.gains[step] = least;
-    choose(i);
+    // The last one serves nobody but the answer.
+    if (step + 1 < problem.k || answer.vectors != nullptr || answer.factor != nullptr) choose(i);
   }
-  if (answer.vectors != nullptr) std::copy_n(columns_.data(), problem.k * d, answer.vectors);
-  if (answer.factor != nullptr) {
-    for (index s = 0; s < capacity_; ++s) {
-      for (index q = 0; q < capacity_; ++q) {
-        answer.factor[s * capacity_ + q] = q < s    ? factor_[q * capacity_ + s]
-                                           : q == s ? pivots_[s]
-                                                    : 0.0;
-      }
+  write(answer);
+  return logdet;
+}
+
+// The new vectors and the whole factor, if they are wanted.
+void LogDetGreedy::write(const LogDetAnswer& answer) {
+  const index d = candidates_->dims();
+  for (index s = 0; s < problem_->k && answer.vectors != nullptr; ++s) {
+    if (narrow_) {
+      std::copy_n(narrow_column(problem_->before.count + s), d, answer.vectors + s * d);
+    } else {
+      std::copy_n(columns_.data() + s * d, d, answer.vectors + s * d);
     }
   }
-  return logdet;
+  for (index s = 0; s < capacity_ && answer.factor != nullptr; ++s) {
+    for (index q = 0; q < capacity_; ++q) {
+      answer.factor[s * capacity_ + q] = q < s    ? factor_[q * capacity_ + s]
+                                         : q == s ? pivots_[s]
+                                                  : 0.0;
+    }
+  }
 }
 
 void LogDetGreedy::Layer::start(index n, index capacity, const std::vector<double>& lengths) {
   known.assign(static_cast<std::size_t>(n), 0);
   residual = lengths;
-  coefficients.resize(static_cast<std::size_t>(n * capacity));
+  const auto needed = static_cast<std::size_t>(n * capacity);
+  if (needed > room) {
+    coefficients.reset(new double[needed]);
+    room = needed;
+  }
 }
 
 void LogDetGreedy::start(Token& token) {
@@ -72,19 +86,27 @@ void LogDetGreedy::start(Token& token) {
   lengths_.resize(static_cast<std::size_t>(n));
   factor_.resize(static_cast<std::size_t>(capacity_ * capacity_));
   pivots_.resize(static_cast<std::size_t>(capacity_));
-  columns_.resize(static_cast<std::size_t>(problem_->k * d));
+  narrow_ = candidates_->narrow();
+  // A quarter of a page past whole pages, so that columns do not compete for the same cache lines.
+  narrow_stride_ = (d + 1023) / 1024 * 1024 + 256;
+  if (narrow_) {
+    narrow_columns_.resize(static_cast<std::size_t>(capacity_ * narrow_stride_));
+  } else {
+    columns_.resize(static_cast<std::size_t>(problem_->k * d));
+  }
   products_.resize(static_cast<std::size_t>(std::max(threads_, 1)));
   for (index s = 0; s < before.count; ++s) {
     pivots_[s] = before.factor[s * before.count + s];
     for (index q = 0; q < s; ++q) factor_[q * capacity_ + s] = before.factor[s * before.count + q];
   }
-  in_parallel((n + kBlock - 1) / kBlock, token, [&](index b, int, Token& t) {
-    for (index i = b * kBlock; i < std::min(n, (b + 1) * kBlock); ++i) {
-      t.spend(d);
-      lengths_[i] = ratio_ * candidates_->squared_norm(i);
-    }
+  const double work = static_cast<double>(n) * static_cast<double>(d);
+  in_parallel((n + kBlock - 1) / kBlock, work, token, [&](index b, int, Token& t) {
+    const index first = b * kBlock, count = std::min(kBlock, n - first);
+    t.spend(count * d);
+    candidates_->squared_norms(first, count, lengths_.data() + first);
   });
   for (index i = 0; i < n; ++i) {
+    lengths_[i] *= ratio_;
     if (!std::isfinite(lengths_[i])) {
       throw std::range_error("the squared length of candidate " + std::to_string(i) +
                              " times scale / gamma overflows; scale the vectors down");
@@ -99,8 +121,9 @@ void LogDetGreedy::start_sieve() {
   const LogDetState& before = problem_->before;
   const index n = candidates_->count(), d = candidates_->dims();
   double longest = *std::max_element(lengths_.begin(), lengths_.end()) / ratio_;
-  sieved_ = candidates_->has_rough() && n * d >= kSieveFrom && longest > kSieveShortest;
-  chosen_lengths_.assign(1, 0.0);
+  sieved_ = narrow_ && n * d >= kSieveFrom && longest > kSieveShortest;
+  chosen_lengths_ = 0;
+  sieve_errors_.assign(1, 0.0);
   for (index s = 0; s < before.count && sieved_; ++s) {
     // (L L^T)_ss = 1 + the length, which this is an upper bound of.
     double length = 0;
@@ -108,47 +131,43 @@ void LogDetGreedy::start_sieve() {
       length += before.factor[s * before.count + q] * before.factor[s * before.count + q];
     }
     longest = std::max(longest, length / ratio_);
-    chosen_lengths_.push_back(chosen_lengths_.back() + length);
+    count_in(length);
   }
   sieved_ = sieved_ && longest < kSieveLongest;
   if (!sieved_) return;
   sieve_.start(n, capacity_, lengths_);
-  rough_columns_.resize(static_cast<std::size_t>(capacity_ * d));
-  std::transform(before.vectors, before.vectors + before.count * d, rough_columns_.begin(),
-                 [](double x) { return static_cast<float>(x); });
+  least_.resize(static_cast<std::size_t>(n));
+  for (index s = 0; s < before.count; ++s) {
+    std::copy_n(before.vectors + s * d, d, narrow_column(s));
+  }
 }
 
 index LogDetGreedy::next(Token& token) {
+  if (chosen_ == 0) return lowest_tied(token);  // all are up to date
   Layer& first = sieved_ ? sieve_ : exact_;
+  floor_ = 0;
   list_likely(first);
-  bring_forward(first, kTaken, token);
-  double floor = highest_floor(first);
-  list(first, [&](index i) { return bound_[i] > floor; });
-  bring_forward(first, floor, token);
+  bring_forward(first, token);
+  list(first, [&](index i) { return bound_[i] > floor_; });
+  bring_forward(first, token);
   if (sieved_) {
-    floor = highest_floor(first);
-    list(exact_, [&](index i) { return bound_[i] >= floor; });
-    bring_forward(exact_, kTaken, token);
+    list(exact_, [&](index i) { return bound_[i] >= floor_; });
+    bring_forward(exact_, token);
   }
   return lowest_tied(token);
 }
 
-// What r_i is at least, if the layer is up to date with it.
-double LogDetGreedy::at_least(const Layer& layer, index i) const {
-  if (bound_[i] == kTaken) return kTaken;
+// What r_i is at least, if that is known.
+double LogDetGreedy::at_least(index i) const {
   if (exact_.known[i] == chosen_) return exact_.residual[i];
-  if (layer.known[i] < chosen_) return kTaken;
-  const double root = std::sqrt(lengths_[i] - sieve_.residual[i]) + sieve_error(i);
-  return lengths_[i] - root * root - kRounding * lengths_[i];
+  return sieved_ && sieve_.known[i] == chosen_ ? least_[i] : kTaken;
 }
 
-double LogDetGreedy::highest_floor(const Layer& layer) const {
-  double floor = 0;
-  const index n = candidates_->count();
-  for (index i = 0; i < n; ++i) {
-    if (bound_[i] > floor) floor = std::max(floor, at_least(layer, i));
+// Workers see it when they see it: it saves work and changes nothing else.
+void LogDetGreedy::raise_floor(double value) {
+  double floor = floor_.load(std::memory_order_relaxed);
+  while (floor < value && !floor_.compare_exchange_weak(floor, value, std::memory_order_relaxed)) {
   }
-  return floor;
 }
 
 // Lists those of them that the layer is not up to date with.
@@ -180,34 +199,53 @@ void LogDetGreedy::list_likely(const Layer& layer) {
   listed_.assign(top, top + count);
 }
 
-// Brings the listed ones forward, a stride of vectors at a time and the farthest behind first,
-// until each is up to date or known not to beat `best` or another of them.
-void LogDetGreedy::bring_forward(Layer& layer, double best, Token& token) {
+// Brings the listed ones forward until each is up to date or known not to beat the floor.
+void LogDetGreedy::bring_forward(Layer& layer, Token& token) {
+  const auto count = static_cast<index>(listed_.size());
+  if (count == 0) return;
+  // A block is read together, so those that missed as much stand side by side.
+  const auto before = [&](index i, index j) { return layer.known[i] < layer.known[j]; };
+  if (!std::is_sorted(listed_.begin(), listed_.end(), before)) {
+    std::stable_sort(listed_.begin(), listed_.end(), before);
+  }
+  double missed = 0;
+  for (const index i : listed_) missed += static_cast<double>(chosen_ - layer.known[i]);
+  const index blocks = (count + kBlock - 1) / kBlock;
+  in_parallel(blocks, missed * static_cast<double>(candidates_->dims()), token,
+              [&](index b, int worker, Token& t) {
+                catch_up(layer, listed_.data() + b * kBlock, std::min(kBlock, count - b * kBlock),
+                         products_[worker], t);
+              });
+}
+
+// Shows rows, sorted by what they know, the chosen vectors that they have missed: a stride after
+// the other while the rows are in cache, and fewer rows each time.
+void LogDetGreedy::catch_up(Layer& layer, index* rows, index count, std::vector<double>& products,
+                            Token& token) {
   for (;;) {
-    for (const index i : listed_) best = std::max(best, at_least(layer, i));
-    index from = chosen_;
-    std::size_t left = 0;
-    for (const index i : listed_) {
-      if (layer.known[i] == chosen_ || bound_[i] <= best) continue;
-      listed_[left++] = i;
-      from = std::min(from, layer.known[i]);
-    }
-    listed_.resize(left);
-    if (left == 0) return;
-    const auto behind = std::partition(listed_.begin(), listed_.end(),
-                                       [&](index i) { return layer.known[i] == from; });
-    const index count = behind - listed_.begin();
-    const index to = std::min(chosen_, (from / kStride + 1) * kStride);
-    in_parallel((count + kBlock - 1) / kBlock, token, [&](index b, int worker, Token& t) {
-      advance(layer, listed_.data() + b * kBlock, std::min(kBlock, count - b * kBlock), from, to,
-              products_[worker], t);
-    });
+    const double floor = floor_.load(std::memory_order_relaxed);
+    count =
+        std::remove_if(rows, rows + count,
+                       [&](index i) { return layer.known[i] == chosen_ || bound_[i] <= floor; }) -
+        rows;
+    if (count == 0) return;
+    const index from = layer.known[rows[0]];
+    const index to = std::min(chosen_, from + kStride);
+    index behind = 0;
+    while (behind < count && layer.known[rows[behind]] < to) ++behind;
+    advance(layer, rows, behind, from, to, products, token);
+    for (index r = 0; r < behind; ++r) raise_floor(at_least(rows[r]));
   }
 }
 
 // The best value is known by now: nothing above it has a bound that would let it be larger.
 index LogDetGreedy::lowest_tied(Token& token) {
-  const double enough = highest_floor(exact_) * (1 - kLogDetTie);
+  double best = 0;
+  for (index i = 0; i < candidates_->count(); ++i) {
+    if (exact_.known[i] == chosen_ && bound_[i] != kTaken)
+      best = std::max(best, exact_.residual[i]);
+  }
+  const double enough = best * (1 - kLogDetTie);
   const index n = candidates_->count();
   for (index i = 0; i < n; ++i) {
     if (bound_[i] < enough) continue;  // chosen ones too: enough >= 0 > kTaken
@@ -219,7 +257,7 @@ index LogDetGreedy::lowest_tied(Token& token) {
   throw std::range_error("the state's factor is not that of its vectors");
 }
 
-// Shows the chosen vectors `from` .. `to - 1` to `count` rows that have seen those before.
+// Shows the chosen vectors `from` .. `to - 1` to `count` rows that know `from` or more of them.
 void LogDetGreedy::advance(Layer& layer, const index* rows, index count, index from, index to,
                            std::vector<double>& products, Token& token) {
   const index d = candidates_->dims(), missed = to - from;
@@ -227,7 +265,8 @@ void LogDetGreedy::advance(Layer& layer, const index* rows, index count, index f
   products.resize(static_cast<std::size_t>(count * missed));
   if (&layer == &sieve_) {
     float rough[kBlock * kStride];
-    candidates_->rough_dots(rows, count, rough_columns_.data() + from * d, missed, rough, missed);
+    candidates_->rough_dots(rows, count, narrow_column(from), missed, narrow_stride_, rough,
+                            missed);
     std::copy_n(rough, count * missed, products.data());
   } else {
     const LogDetState& before = problem_->before;
@@ -235,69 +274,82 @@ void LogDetGreedy::advance(Layer& layer, const index* rows, index count, index f
     if (old > 0) {
       candidates_->dots(rows, count, before.vectors + from * d, old, products.data(), missed);
     }
-    if (missed > old) {
+    if (missed > old && narrow_) {
+      candidates_->dots(rows, count, narrow_column(from + old), missed - old, narrow_stride_,
+                        products.data() + old, missed);
+    } else if (missed > old) {
       candidates_->dots(rows, count, columns_.data() + (from + old - before.count) * d,
                         missed - old, products.data() + old, missed);
     }
   }
-  for (index r = 0; r < count; ++r) absorb(layer, rows[r], to, products.data() + r * missed);
+  for (index r = 0; r < count; ++r) absorb(layer, rows[r], from, to, products.data() + r * missed);
 }
 
-// Forward substitution with L: products[s] = w_{known + s}^T v_i become entries of u_i.
-void LogDetGreedy::absorb(Layer& layer, index i, index to, double* products) {
-  const index from = layer.known[i];
-  double* u = layer.coefficients.data() + i * capacity_;
+// Forward substitution with L: products[s] = w_{from + s}^T v_i become entries of u_i, but for
+// those that are known already.
+void LogDetGreedy::absorb(Layer& layer, index i, index from, index to, double* products) {
+  const index known = layer.known[i];
+  products += known - from;
+  double* u = layer.coefficients.get() + i * capacity_;
   double residual = layer.residual[i];
-  for (index s = 0; s < to - from; ++s) products[s] *= ratio_;
+  for (index s = 0; s < to - known; ++s) products[s] *= ratio_;
   for (index q = 0; q < to; ++q) {
-    if (q >= from) {
-      u[q] = products[q - from] / pivots_[q];
+    if (q >= known) {
+      u[q] = products[q - known] / pivots_[q];
       const double loss = u[q] * u[q];  // not a number where a state's numbers overflow
       residual = residual > loss ? residual - loss : 0.0;
     }
-    const index first = std::max(q + 1, from);
+    const index first = std::max(q + 1, known);
     const double* row = factor_.data() + q * capacity_ + first;
-    double* left = products + first - from;
+    double* left = products + first - known;
     for (index s = 0; s < to - first; ++s) left[s] -= u[q] * row[s];
   }
   layer.residual[i] = residual;
   layer.known[i] = to;
-  double bound = residual;
-  if (&layer == &sieve_) {
-    const double root = std::max(std::sqrt(lengths_[i] - residual) - sieve_error(i), 0.0);
-    bound = lengths_[i] - root * root + kRounding * lengths_[i];
+  if (&layer == &exact_) {
+    bound_[i] = std::min(bound_[i], residual);
+    return;
   }
-  bound_[i] = std::min(bound_[i], bound);
+  const double length = lengths_[i], root = std::sqrt(length - residual), error = sieve_error(i);
+  const double low = std::max(root - error, 0.0), high = root + error;
+  bound_[i] = std::min(bound_[i], length - low * low + kRounding * length);
+  least_[i] = length - high * high - kRounding * length;
 }
 
 // How far the sieve's u_i may be from u_i: L^{-1}, which shortens every vector, times the errors of
 // its products, at most rough_error |v_i| |w_s| each but for what is flushed to zero.
 double LogDetGreedy::sieve_error(index i) const {
   const index known = sieve_.known[i];
-  return rough_error(candidates_->dims()) * std::sqrt(lengths_[i] * chosen_lengths_[known]) +
+  return sieve_errors_[known] * std::sqrt(lengths_[i]) +
          ratio_ * kRoughLeast * static_cast<double>(candidates_->dims() * known);
+}
+
+void LogDetGreedy::count_in(double length) {
+  chosen_lengths_ += length;
+  sieve_errors_.push_back(rough_error(candidates_->dims()) * std::sqrt(chosen_lengths_));
 }
 
 void LogDetGreedy::choose(index i) {
   const index d = candidates_->dims();
-  const double* u = exact_.coefficients.data() + i * capacity_;
+  const double* u = exact_.coefficients.get() + i * capacity_;
   for (index q = 0; q < chosen_; ++q) factor_[q * capacity_ + chosen_] = u[q];
   pivots_[chosen_] = std::sqrt(1 + exact_.residual[i]);
-  double* column = columns_.data() + (chosen_ - problem_->before.count) * d;
-  candidates_->copy(i, column);
-  if (sieved_) {
-    std::transform(column, column + d, rough_columns_.data() + chosen_ * d,
-                   [](double x) { return static_cast<float>(x); });
-    chosen_lengths_.push_back(chosen_lengths_.back() + lengths_[i]);
+  if (narrow_) {
+    candidates_->copy(i, narrow_column(chosen_));
+  } else {
+    candidates_->copy(i, columns_.data() + (chosen_ - problem_->before.count) * d);
   }
+  if (sieved_) count_in(lengths_[i]);
   bound_[i] = kTaken;
   ++chosen_;
 }
 
 template <class Body>
-void LogDetGreedy::in_parallel(index count, Token& token, Body&& body) {
-  if (threads_ > 1 && count > 1) {
-    parallel_for(count, threads_, *cancel_, body);
+void LogDetGreedy::in_parallel(index count, double operations, Token& token, Body&& body) {
+  // A vector unit does about 16 multiplications where other loops do one operation.
+  const int threads = worthwhile_threads(threads_, operations / 16);
+  if (threads > 1 && count > 1) {
+    parallel_for(count, threads, *cancel_, body);
   } else {
     for (index item = 0; item < count; ++item) body(item, 0, token);
   }

@@ -8,9 +8,11 @@
 // and lowers r_i, so an r_i that has not seen the latest vectors is an upper bound. A candidate is
 // brought up to date, by all the vectors it has missed in one reading of its row, only when its
 // bound is above the best value known: each row is read a few times, not k times, and no dot is
-// wasted on a column that turns out not to be chosen.
+// wasted on a column that turns out not to be chosen. It stops as soon as its bound is not.
 #pragma once
 
+#include <atomic>
+#include <memory>
 #include <vector>
 
 #include "core/candidates.hpp"
@@ -47,11 +49,12 @@ struct LogDetAnswer {
 };
 
 // Solves one problem after another in the same memory: per candidate before.count + k + 4 numbers,
-// twice as many with a sieve, and (k x dims) for the chosen vectors, all float64.
+// twice as many with a sieve, and (k x dims) for the chosen vectors, all float64; for float rows
+// (before.count + k) x (dims + 1280) in float instead of the last.
 //
-// Large problems of float rows are sieved: products in float give each r_i an interval that holds
-// it for certain, and only those that may be the largest are worked out in float64. The picks, and
-// every number that is returned, are the same bits as without.
+// Problems of float rows are sieved unless they are tiny: products in float give each r_i an
+// interval that holds it for certain, and only those that may be the largest are worked out in
+// float64. The picks, and every number that is returned, are the same bits as without.
 class LogDetGreedy {
  public:
   // Returns the log-determinant. k is at most the number of candidates. With threads > 1 the rows
@@ -65,7 +68,9 @@ class LogDetGreedy {
   struct Layer {
     std::vector<index> known;
     std::vector<double> residual;
-    std::vector<double> coefficients;  // u_i, capacity_ numbers apart
+    // u_i, capacity_ numbers apart. Not cleared: most of a large problem's are never used.
+    std::unique_ptr<double[]> coefficients;
+    std::size_t room = 0;
     void start(index n, index capacity, const std::vector<double>& lengths);
   };
 
@@ -73,19 +78,24 @@ class LogDetGreedy {
   void start_sieve();
   index next(Token& token);
   void choose(index i);
+  void write(const LogDetAnswer& answer);
   template <class Wanted>
   void list(const Layer& layer, Wanted&& wanted);
   void list_likely(const Layer& layer);
-  void bring_forward(Layer& layer, double best, Token& token);
+  void bring_forward(Layer& layer, Token& token);
   index lowest_tied(Token& token);
+  void catch_up(Layer& layer, index* rows, index count, std::vector<double>& products,
+                Token& token);
   void advance(Layer& layer, const index* rows, index count, index from, index to,
                std::vector<double>& products, Token& token);
-  void absorb(Layer& layer, index i, index to, double* products);
+  void absorb(Layer& layer, index i, index from, index to, double* products);
+  float* narrow_column(index s) { return narrow_columns_.data() + s * narrow_stride_; }
   double sieve_error(index i) const;
-  double at_least(const Layer& layer, index i) const;
-  double highest_floor(const Layer& layer) const;
+  void count_in(double length);
+  double at_least(index i) const;
+  void raise_floor(double value);
   template <class Body>
-  void in_parallel(index count, Token& token, Body&& body);
+  void in_parallel(index count, double operations, Token& token, Body&& body);
 
   const LogDetProblem* problem_ = nullptr;
   const Candidates* candidates_ = nullptr;
@@ -94,17 +104,21 @@ class LogDetGreedy {
   double ratio_ = 1;
   index chosen_ = 0;    // vectors so far, those of the state included
   index capacity_ = 0;  // all there will be
-  bool sieved_ = false;
+  bool narrow_ = false, sieved_ = false;
 
-  std::vector<double> lengths_;  // ratio_ v_i^T v_i
-  std::vector<double> bound_;    // no r_i is above it; kTaken once chosen
+  std::vector<double> lengths_;   // ratio_ v_i^T v_i
+  std::vector<double> bound_;     // no r_i is above it; kTaken once chosen
+  std::vector<double> least_;     // nor below this, if the sieve is up to date with it
+  std::atomic<double> floor_{0};  // the largest r_i is at least this
   Layer exact_;
-  Layer sieve_;                         // from float products; unused unless sieved_
-  std::vector<double> factor_;          // L^T: row q holds entry q of every chosen u
-  std::vector<double> pivots_;          // diagonal of L
-  std::vector<double> columns_;         // the newly chosen vectors
-  std::vector<float> rough_columns_;    // all chosen vectors, rounded, for the sieve
-  std::vector<double> chosen_lengths_;  // sums of the first s chosen vectors' lengths_
+  Layer sieve_;                        // from float products; unused unless sieved_
+  std::vector<double> factor_;         // L^T: row q holds entry q of every chosen u
+  std::vector<double> pivots_;         // diagonal of L
+  std::vector<double> columns_;        // the newly chosen vectors; unused if narrow_
+  std::vector<float> narrow_columns_;  // the same as floats, after the old ones rounded
+  index narrow_stride_ = 0;            // from one to the next
+  std::vector<double> sieve_errors_;   // per sqrt(lengths_[i]), as of the first s chosen vectors
+  double chosen_lengths_ = 0;          // the sum of the chosen vectors' lengths_
   std::vector<index> listed_;
   std::vector<std::vector<double>> products_;  // one per worker
 };

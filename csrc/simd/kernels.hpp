@@ -236,6 +236,7 @@ void axpy(double a, const double* x, double* y, index n) {
   for (index i = 0; i < n; ++i) y[i] += a * x[i];
 }
 
+#include "simd/logdet_kernels.hpp"
 #include "simd/search_kernels.hpp"
 
 }  // namespace
@@ -268,6 +269,9 @@ const Kernels PYFAST_JOIN(kernels_, PYFAST_SIMD_LEVEL) = {
     below<double>,
     valid<float>,
     valid<double>,
+    squared_norms<float>,
+    squared_norms<double>,
+    rough_dots,
 };
 
 }  // namespace pyfast::simd

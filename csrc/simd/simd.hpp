@@ -43,6 +43,8 @@ struct NearestSums {
   T first, second;
 };
 
+constexpr index kRoughMostRows = 16, kRoughMostColumns = 12;
+
 struct Kernels {
   const char* level;
 
@@ -89,6 +91,17 @@ struct Kernels {
   // Whether all numbers are finite (and, if asked, none is below zero).
   bool (*valid_f32)(const float* x, index count, bool nonnegative);
   bool (*valid_f64)(const double* x, index count, bool nonnegative);
+
+  // out[i] = sum_t x_it^2 in double, rows `stride` numbers apart; summed as dot_wide and dot_f64
+  // would without fused multiply-adds, so float and double rows of the same values agree.
+  void (*squared_norms_f32)(const float* x, index rows, index stride, index d, double* out);
+  void (*squared_norms_f64)(const double* x, index rows, index stride, index d, double* out);
+
+  // out[i * out_stride + j] = about sum_t rows[i][t] columns[j * column_stride + t], for at most
+  // kRoughMostRows x kRoughMostColumns pairs: in float, as is fastest, so the bits differ between
+  // levels. On its way to the sum a product meets at most 75 + d / 256 roundings.
+  void (*rough_dots)(const float* const* rows, index n_rows, const float* columns, index n_columns,
+                     index column_stride, index d, float* out, index out_stride);
 };
 
 // The level in use. Throws std::invalid_argument if PYFAST_SIMD names one that is unknown, or that

@@ -170,10 +170,10 @@ def logdet(
 
     No d x d matrix: a partial Cholesky factorisation with a ridge. A candidate is read again only
     when the value it had, an upper bound by submodularity, is above the best value known, and
-    then catches up with the picks it has missed. Large float32 problems are sieved with float32
-    products and their error bounds first, which changes no bit of the result. Memory per group in
-    work: 2 n (m + k + 4) + (m + k) (m + k + 2 d) float64, with m vectors in `state`; the result
-    holds (m + k) d more.
+    then catches up with the picks it has missed. Float32 problems are sieved with float32
+    products and their error bounds first, unless they are tiny, which changes no bit of the
+    result. Memory per group in work: 2 n (m + k + 4) + (m + k) (m + k + d + 640) float64, with m
+    vectors in `state`; the result holds (m + k) d more.
 
     Examples
     --------

@@ -97,6 +97,83 @@ TEST(logdet_gives_the_same_bits_for_float_rows_and_any_threads) {
   }
 }
 
+// From 2^13 numbers on float rows are sieved; blocks are of 16 rows, strides of 12 picks, and tiles
+// and pieces of the kernels of 4 rows, 3 columns, 256 and 512 numbers.
+TEST(logdet_gives_the_same_bits_just_around_every_threshold) {
+  const index sizes[][3] = {{8191, 1, 5},  {8192, 1, 5},  {64, 127, 30}, {64, 128, 30},
+                            {64, 129, 30}, {16, 512, 16}, {17, 513, 14}, {15, 768, 13},
+                            {33, 257, 12}, {20, 576, 3},  {5, 4097, 5},  {1, 9000, 1}};
+  for (const auto& [n, d, k] : sizes) {
+    for (const bool unit : {false, true}) {
+      std::vector<float> narrow;
+      for (const double x : uniform(std::size_t(n * d), unsigned(n + d), -1, 1)) {
+        narrow.push_back(float(x));
+      }
+      for (index i = 0; i < n && unit; ++i) {
+        double length = 0;
+        for (index t = 0; t < d; ++t) length += narrow[i * d + t] * double(narrow[i * d + t]);
+        for (index t = 0; t < d; ++t) narrow[i * d + t] /= float(std::sqrt(length));
+      }
+      const std::vector<double> wide(narrow.begin(), narrow.end());
+      for (const double gamma : {10.0, 0.1, 1e-6}) {
+        const Found expected = solve_rows(wide, n, k, gamma),
+                    found = solve_rows(narrow, n, k, gamma);
+        CHECK(found.picks == expected.picks && found.gains == expected.gains);
+        CHECK(found.logdet == expected.logdet && found.factor == expected.factor);
+        CHECK(found.vectors == expected.vectors);
+        if (d <= 129 && n <= 64 && gamma > 1e-3) {
+          const naive::LogDetPicks plain = naive::logdet({wide.data(), n, d}, k, gamma, 1);
+          CHECK(found.picks == plain.picks);
+          CHECK_NEAR(found.logdet, plain.logdet, 1e-9 * (1 + std::abs(plain.logdet)));
+        }
+      }
+    }
+  }
+}
+
+// All candidates have 40 vectors to catch up with at first: work enough for several threads.
+TEST(logdet_gives_the_same_bits_from_threads_that_share_one_problem) {
+  const index n = 1200, d = 900;
+  const Found before = solve_rows(uniform(std::size_t(40 * d), 3, -1, 1), 40, 40);
+  const std::vector<double> numbers = uniform(std::size_t(n * d), 4, -1, 1);
+  const std::vector<float> narrow(numbers.begin(), numbers.end());
+  const std::vector<double> wide(narrow.begin(), narrow.end());
+  const RowCandidates<float> of_floats({narrow.data(), n, d});
+  const RowCandidates<double> of_doubles({wide.data(), n, d});
+  const Found expected = solve(of_doubles, 15, 0.1, 1, &before);
+  for (const int threads : {1, 2, 5}) {
+    for (const Found& found : {solve(of_floats, 15, 0.1, 1, &before, threads),
+                               solve(of_doubles, 15, 0.1, 1, &before, threads)}) {
+      CHECK(found.picks == expected.picks && found.gains == expected.gains);
+      CHECK(found.logdet == expected.logdet && found.factor == expected.factor);
+    }
+  }
+}
+
+// One solver for problems large and small, sieved and not, of floats and doubles.
+TEST(logdet_keeps_nothing_of_the_problem_before) {
+  LogDetGreedy greedy;
+  Cancel cancel;
+  Token token(cancel, true);
+  for (const index n : {40, 3, 25, 100, 7}) {
+    const index d = n == 25 ? 9 : 300, k = std::min<index>(n, 20);
+    const std::vector<double> wide = uniform(std::size_t(n * d), unsigned(n), -1, 1);
+    const std::vector<float> narrow(wide.begin(), wide.end());
+    const RowCandidates<float> of_floats({narrow.data(), n, d});
+    const RowCandidates<double> of_doubles({wide.data(), n, d});
+    for (const Candidates* candidates : {static_cast<const Candidates*>(&of_floats),
+                                         static_cast<const Candidates*>(&of_doubles)}) {
+      std::vector<index> picks(static_cast<std::size_t>(k));
+      std::vector<double> gains(static_cast<std::size_t>(k));
+      const double logdet =
+          greedy.solve({candidates, k, 0.1, 1, {}}, {picks.data(), gains.data(), nullptr, nullptr},
+                       1, cancel, token);
+      const Found expected = solve(*candidates, k);
+      CHECK(picks == expected.picks && gains == expected.gains && logdet == expected.logdet);
+    }
+  }
+}
+
 TEST(logdet_carried_on_equals_one_run) {
   const index n = 50, d = 33;
   const std::vector<double> v = uniform(std::size_t(n * d), 9, -1, 1);

@@ -2,6 +2,7 @@
 #include <cstring>
 
 #include "check.hpp"
+#include "core/candidates.hpp"
 #include "simd/simd.hpp"
 
 namespace pyfast::test {  // where `index` is ours and not that of <strings.h>
@@ -53,6 +54,62 @@ bool same_bits(simd::Block<A, B, Sum> block, Term&& term) {
   return true;
 }
 
+template <class T>
+bool same_squares(void (*squares)(const T*, index, index, index, double*)) {
+  for (const index d : {1, 7, 8, 9, 100, 511, 512, 513, 1030}) {
+    for (const index rows : {1, 2, 3, 4, 5, 8, 11}) {
+      const index stride = d + 3;
+      const std::vector<double> numbers = uniform(std::size_t(rows * stride), unsigned(d), -1, 1);
+      const std::vector<T> x(numbers.begin(), numbers.end());
+      std::vector<double> out(std::size_t(rows + 1), -7);
+      squares(x.data() + 1, rows, stride, d, out.data());
+      for (index i = 0; i < rows; ++i) {
+        const T* row = &x[std::size_t(i * stride + 1)];
+        const auto product = [](double a, double b) { return a * b; };
+        const double want = plain<double>(row, row, d, product);
+        if (std::memcmp(&want, &out[std::size_t(i)], sizeof want) != 0) return false;
+      }
+      if (out[std::size_t(rows)] != -7) return false;
+    }
+  }
+  return true;
+}
+
+// Rows in any order, columns any distance apart, each product as near as rough_error says, and
+// nothing written beside the block.
+bool rough_enough(const simd::Kernels& kernels) {
+  for (const index d : {1, 7, 8, 17, 63, 255, 256, 257, 511, 513, 1025, 3000}) {
+    for (index rows = 1; rows <= simd::kRoughMostRows; ++rows) {
+      const index cols = 1 + (d + 5 * rows) % simd::kRoughMostColumns, apart = d + 5;
+      const std::vector<double> x = uniform(std::size_t(16 * d), unsigned(d), -1, 1),
+                                y = uniform(std::size_t(cols * apart), unsigned(d + 1), -1, 1);
+      const std::vector<float> a(x.begin(), x.end()), b(y.begin(), y.end());
+      std::vector<const float*> at;
+      for (index i = 0; i < rows; ++i) at.push_back(&a[std::size_t((7 * i + d) % 16 * d)]);
+      std::vector<float> out(std::size_t(rows * (cols + 2)), NAN);
+      kernels.rough_dots(at.data(), rows, b.data(), cols, apart, d, out.data(), cols + 2);
+      for (index i = 0; i < rows; ++i) {
+        for (index j = 0; j < cols + 2; ++j) {
+          const double found = out[std::size_t(i * (cols + 2) + j)];
+          if (j >= cols) {
+            if (!std::isnan(found)) return false;
+            continue;
+          }
+          const float *v = at[std::size_t(i)], *w = &b[std::size_t(j * apart)];
+          double want = 0, of_v = 0, of_w = 0;
+          for (index t = 0; t < d; ++t) {
+            want += double(v[t]) * double(w[t]);
+            of_v += double(v[t]) * double(v[t]);
+            of_w += double(w[t]) * double(w[t]);
+          }
+          if (!(std::abs(found - want) <= rough_error(d) * std::sqrt(of_v * of_w))) return false;
+        }
+      }
+    }
+  }
+  return true;
+}
+
 }  // namespace
 
 TEST(every_level_gives_the_documented_bits) {
@@ -71,6 +128,9 @@ TEST(every_level_gives_the_documented_bits) {
     CHECK(same_bits(k->squared_distance_f32, square));
     CHECK(same_bits(k->squared_distance_f64, square));
     CHECK(same_bits(k->squared_distance_wide, square));
+    CHECK(same_squares(k->squared_norms_f32));
+    CHECK(same_squares(k->squared_norms_f64));
+    CHECK(rough_enough(*k));
     for (std::size_t n = 0; n < 40; ++n) {
       const std::vector<double> x = uniform(n, 1), y = uniform(n, 2);
       std::vector<double> got = y;
