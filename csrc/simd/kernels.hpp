@@ -238,6 +238,8 @@ void axpy(double a, const double* x, double* y, index n) {
 
 #include "simd/search_kernels.hpp"
 
+#include "simd/kmedoids_kernels.hpp"
+
 }  // namespace
 
 #define PYFAST_JOIN2(a, b) a##b
@@ -266,6 +268,11 @@ const Kernels PYFAST_JOIN(kernels_, PYFAST_SIMD_LEVEL) = {
     largest,
     below<float>,
     below<double>,
+    encode<float>,
+    encode<double>,
+    within,
+    mirrored<float>,
+    mirrored<double>,
     valid<float>,
     valid<double>,
 };

@@ -111,8 +111,9 @@ def kmedoids(
             return KMedoidsResult(*plain)
     args.check_name(metric, "metric", ("euclidean", "precomputed"))
     data = args.as_floats(X, "X")
+    threads = resolve_threads(n_threads)
     if metric == "precomputed":
-        layout = _distance_layout(data, offsets)
+        layout = _distance_layout(data, offsets, threads)
         data = data.reshape(-1)
     else:
         layout = args.layout_of(data, "X", 2, offsets)
@@ -137,7 +138,7 @@ def kmedoids(
         given,
         args.check_int(n_init, "n_init", 1),
         args.check_seed(seed),
-        resolve_threads(n_threads),
+        threads,
     )
     return KMedoidsResult(
         medoids=layout.per_group(medoids.reshape(layout.count, k)),
@@ -148,7 +149,7 @@ def kmedoids(
     )
 
 
-def _distance_layout(data: args.Floats, offsets: ArrayLike | None) -> args.Layout:
+def _distance_layout(data: args.Floats, offsets: ArrayLike | None, threads: int) -> args.Layout:
     """Read the groups of precomputed distances and check the values."""
     if offsets is None:
         layout = args.layout_of(data, "X", 2, None)
@@ -165,6 +166,8 @@ def _distance_layout(data: args.Floats, offsets: ArrayLike | None) -> args.Layou
         layout = args.Layout("ragged", args.check_offsets(offsets, last))
         if (total := int((layout.sizes**2).sum())) != data.size:
             raise ValueError(f"X: expected sum of n_b^2 = {total} distances, got {data.size}")
+    if _native.surely_distances(data.reshape(-1), layout.offsets, threads):
+        return layout
     for name, flat, expected in (
         ("value", _native.first_invalid(data, True), "a finite distance >= 0"),
         ("pair", _native.first_asymmetric(data.reshape(-1), layout.offsets), "D[i, j] = D[j, i]"),

@@ -16,6 +16,7 @@ from pyfast._core import (
     philox,
     random_subsets,
     squared_norms,
+    surely_distances,
 )
 
 __all__ = [
@@ -34,4 +35,5 @@ __all__ = [
     "philox",
     "random_subsets",
     "squared_norms",
+    "surely_distances",
 ]
