@@ -1,8 +1,10 @@
 #include <algorithm>
 
 #include "bind/args.hpp"
+#include "core/big_array.hpp"
 #include "core/distances.hpp"
 #include "core/kmedoids.hpp"
+#include "core/pairwise.hpp"
 #include "core/small_search.hpp"
 
 namespace pyfast::bind {
@@ -16,24 +18,32 @@ struct Outputs {
   py::array_t<double> cost;
 };
 
+// What a group is solved with.
+struct Means {
+  int threads;
+  Cancel& cancel;
+  Token& token;
+};
+
 // Calls solve(problem) for the points of one group. Small groups get exact distances; in large ones
 // they take the type of the points.
 template <class T, class Solve>
-void with_distances(MatrixView<T> x, const double* weights, index k, Token& token, Solve&& solve) {
-  const auto count = static_cast<std::size_t>(x.rows * x.rows);
+void with_distances(MatrixView<T> x, const double* weights, index k, const Means& means,
+                    Solve&& solve) {
+  const index count = x.rows * x.rows;
   if (x.rows <= kSmall) {
-    std::vector<double> distances(count);
-    exact_distances(x, distances.data(), token);
+    std::vector<double> distances(static_cast<std::size_t>(count));
+    exact_distances(x, distances.data(), means.token);
     solve(KMedoidsProblem<double>{{distances.data(), x.rows, x.rows}, weights, k});
   } else {
-    std::vector<T> distances(count);
-    euclidean_distances(x, distances.data(), token);
-    solve(KMedoidsProblem<T>{{distances.data(), x.rows, x.rows}, weights, k});
+    const BigArray<T> distances = big_array<T>(count);
+    euclidean_distances(x, distances.get(), means.threads, means.cancel, means.token);
+    solve(KMedoidsProblem<T>{{distances.get(), x.rows, x.rows}, weights, k});
   }
 }
 
-// One task per group; a single group gives its threads to its starts instead. Calls run(b, token,
-// solve) for each of them, which calls solve(problem) in turn.
+// One task per group; a single group has all threads for itself. Calls run(b, means, solve) for each
+// of them, which calls solve(problem) in turn.
 template <class Run>
 void solve_groups(const Groups& groups, index k, const KMedoidsOptions& options, int threads,
                   Outputs& out, Run&& run) {
@@ -45,7 +55,7 @@ void solve_groups(const Groups& groups, index k, const KMedoidsOptions& options,
   const int inner = groups.count == 1 ? threads : 1;
   without_gil([&](Cancel& cancel) {
     parallel_for(groups.count, threads, cancel, [&](index b, int, Token& token) {
-      run(b, token, [&](const auto& problem) {
+      run(b, Means{inner, cancel, token}, [&](const auto& problem) {
         KMedoidsOptions own = options;
         if (own.given != nullptr) own.given += b * k;
         const KMedoidsSolution solution = kmedoids(problem, own, inner, cancel, token);
@@ -64,9 +74,9 @@ void from_points(const py::array& data, const Groups& groups, index k, const dou
                  const KMedoidsOptions& options, int threads, Outputs& out) {
   const T* x = checked<T>(data, "X", 2);
   const index d = data.shape(1);
-  solve_groups(groups, k, options, threads, out, [&](index b, Token& token, auto&& solve) {
+  solve_groups(groups, k, options, threads, out, [&](index b, const Means& means, auto&& solve) {
     with_distances(MatrixView<T>{x + groups.begin(b) * d, groups.size(b), d},
-                   weights + groups.begin(b), k, token, solve);
+                   weights + groups.begin(b), k, means, solve);
   });
 }
 
@@ -79,7 +89,7 @@ void from_distances(const py::array& data, const Groups& groups, index k, const 
     starts.push_back(starts.back() + groups.size(b) * groups.size(b));
   }
   if (starts.back() != data.shape(0)) throw py::type_error("D: expected sum of n_b^2 distances");
-  solve_groups(groups, k, options, threads, out, [&](index b, Token&, auto&& solve) {
+  solve_groups(groups, k, options, threads, out, [&](index b, const Means&, auto&& solve) {
     const index n = groups.size(b);
     solve(KMedoidsProblem<T>{{distances + starts[b], n, n}, weights + groups.begin(b), k});
   });
