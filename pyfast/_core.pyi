@@ -37,6 +37,8 @@ def kmedoids(
     given: _Indices,
     n_init: int,
     seed: int,
+    columns: int,
+    sampled_above: int,
     threads: int,
 ) -> tuple[_Indices, _Indices, _Doubles, _Indices, _Indices]: ...
 def kmedoids_plain(

@@ -56,21 +56,22 @@ void take_roots(MatrixView<double> x, MatrixView<double> y, double* tile, index 
 }  // namespace
 
 template <class T>
-void distances_between(MatrixView<T> x, MatrixView<T> y, T* out, Token& token) {
+void distances_between(MatrixView<T> x, MatrixView<T> y, T* out, index stride, Token& token) {
   const index side = tile_of(x.cols);
   for (index i = 0; i < x.rows; i += side) {
     for (index j = 0; j < y.rows; j += side) {
       const MatrixView<T> a = rows_of(x, i, side), b = rows_of(y, j, side);
       token.spend(a.rows * b.rows * x.cols);
-      T* tile = out + i * y.rows + j;
-      squares(a, b, tile, y.rows);
-      take_roots(a, b, tile, y.rows);
+      T* tile = out + i * stride + j;
+      squares(a, b, tile, stride);
+      take_roots(a, b, tile, stride);
     }
   }
 }
 
 template <class T>
-void euclidean_distances(MatrixView<T> x, T* out, int threads, Cancel& cancel, Token& caller) {
+void euclidean_distances(MatrixView<T> x, T* out, int threads, Cancel& cancel, Token& caller,
+                         const index* names) {
   const index n = x.rows, side = tile_of(x.cols), strips = (n + side - 1) / side;
   threads = worthwhile_threads(threads, 0.5 * static_cast<double>(n * n * x.cols));
   // The strip of the most tiles goes first, so that the threads end together.
@@ -88,7 +89,9 @@ void euclidean_distances(MatrixView<T> x, T* out, int threads, Cancel& cancel, T
         int infinite = 0;
         for (index j = 0; j < b.rows; ++j) infinite |= static_cast<int>(!(row[j] - row[j] == 0));
         for (index j = 0; infinite != 0 && j < b.rows; ++j) {
-          if (!std::isfinite(row[j])) throw_overflow(top + i, left + j);
+          if (std::isfinite(row[j])) continue;
+          if (names != nullptr) throw_overflow(names[top + i], names[left + j]);
+          throw_overflow(top + i, left + j);
         }
         std::copy(row, row + b.rows, out + (top + i) * n + left);
       }
@@ -107,8 +110,8 @@ void euclidean_distances(MatrixView<T> x, T* out, int threads, Cancel& cancel, T
 }
 
 #define PYFAST_INSTANTIATE(T)                                                 \
-  template void distances_between(MatrixView<T>, MatrixView<T>, T*, Token&); \
-  template void euclidean_distances(MatrixView<T>, T*, int, Cancel&, Token&);
+  template void distances_between(MatrixView<T>, MatrixView<T>, T*, index, Token&); \
+  template void euclidean_distances(MatrixView<T>, T*, int, Cancel&, Token&, const index*);
 PYFAST_INSTANTIATE(float)
 PYFAST_INSTANTIATE(double)
 #undef PYFAST_INSTANTIATE

@@ -11,12 +11,14 @@
 namespace pyfast {
 
 // out[i * n + j] = ||x_i - x_j||_2 for the n rows of x; symmetric with a zero diagonal.
-// Throws std::range_error if a distance overflows T. A call from inside parallel_for passes 1 thread.
+// Throws std::range_error if a distance overflows T; it calls the rows by their `names`, if any.
+// A call from inside parallel_for passes 1 thread.
 template <class T>
-void euclidean_distances(MatrixView<T> x, T* out, int threads, Cancel& cancel, Token& token);
+void euclidean_distances(MatrixView<T> x, T* out, int threads, Cancel& cancel, Token& token,
+                         const index* names = nullptr);
 
-// out[i * y.rows + j] = ||x_i - y_j||_2. An overflow counts as infinity here: the caller checks.
+// out[i * stride + j] = ||x_i - y_j||_2; infinity if that overflows T.
 template <class T>
-void distances_between(MatrixView<T> x, MatrixView<T> y, T* out, Token& token);
+void distances_between(MatrixView<T> x, MatrixView<T> y, T* out, index stride, Token& token);
 
 }  // namespace pyfast

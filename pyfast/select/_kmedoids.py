@@ -10,6 +10,9 @@ from pyfast._threads import resolve_threads
 from pyfast.select import _arguments as args
 from pyfast.select import _native
 
+_SAMPLED_ABOVE = 20_000  # points, whose distances would take more than 1.6 GB
+_SAMPLE = 5_000
+
 
 @dataclass(frozen=True)
 class KMedoidsResult:
@@ -44,6 +47,7 @@ def kmedoids(
     n_init: int = 1,
     search: Literal["eager", "best"] = "eager",
     seed: int = 0,
+    columns: int | None = None,
     offsets: ArrayLike | None = None,
     n_threads: int | None = None,
 ) -> KMedoidsResult:
@@ -105,7 +109,7 @@ def kmedoids(
     >>> result.medoids.tolist(), result.labels.tolist(), result.cost
     ([0, 3], [0, 0, 1, 1], 3.0)
     """
-    if type(X) is np.ndarray and weights is None and offsets is None and n_threads is None:
+    if type(X) is np.ndarray and all(v is None for v in (weights, columns, offsets, n_threads)):
         plain = _native.kmedoids_plain(X, k, metric, search, init, n_init, seed)
         if plain is not None:
             return KMedoidsResult(*plain)
@@ -138,6 +142,7 @@ def kmedoids(
         given,
         args.check_int(n_init, "n_init", 1),
         args.check_seed(seed),
+        *_sampling(columns, metric, k),
         threads,
     )
     return KMedoidsResult(
@@ -147,6 +152,17 @@ def kmedoids(
         n_swaps=layout.per_group(swaps),
         n_passes=layout.per_group(passes),
     )
+
+
+def _sampling(columns: int | None, metric: str, k: int) -> tuple[int, int]:
+    """Return the size of samples, and of the largest group that needs none."""
+    if columns is None:
+        size = max(_SAMPLE, 10 * k)
+        return size, max(_SAMPLED_ABOVE, size)
+    if metric == "precomputed":
+        raise ValueError("columns: expected None with precomputed distances, which are all used")
+    size = args.check_int(columns, "columns", 1, 2**31)
+    return size, size
 
 
 def _distance_layout(data: args.Floats, offsets: ArrayLike | None, threads: int) -> args.Layout:
