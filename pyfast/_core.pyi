@@ -41,6 +41,18 @@ def kmedoids(
     sampled_above: int,
     threads: int,
 ) -> tuple[_Indices, _Indices, _Doubles, _Indices, _Indices]: ...
+def kmedoids_bounds(
+    data: _Floats,
+    offsets: _Indices,
+    weights: _Doubles,
+    candidates: _Indices,
+    counts: _Indices,
+    medoids: _Indices,
+    costs: _Doubles,
+    precomputed: bool,
+    unit: bool,
+    threads: int,
+) -> tuple[_Doubles, NDArray[np.bool_]]: ...
 def kmedoids_plain(
     X: NDArray[Any], k: Any, metric: Any, search: Any, init: Any, n_init: Any, seed: Any
 ) -> tuple[_Indices, _Indices, float, int, int] | None: ...

@@ -1,10 +1,8 @@
 #include <algorithm>
 
 #include "bind/args.hpp"
-#include "core/big_array.hpp"
-#include "core/distances.hpp"
+#include "bind/problems.hpp"
 #include "core/kmedoids.hpp"
-#include "core/pairwise.hpp"
 #include "core/sampled_kmedoids.hpp"
 #include "core/small_search.hpp"
 
@@ -18,30 +16,6 @@ struct Outputs {
   py::array_t<index> medoids, labels, swaps, passes;
   py::array_t<double> cost;
 };
-
-// What a group is solved with.
-struct Means {
-  int threads;
-  Cancel& cancel;
-  Token& token;
-};
-
-// Calls solve(problem) for the points of one group. Small groups get exact distances; in large ones
-// they take the type of the points.
-template <class T, class Solve>
-void with_distances(MatrixView<T> x, const double* weights, index k, const Means& means,
-                    Solve&& solve) {
-  const index count = x.rows * x.rows;
-  if (x.rows <= kSmall) {
-    std::vector<double> distances(static_cast<std::size_t>(count));
-    exact_distances(x, distances.data(), means.token);
-    solve(KMedoidsProblem<double>{{distances.data(), x.rows, x.rows}, weights, k});
-  } else {
-    const BigArray<T> distances = big_array<T>(count);
-    euclidean_distances(x, distances.get(), means.threads, means.cancel, means.token);
-    solve(KMedoidsProblem<T>{{distances.get(), x.rows, x.rows}, weights, k});
-  }
-}
 
 // What is asked of every group.
 struct Request {
@@ -109,11 +83,7 @@ template <class T>
 void from_distances(const py::array& data, const Groups& groups, const Request& request,
                     Outputs& out) {
   const T* distances = checked<T>(data, "D", 1);
-  std::vector<index> starts{0};
-  for (index b = 0; b < groups.count; ++b) {
-    starts.push_back(starts.back() + groups.size(b) * groups.size(b));
-  }
-  if (starts.back() != data.shape(0)) throw py::type_error("D: expected sum of n_b^2 distances");
+  const std::vector<index> starts = square_starts(groups, data.shape(0));
   solve_groups(groups, request, out, [&](index b, const auto& options, const Means& means,
                                          index* labels) {
     const index n = groups.size(b);
