@@ -8,9 +8,9 @@ namespace pyfast::bind {
 
 namespace {
 
-// The solutions to certify: counts[b] medoids of each group, end to end, with their costs. The first
-// candidates[b] points of a group may become medoids. With `unit`, costs are of distances divided
-// by the group's largest.
+// The solutions to certify: counts[b] medoids of each group, end to end, with their costs. The
+// first candidates[b] points of a group may become medoids. With `unit`, costs are of distances
+// divided by the group's largest.
 struct Solutions {
   Groups groups;
   const double* weights;
@@ -90,10 +90,9 @@ void certify_groups(const py::array& data, const Solutions& all, bool precompute
         certify_group(all, b, KMedoidsProblem<T>{{from + squares[b], n, n}, weights, k}, means,
                       bounds, open);
       } else {
-        with_distances(MatrixView<T>{from + groups.begin(b) * d, n, d}, weights, k, means,
-                       [&](const auto& problem) {
-                         certify_group(all, b, problem, means, bounds, open);
-                       });
+        with_distances(
+            MatrixView<T>{from + groups.begin(b) * d, n, d}, weights, k, means,
+            [&](const auto& problem) { certify_group(all, b, problem, means, bounds, open); });
       }
     });
   });

@@ -63,20 +63,20 @@ void from_points(const py::array& data, const Groups& groups, const Request& req
                  Outputs& out) {
   const T* x = checked<T>(data, "X", 2);
   const index d = data.shape(1), k = request.k;
-  solve_groups(groups, request, out, [&](index b, const auto& options, const Means& means,
-                                         index* labels) {
-    const MatrixView<T> own{x + groups.begin(b) * d, groups.size(b), d};
-    const double* weights = request.weights + groups.begin(b);
-    if (own.rows > std::max(request.sampled_above, kSmall)) {
-      return sampled_kmedoids(own, weights, k, request.columns, options, means.threads,
-                              means.cancel, means.token, labels);
-    }
-    KMedoidsSolution solution;
-    with_distances(own, weights, k, means, [&](const auto& problem) {
-      solution = solve_problem(problem, options, means, labels);
-    });
-    return solution;
-  });
+  solve_groups(groups, request, out,
+               [&](index b, const auto& options, const Means& means, index* labels) {
+                 const MatrixView<T> own{x + groups.begin(b) * d, groups.size(b), d};
+                 const double* weights = request.weights + groups.begin(b);
+                 if (own.rows > std::max(request.sampled_above, kSmall)) {
+                   return sampled_kmedoids(own, weights, k, request.columns, options, means.threads,
+                                           means.cancel, means.token, labels);
+                 }
+                 KMedoidsSolution solution;
+                 with_distances(own, weights, k, means, [&](const auto& problem) {
+                   solution = solve_problem(problem, options, means, labels);
+                 });
+                 return solution;
+               });
 }
 
 template <class T>
@@ -84,13 +84,14 @@ void from_distances(const py::array& data, const Groups& groups, const Request& 
                     Outputs& out) {
   const T* distances = checked<T>(data, "D", 1);
   const std::vector<index> starts = square_starts(groups, data.shape(0));
-  solve_groups(groups, request, out, [&](index b, const auto& options, const Means& means,
-                                         index* labels) {
-    const index n = groups.size(b);
-    return solve_problem(KMedoidsProblem<T>{{distances + starts[b], n, n},
-                                            request.weights + groups.begin(b), request.k},
-                         options, means, labels);
-  });
+  solve_groups(
+      groups, request, out, [&](index b, const auto& options, const Means& means, index* labels) {
+        const index n = groups.size(b);
+        return solve_problem(
+            KMedoidsProblem<T>{
+                {distances + starts[b], n, n}, request.weights + groups.begin(b), request.k},
+            options, means, labels);
+      });
 }
 
 // k distinct positions for each group.
@@ -111,8 +112,7 @@ const index* checked_starts(const py::array& given, const Groups& groups, index 
 py::tuple kmedoids_groups(const py::array& data, const py::array& offsets, const py::array& weights,
                           index k, bool precomputed, const std::string& search,
                           const std::string& init, const py::array& given, index n_init,
-                          std::uint64_t seed, index columns, index sampled_above,
-                          int threads) {
+                          std::uint64_t seed, index columns, index sampled_above, int threads) {
   const index total = weights.size();
   const Groups groups = checked_groups(offsets, total);
   if (!precomputed && data.ndim() == 2 && data.shape(0) != total) {
@@ -151,9 +151,10 @@ py::tuple kmedoids_groups(const py::array& data, const py::array& offsets, const
 void bind_kmedoids(py::module_& m) {
   m.def("kmedoids", &kmedoids_groups, py::arg("data"), py::arg("offsets"), py::arg("weights"),
         py::arg("k"), py::arg("precomputed"), py::arg("search"), py::arg("init"), py::arg("given"),
-        py::arg("n_init"), py::arg("seed"), py::arg("columns"),
-        py::arg("sampled_above"), py::arg("threads"),
-        "Ragged groups of points (T, d), those of more than `sampled_above` sampled, or of distances laid end to end: (medoids (B*k,), labels "
+        py::arg("n_init"), py::arg("seed"), py::arg("columns"), py::arg("sampled_above"),
+        py::arg("threads"),
+        "Ragged groups of points (T, d), those of more than `sampled_above` sampled, or of "
+        "distances laid end to end: (medoids (B*k,), labels "
         "(T,), cost (B,), swaps (B,), passes (B,)).");
 }
 

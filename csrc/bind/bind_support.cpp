@@ -40,14 +40,12 @@ index first_invalid(const py::array& array, bool nonnegative) {
   index found = -1;
   if (is_float32(array)) {
     const float* data = checked<float>(array, "array", array.ndim());
-    without_gil([&](Cancel& cancel) {
-      found = first_invalid_in(data, count, nonnegative, cancel);
-    });
+    without_gil(
+        [&](Cancel& cancel) { found = first_invalid_in(data, count, nonnegative, cancel); });
   } else {
     const double* data = checked<double>(array, "array", array.ndim());
-    without_gil([&](Cancel& cancel) {
-      found = first_invalid_in(data, count, nonnegative, cancel);
-    });
+    without_gil(
+        [&](Cancel& cancel) { found = first_invalid_in(data, count, nonnegative, cancel); });
   }
   return found;
 }

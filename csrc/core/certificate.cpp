@@ -10,10 +10,10 @@ namespace pyfast {
 namespace {
 
 constexpr int kSteps = 400;
-constexpr int kPatience = 8;            // steps without a better bound, after which they get shorter
-constexpr double kShortest = 1e-4;      // of them: nothing is to be gained below
-constexpr double kEnough = 1e-12;       // relative gap
-constexpr double kRounding = 0x1p-51;   // of one operation, twice over
+constexpr int kPatience = 8;           // steps without a better bound, after which they get shorter
+constexpr double kShortest = 1e-4;     // of them: nothing is to be gained below
+constexpr double kEnough = 1e-12;      // relative gap
+constexpr double kRounding = 0x1p-51;  // of one operation, twice over
 
 template <class T>
 class Dual {
@@ -108,7 +108,10 @@ class Dual {
       }
     }
     double sum = 0;
-    for (; i < n(); ++i) sum += std::max(prices[i] - weights[i] * static_cast<double>(row[i]), 0.0);
+    for (; i < n(); ++i) {
+      const double gain = prices[i] - weights[i] * static_cast<double>(row[i]);
+      sum += gain > 0 ? gain : 0.0;
+    }
     for (const double part : sums) sum += part;
     return -sum;
   }
@@ -206,7 +209,7 @@ Certificate certify(const KMedoidsProblem<T>& problem, const std::vector<index>&
   return Dual<T>(problem, medoids, cost, threads, cancel).run(token);
 }
 
-#define PYFAST_INSTANTIATE(T)                                                                   \
+#define PYFAST_INSTANTIATE(T)                                                                     \
   template Certificate certify(const KMedoidsProblem<T>&, const std::vector<index>&, double, int, \
                                Cancel&, Token&);
 PYFAST_INSTANTIATE(float)

@@ -74,7 +74,8 @@ class State {
         const unsigned char* codes = codes_->row(in);
         const index found =
             kernels_.within(codes, limits_.data(), problem_.points(), scan.places.data());
-        if (!may_gain(scan, found, [=](index i) { return codes_->least(i, codes[i]); })) return false;
+        if (!may_gain(scan, found, [=](index i) { return codes_->least(i, codes[i]); }))
+          return false;
       } else {
         codes_->add(in, row);
       }
@@ -218,7 +219,7 @@ class State {
   std::vector<char> is_medoid_;
   std::vector<Nearest> nearest_;
   std::vector<double> costs_;
-  std::vector<T> seconds_;       // second distances once more, side by side
+  std::vector<T> seconds_;            // second distances once more, side by side
   std::vector<std::int32_t> bereft_;  // points that lost one of their two medoids
   std::vector<T> first_, second_;     // of those points, as are the slots
   std::vector<std::int32_t> slot_, second_slot_;

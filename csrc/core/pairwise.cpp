@@ -109,7 +109,7 @@ void euclidean_distances(MatrixView<T> x, T* out, int threads, Cancel& cancel, T
   }
 }
 
-#define PYFAST_INSTANTIATE(T)                                                 \
+#define PYFAST_INSTANTIATE(T)                                                       \
   template void distances_between(MatrixView<T>, MatrixView<T>, T*, index, Token&); \
   template void euclidean_distances(MatrixView<T>, T*, int, Cancel&, Token&, const index*);
 PYFAST_INSTANTIATE(float)

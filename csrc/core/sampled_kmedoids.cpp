@@ -148,8 +148,8 @@ class Polish {
   }
 
   void assign() {
-    pyfast::assign(KMedoidsProblem<T>{{rows_.get(), k(), x_.rows}, weights_, k()},
-                   rows_in_order(), slots_.data());
+    pyfast::assign(KMedoidsProblem<T>{{rows_.get(), k(), x_.rows}, weights_, k()}, rows_in_order(),
+                   slots_.data());
   }
 
   std::vector<index> rows_in_order() const {
@@ -251,8 +251,8 @@ KMedoidsSolution search_sample(MatrixView<T> x, const double* weights, index k, 
                       team.cancel, team.token, sample.points.data());
   KMedoidsOptions own = options;
   for (index& point : given) {
-    point = std::lower_bound(sample.points.begin(), sample.points.end(), point) -
-            sample.points.begin();
+    point =
+        std::lower_bound(sample.points.begin(), sample.points.end(), point) - sample.points.begin();
   }
   own.given = given.data();
   KMedoidsSolution found =
@@ -276,9 +276,10 @@ KMedoidsSolution sampled_kmedoids(MatrixView<T> x, const double* weights, index 
   return solution;
 }
 
-#define PYFAST_INSTANTIATE(T)                                                                     \
-  template KMedoidsSolution sampled_kmedoids(MatrixView<T>, const double*, index, index,          \
-                                             const KMedoidsOptions&, int, Cancel&, Token&, index*);
+#define PYFAST_INSTANTIATE(T)                                                              \
+  template KMedoidsSolution sampled_kmedoids(MatrixView<T>, const double*, index, index,   \
+                                             const KMedoidsOptions&, int, Cancel&, Token&, \
+                                             index*);
 PYFAST_INSTANTIATE(float)
 PYFAST_INSTANTIATE(double)
 #undef PYFAST_INSTANTIATE

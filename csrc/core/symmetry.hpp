@@ -35,8 +35,8 @@ index first_asymmetric(const T* d, index n, Token& token) {
   return -1;
 }
 
-// Whether the n x n distances are surely finite, >= 0 and symmetric, in one pass over them. False may
-// mean that first_asymmetric() and a look at each value have to tell.
+// Whether the n x n distances are surely finite, >= 0 and symmetric, in one pass over them. False
+// may mean that first_asymmetric() and a look at each value have to tell.
 template <class T>
 bool surely_distances(const T* d, index n, int threads, Cancel& cancel) {
   constexpr index kStrip = 64;

@@ -236,9 +236,8 @@ void axpy(double a, const double* x, double* y, index n) {
   for (index i = 0; i < n; ++i) y[i] += a * x[i];
 }
 
-#include "simd/search_kernels.hpp"
-
 #include "simd/kmedoids_kernels.hpp"
+#include "simd/search_kernels.hpp"
 
 }  // namespace
 

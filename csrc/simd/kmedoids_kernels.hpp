@@ -1,5 +1,5 @@
-// The kernels of k-medoids on many points. A part of kernels.hpp, which includes it where it stands:
-// inside the unnamed namespace of one instruction set, so it has no includes of its own.
+// The kernels of k-medoids on many points. A part of kernels.hpp, which includes it where it
+// stands: inside the unnamed namespace of one instruction set, so it has no includes of its own.
 
 template <class T>
 void encode(const T* d, const T* scales, index count, unsigned char* codes) {
@@ -59,8 +59,8 @@ index within(const unsigned char* codes, const unsigned char* limits, index coun
   return found;
 }
 
-// x and y, whose difference is too large, or that are negative, or not finite. What is close here is
-// close in exact arithmetic: there is room for rounding.
+// x and y, whose difference is too large, or that are negative, or not finite. What is close here
+// is close in exact arithmetic: there is room for rounding.
 template <class T>
 inline auto far_apart(typename VectorOf<T>::type x, typename VectorOf<T>::type y) {
   constexpr T kRelative = T(0.99999e-5), kAbsolute = T(0.99999e-8);

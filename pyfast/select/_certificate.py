@@ -1,4 +1,4 @@
-"""Certificates for k-medoids solutions: lower bounds, and proofs of optimality by integer program."""
+"""Certificates for k-medoids solutions: lower bounds, and optima by integer program."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -90,7 +90,7 @@ def certify(
         return bounds, medoids
     medoids = medoids.copy()
     ends = np.cumsum(problem.counts)
-    for group in np.flatnonzero(bounds < costs * (1 - _PROVEN)):
+    for group in np.flatnonzero(bounds < costs * (1 - _PROVEN)).tolist():
         own = slice(int(ends[group] - problem.counts[group]), int(ends[group]))
         left = np.flatnonzero(is_open[problem.rows(group)])
         bounds[group], medoids[own] = _cheapest(
@@ -208,12 +208,14 @@ def certify_opt_select(
 def _reward_weights(
     rewards: Doubles, offsets: args.Indices, order: args.Indices, starts: args.Indices
 ) -> Doubles:
-    """exp(mean(r) - r_i) of the points in `order`, r scaled to [0, 1] over its group (AMPO, eq. 6)."""
+    """exp(mean(r) - r_i) for `order`, r scaled to [0, 1] over its group (AMPO, eq. 6)."""
     low = np.minimum.reduceat(rewards, offsets[:-1]) / 2
     spread = np.maximum.reduceat(rewards, offsets[:-1]) / 2 - low
     group = np.repeat(np.arange(len(low)), np.diff(offsets))[order]
     flat = spread[group] <= 0
-    scaled = np.where(flat, 0.5, (rewards[order] / 2 - low[group]) / np.where(flat, 1, spread[group]))
+    scaled = np.where(
+        flat, 0.5, (rewards[order] / 2 - low[group]) / np.where(flat, 1, spread[group])
+    )
     sizes = np.diff(starts)
     means = np.add.reduceat(scaled, starts[:-1]) / sizes
     return np.asarray(np.exp(np.repeat(means, sizes) - scaled))

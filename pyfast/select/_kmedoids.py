@@ -117,10 +117,10 @@ def kmedoids(
     do not depend on threads, instruction set or memory layout, but near ties may go another way for
     float32 than for float64 input.
 
-    Memory, beside `X` and for each group being worked on (at most `n_threads` of a batch): n^2
-    distances from points, and one byte for each of n^2 distances above 1,000 points, given or not;
-    200 bytes a point. With a sample of m points: m^2 distances and bytes, 2 k n distances,
-    m (d + 25) and 100 n numbers of 8 bytes at most.
+    Memory, beside `X` and for each group being worked on (at most `n_threads` of a batch): 200
+    bytes a point; from points, n^2 distances; above 1,000 points, given distances or not, one byte
+    for each of n^2. With a sample of m points: m^2 + 2 k n distances, as many bytes, and
+    8 m (d + 25) bytes instead.
 
     A sampled group: each of m equal parts of the total weight draws one point, the search runs on
     the points drawn, and then the 4 points nearest to the middle of each cluster are tried as
