@@ -7,9 +7,15 @@ import kmedoids
 import numpy as np
 import peers
 from harness import Case, report
+from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from pyfast import select
+
+try:
+    from onebatch import OneBatchPAM
+except ImportError:  # no wheel for this Python
+    OneBatchPAM = None
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(1000, 32, 384)).astype(np.float32)
@@ -97,7 +103,7 @@ def coreset_case() -> Case:
     )
 
 
-def given_distances_case(n: int = 10_000, k: int = 50) -> Case:
+def given_distances_case(n: int = 10_000, k: int = 50, n_threads: int = 1) -> Case:
     """One problem with its distances given, from the same start as kmedoids' FasterPAM."""
     points = RNG.normal(size=(n, 16)).astype(np.float32)
     D = peers.unit_distances(points)
@@ -109,17 +115,83 @@ def given_distances_case(n: int = 10_000, k: int = 50) -> Case:
         return f"cost {ours.cost:.3f}, peer's {theirs.loss:.3f}, {ours.n_swaps} swaps"
 
     return Case(
-        f"k-medoids n={n} k={k}, distances given",
+        f"k-medoids n={n} k={k}, distances given" + f", {n_threads} threads" * (n_threads > 1),
         unit="problem",
         items=1,
-        ours=lambda: select.kmedoids(D, k, metric="precomputed", init=start, n_threads=1),
-        theirs=lambda: kmedoids.fasterpam(D, start.astype(np.uint64), n_cpu=1),
+        ours=lambda: select.kmedoids(D, k, metric="precomputed", init=start, n_threads=n_threads),
+        theirs=lambda: kmedoids.fasterpam(D, start.astype(np.uint64), n_cpu=n_threads),
         peer="fasterpam (C order)",
         check=check,
         target=300e-3,
-        bytes=2.0 * n * n * 4,
+        bytes=1.0 * n * n * 4,
         repeats=2,
     )
+
+
+def embeddings_case(n: int = 10_000, d: int = 384, k: int = 50) -> Case:
+    """One problem from its embeddings, from the same start as numpy and kmedoids' FasterPAM."""
+    points = latent_points(n, d)
+    start = RNG.choice(n, k, replace=False)
+
+    def theirs() -> float:
+        D = peers.unit_distances(points)
+        found = kmedoids.fasterpam(D, start.astype(np.uint64), n_cpu=1)
+        return peers.exact_cost(points, found.medoids)
+
+    def check(ours: object, theirs: float) -> str:
+        cost = peers.exact_cost(points, ours.medoids)
+        assert abs(ours.cost - cost) <= 1e-5 * cost
+        # Float32 distances round differently: a near tie may go the other way.
+        assert cost <= theirs * (1 + 1e-3)
+        return f"cost {cost:.1f}, peer's {theirs:.1f}"
+
+    return Case(
+        f"k-medoids n={n} d={d} k={k}, from embeddings",
+        unit="problem",
+        items=1,
+        ours=lambda: select.kmedoids(points, k, init=start, n_threads=1),
+        theirs=theirs,
+        peer="numpy + fasterpam",
+        check=check,
+        target=1.4,
+        bytes=2.0 * n * n * 4,
+        multiply_adds=n * n / 2 * d,
+        repeats=2,
+    )
+
+
+def sampled_case(n: int = 100_000, d: int = 384, k: int = 50) -> Case:
+    """More points than a matrix of distances has room for, on two cores."""
+    points = latent_points(n, d)
+
+    def theirs() -> object:
+        with threadpool_limits(2):
+            return OneBatchPAM(n_medoids=k, random_state=0).fit(points).medoid_indices_
+
+    def check(ours: object, theirs: NDArray[np.int64]) -> str:
+        cost, peer = peers.exact_cost(points, ours.medoids), peers.exact_cost(points, theirs)
+        assert abs(ours.cost - cost) <= 1e-5 * cost
+        assert cost <= peer
+        return f"cost {cost:.0f}, peer's {peer:.0f}"
+
+    return Case(
+        f"k-medoids n={n} d={d} k={k}, from embeddings, 2 threads",
+        unit="problem",
+        items=1,
+        ours=lambda: select.kmedoids(points, k, n_threads=2),
+        theirs=theirs,
+        peer="onebatch",
+        check=check,
+        target=2.5,
+        multiply_adds=2.0 * k * n * d,  # each point against the medoids, before and after
+        repeats=2,
+    )
+
+
+def latent_points(n: int, d: int) -> NDArray[np.float32]:
+    """Sixteen directions that matter, and noise."""
+    latent = RNG.normal(size=(n, 16)) @ RNG.normal(size=(16, d))
+    return (latent + RNG.normal(size=(n, d))).astype(np.float32)
 
 
 def small_call_case() -> Case:
@@ -169,7 +241,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"))
     parser.add_argument("--hard", type=int, default=160, help="problems solved exactly as well")
     options = parser.parse_args()
-    cases = [*opt_select_cases(), coreset_case(), small_call_case(), given_distances_case()]
+    cases = [*opt_select_cases(), coreset_case(), small_call_case()]
+    cases += [given_distances_case(), given_distances_case(n_threads=2), embeddings_case()]
+    if OneBatchPAM is None:
+        print("onebatch is not installed: no case of 100,000 points")
+    else:
+        cases.append(sampled_case())
     with threadpool_limits(1):  # the peers' matrix products too run on one core
         report(cases, options.out)
         hard_problems(options.hard)

@@ -16,6 +16,17 @@ def unit_distances(X: Floats) -> Floats:
     return D / D.max()
 
 
+def exact_cost(X: Floats, medoids: NDArray[np.int64]) -> float:
+    """Sum of the distances to the nearest medoid, in float64, a few rows at a time."""
+    centres = X[np.asarray(medoids, np.int64)].astype(np.float64)
+    total = 0.0
+    for start in range(0, len(X), 5000):
+        rows = X[start : start + 5000].astype(np.float64)
+        squares = (rows**2).sum(axis=1)[:, None] + (centres**2).sum(axis=1) - 2 * rows @ centres.T
+        total += float(np.sqrt(np.maximum(squares.min(axis=1), 0)).sum())
+    return total
+
+
 def pool_and_weights(X: Floats, r: Floats) -> tuple[NDArray[np.int64], Floats, Floats]:
     """AMPO, Appendix E: the group without its best response, its distances and weights."""
     scaled = (r - r.min()) / (r.max() - r.min())

@@ -37,8 +37,22 @@ def kmedoids(
     given: _Indices,
     n_init: int,
     seed: int,
+    columns: int,
+    sampled_above: int,
     threads: int,
 ) -> tuple[_Indices, _Indices, _Doubles, _Indices, _Indices]: ...
+def kmedoids_bounds(
+    data: _Floats,
+    offsets: _Indices,
+    weights: _Doubles,
+    candidates: _Indices,
+    counts: _Indices,
+    medoids: _Indices,
+    costs: _Doubles,
+    precomputed: bool,
+    unit: bool,
+    threads: int,
+) -> tuple[_Doubles, NDArray[np.bool_]]: ...
 def kmedoids_plain(
     X: NDArray[Any], k: Any, metric: Any, search: Any, init: Any, n_init: Any, seed: Any
 ) -> tuple[_Indices, _Indices, float, int, int] | None: ...
@@ -94,3 +108,4 @@ def opt_select(
 def philox(counter: Sequence[int], key: Sequence[int]) -> tuple[int, int, int, int]: ...
 def random_subsets(sizes: _Indices, k: int, seed: int) -> _Indices: ...
 def squared_norms(data: _Floats, threads: int) -> _Doubles: ...
+def surely_distances(distances: _Floats, offsets: _Indices, threads: int) -> bool: ...

@@ -92,6 +92,7 @@ void without_gil(Work&& work) {
   }
 }
 
+void bind_certificate(py::module_& m);
 void bind_kmedoids(py::module_& m);
 void bind_groups(py::module_& m);
 void bind_logdet(py::module_& m);

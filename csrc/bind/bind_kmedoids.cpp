@@ -1,8 +1,9 @@
 #include <algorithm>
 
 #include "bind/args.hpp"
-#include "core/distances.hpp"
+#include "bind/problems.hpp"
 #include "core/kmedoids.hpp"
+#include "core/sampled_kmedoids.hpp"
 #include "core/small_search.hpp"
 
 namespace pyfast::bind {
@@ -16,73 +17,81 @@ struct Outputs {
   py::array_t<double> cost;
 };
 
-// Calls solve(problem) for the points of one group. Small groups get exact distances; in large ones
-// they take the type of the points.
-template <class T, class Solve>
-void with_distances(MatrixView<T> x, const double* weights, index k, Token& token, Solve&& solve) {
-  const auto count = static_cast<std::size_t>(x.rows * x.rows);
-  if (x.rows <= kSmall) {
-    std::vector<double> distances(count);
-    exact_distances(x, distances.data(), token);
-    solve(KMedoidsProblem<double>{{distances.data(), x.rows, x.rows}, weights, k});
-  } else {
-    std::vector<T> distances(count);
-    euclidean_distances(x, distances.data(), token);
-    solve(KMedoidsProblem<T>{{distances.data(), x.rows, x.rows}, weights, k});
-  }
-}
+// What is asked of every group.
+struct Request {
+  index k;
+  const double* weights;
+  KMedoidsOptions options;
+  index columns, sampled_above;  // groups of more points than that are sampled
+  int threads;
+};
 
-// One task per group; a single group gives its threads to its starts instead. Calls run(b, token,
-// solve) for each of them, which calls solve(problem) in turn.
-template <class Run>
-void solve_groups(const Groups& groups, index k, const KMedoidsOptions& options, int threads,
-                  Outputs& out, Run&& run) {
+// One task per group; a single group has all threads for itself. solve(b, options, means, labels)
+// returns the solution of one group.
+template <class Solve>
+void solve_groups(const Groups& groups, const Request& request, Outputs& out, Solve&& solve) {
   index* medoids = out.medoids.mutable_data();
   index* labels = out.labels.mutable_data();
   index* swaps = out.swaps.mutable_data();
   index* passes = out.passes.mutable_data();
   double* cost = out.cost.mutable_data();
-  const int inner = groups.count == 1 ? threads : 1;
+  const int inner = groups.count == 1 ? request.threads : 1;
   without_gil([&](Cancel& cancel) {
-    parallel_for(groups.count, threads, cancel, [&](index b, int, Token& token) {
-      run(b, token, [&](const auto& problem) {
-        KMedoidsOptions own = options;
-        if (own.given != nullptr) own.given += b * k;
-        const KMedoidsSolution solution = kmedoids(problem, own, inner, cancel, token);
-        std::copy(solution.medoids.begin(), solution.medoids.end(), medoids + b * k);
-        assign(problem, solution.medoids, labels + groups.begin(b));
-        cost[b] = solution.cost;
-        swaps[b] = solution.swaps;
-        passes[b] = solution.passes;
-      });
+    parallel_for(groups.count, request.threads, cancel, [&](index b, int, Token& token) {
+      KMedoidsOptions own = request.options;
+      if (own.given != nullptr) own.given += b * request.k;
+      const KMedoidsSolution solution =
+          solve(b, own, Means{inner, cancel, token}, labels + groups.begin(b));
+      std::copy(solution.medoids.begin(), solution.medoids.end(), medoids + b * request.k);
+      cost[b] = solution.cost;
+      swaps[b] = solution.swaps;
+      passes[b] = solution.passes;
     });
   });
 }
 
 template <class T>
-void from_points(const py::array& data, const Groups& groups, index k, const double* weights,
-                 const KMedoidsOptions& options, int threads, Outputs& out) {
-  const T* x = checked<T>(data, "X", 2);
-  const index d = data.shape(1);
-  solve_groups(groups, k, options, threads, out, [&](index b, Token& token, auto&& solve) {
-    with_distances(MatrixView<T>{x + groups.begin(b) * d, groups.size(b), d},
-                   weights + groups.begin(b), k, token, solve);
-  });
+KMedoidsSolution solve_problem(const KMedoidsProblem<T>& problem, const KMedoidsOptions& options,
+                               const Means& means, index* labels) {
+  KMedoidsSolution solution = kmedoids(problem, options, means.threads, means.cancel, means.token);
+  assign(problem, solution.medoids, labels);
+  return solution;
 }
 
 template <class T>
-void from_distances(const py::array& data, const Groups& groups, index k, const double* weights,
-                    const KMedoidsOptions& options, int threads, Outputs& out) {
+void from_points(const py::array& data, const Groups& groups, const Request& request,
+                 Outputs& out) {
+  const T* x = checked<T>(data, "X", 2);
+  const index d = data.shape(1), k = request.k;
+  solve_groups(groups, request, out,
+               [&](index b, const auto& options, const Means& means, index* labels) {
+                 const MatrixView<T> own{x + groups.begin(b) * d, groups.size(b), d};
+                 const double* weights = request.weights + groups.begin(b);
+                 if (own.rows > std::max(request.sampled_above, kSmall)) {
+                   return sampled_kmedoids(own, weights, k, request.columns, options, means.threads,
+                                           means.cancel, means.token, labels);
+                 }
+                 KMedoidsSolution solution;
+                 with_distances(own, weights, k, means, [&](const auto& problem) {
+                   solution = solve_problem(problem, options, means, labels);
+                 });
+                 return solution;
+               });
+}
+
+template <class T>
+void from_distances(const py::array& data, const Groups& groups, const Request& request,
+                    Outputs& out) {
   const T* distances = checked<T>(data, "D", 1);
-  std::vector<index> starts{0};
-  for (index b = 0; b < groups.count; ++b) {
-    starts.push_back(starts.back() + groups.size(b) * groups.size(b));
-  }
-  if (starts.back() != data.shape(0)) throw py::type_error("D: expected sum of n_b^2 distances");
-  solve_groups(groups, k, options, threads, out, [&](index b, Token&, auto&& solve) {
-    const index n = groups.size(b);
-    solve(KMedoidsProblem<T>{{distances + starts[b], n, n}, weights + groups.begin(b), k});
-  });
+  const std::vector<index> starts = square_starts(groups, data.shape(0));
+  solve_groups(
+      groups, request, out, [&](index b, const auto& options, const Means& means, index* labels) {
+        const index n = groups.size(b);
+        return solve_problem(
+            KMedoidsProblem<T>{
+                {distances + starts[b], n, n}, request.weights + groups.begin(b), request.k},
+            options, means, labels);
+      });
 }
 
 // k distinct positions for each group.
@@ -103,7 +112,7 @@ const index* checked_starts(const py::array& given, const Groups& groups, index 
 py::tuple kmedoids_groups(const py::array& data, const py::array& offsets, const py::array& weights,
                           index k, bool precomputed, const std::string& search,
                           const std::string& init, const py::array& given, index n_init,
-                          std::uint64_t seed, int threads) {
+                          std::uint64_t seed, index columns, index sampled_above, int threads) {
   const index total = weights.size();
   const Groups groups = checked_groups(offsets, total);
   if (!precomputed && data.ndim() == 2 && data.shape(0) != total) {
@@ -111,6 +120,8 @@ py::tuple kmedoids_groups(const py::array& data, const py::array& offsets, const
   }
   check_range(n_init, "n_init", 1, kMostStarts);
   check_range(threads, "threads", 1, kMostThreads);
+  check_range(columns, "columns", 1, index{1} << 31);
+  check_range(sampled_above, "sampled_above", columns, index{1} << 31);
   for (index b = 0; b < groups.count; ++b) check_range(k, "k", 1, groups.size(b));
   KMedoidsOptions options;
   options.search = search == "best" ? Search::best : Search::eager;
@@ -131,7 +142,7 @@ py::tuple kmedoids_groups(const py::array& data, const py::array& offsets, const
   const bool single = is_float32(data);
   const auto run = precomputed ? (single ? from_distances<float> : from_distances<double>)
                                : (single ? from_points<float> : from_points<double>);
-  run(data, groups, k, w, options, threads, out);
+  run(data, groups, Request{k, w, options, columns, sampled_above, threads}, out);
   return py::make_tuple(out.medoids, out.labels, out.cost, out.swaps, out.passes);
 }
 
@@ -140,8 +151,10 @@ py::tuple kmedoids_groups(const py::array& data, const py::array& offsets, const
 void bind_kmedoids(py::module_& m) {
   m.def("kmedoids", &kmedoids_groups, py::arg("data"), py::arg("offsets"), py::arg("weights"),
         py::arg("k"), py::arg("precomputed"), py::arg("search"), py::arg("init"), py::arg("given"),
-        py::arg("n_init"), py::arg("seed"), py::arg("threads"),
-        "Ragged groups of points (T, d), or of distances laid end to end: (medoids (B*k,), labels "
+        py::arg("n_init"), py::arg("seed"), py::arg("columns"), py::arg("sampled_above"),
+        py::arg("threads"),
+        "Ragged groups of points (T, d), those of more than `sampled_above` sampled, or of "
+        "distances laid end to end: (medoids (B*k,), labels "
         "(T,), cost (B,), swaps (B,), passes (B,)).");
 }
 

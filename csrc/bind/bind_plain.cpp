@@ -80,14 +80,19 @@ bool valid(const T* data, index count, bool nonnegative) {
 }
 
 template <class T>
+bool symmetric(const T* d, index n) {
+  Cancel never;
+  Token token(never, true);
+  return first_asymmetric(d, n, token) < 0;
+}
+
+template <class T>
 py::object solve(const py::array& array, index k, bool precomputed,
                  const KMedoidsOptions& options) {
   const index n = array.shape(0), d = array.shape(1);
   const T* data = static_cast<const T*>(array.data());
   if (!valid(data, n * d, precomputed)) return py::none();
-  Cancel never;  // so small that nobody can ask for it
-  Token all(never, true);
-  if (precomputed && (d != n || first_asymmetric(data, n, all) >= 0)) return py::none();
+  if (precomputed && (d != n || !symmetric(data, n))) return py::none();
 
   py::array_t<index> medoids(k), labels(n);
   index *to_medoids = medoids.mutable_data(), *to_labels = labels.mutable_data();

@@ -48,8 +48,8 @@ index first_invalid(const py::array& array, bool nonnegative) {
                            : search(checked<double>(array, "array", array.ndim()));
 }
 
-// Over the groups' square distance matrices laid end to end; -1 if all are symmetric.
-index first_asymmetric_groups(const py::array& distances, const py::array& offsets) {
+// Groups of square distance matrices laid end to end.
+Groups checked_squares(const py::array& distances, const py::array& offsets) {
   const Groups groups = checked_groups(offsets);
   double total = 0;  // sizes come unchecked: as a double it cannot wrap around
   for (index b = 0; b < groups.count; ++b) {
@@ -58,6 +58,12 @@ index first_asymmetric_groups(const py::array& distances, const py::array& offse
   if (total != static_cast<double>(distances.size())) {
     throw py::type_error("distances: expected sum of n_b^2 of them");
   }
+  return groups;
+}
+
+// Over all groups; -1 if all are symmetric.
+index first_asymmetric_groups(const py::array& distances, const py::array& offsets) {
+  const Groups groups = checked_squares(distances, offsets);
   const auto search = [&](const auto* d) {
     index found = -1, start = 0;
     without_gil([&](Cancel& cancel) {
@@ -73,6 +79,23 @@ index first_asymmetric_groups(const py::array& distances, const py::array& offse
   };
   return is_float32(distances) ? search(checked<float>(distances, "distances", 1))
                                : search(checked<double>(distances, "distances", 1));
+}
+
+bool surely_distances_groups(const py::array& distances, const py::array& offsets, int threads) {
+  const Groups groups = checked_squares(distances, offsets);
+  check_range(threads, "threads", 1, kMostThreads);
+  const auto check = [&](const auto* d) {
+    bool fine = true;
+    without_gil([&](Cancel& cancel) {
+      for (index b = 0; b < groups.count && fine; ++b) {
+        fine = surely_distances(d, groups.size(b), threads, cancel);
+        d += groups.size(b) * groups.size(b);
+      }
+    });
+    return fine;
+  };
+  return is_float32(distances) ? check(checked<float>(distances, "distances", 1))
+                               : check(checked<double>(distances, "distances", 1));
 }
 
 py::array_t<index> random_subsets(const py::array& sizes, index k, std::uint64_t seed) {
@@ -114,6 +137,9 @@ void bind_support(py::module_& m) {
         "Flat position of the first NaN, infinite or (if asked) negative value; -1 if none.");
   m.def("first_asymmetric", &first_asymmetric_groups, py::arg("distances"), py::arg("offsets"),
         "Flat position of the first distance far from its mirror image; -1 if none.");
+  m.def("surely_distances", &surely_distances_groups, py::arg("distances"), py::arg("offsets"),
+        py::arg("threads"),
+        "Whether one quick pass finds all finite, >= 0 and symmetric; False leaves it open.");
   m.def("random_subsets", &random_subsets, py::arg("sizes"), py::arg("k"), py::arg("seed"),
         "k distinct numbers below sizes[b] for each b, in the order drawn: (B, k).");
   m.def(

@@ -3,6 +3,7 @@
 // The extension keeps no state of its own, so it needs no GIL to protect it.
 PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
   m.doc() = "Native core of pyfast. Call it through pyfast.select, which checks meaning.";
+  pyfast::bind::bind_certificate(m);
   pyfast::bind::bind_kmedoids(m);
   pyfast::bind::bind_groups(m);
   pyfast::bind::bind_logdet(m);

@@ -9,21 +9,6 @@
 
 namespace pyfast {
 
-namespace {
-
-// The squares of very large, very small or equal float rows leave the comfortable range of float.
-double distance(const float* a, const float* b, index d) {
-  const float squared = squared_distance(a, b, d);
-  const bool comfortable = squared > 1e-28f && squared < 1e37f;
-  return comfortable ? std::sqrt(squared) : exact_distance(a, b, d);
-}
-
-double distance(const double* a, const double* b, index d) {
-  return std::sqrt(squared_distance(a, b, d));
-}
-
-}  // namespace
-
 float squared_distance(const float* a, const float* b, index d) {
   float squared;
   simd::kernels().squared_distance_f32(a, 1, 0, b, 1, 0, d, &squared, 1);
@@ -82,27 +67,9 @@ void exact_distances(MatrixView<T> x, double* out, Token& token) {
   }
 }
 
-template <class T>
-void euclidean_distances(MatrixView<T> x, T* out, Token& token) {
-  const index n = x.rows;
-  for (index i = 0; i < n; ++i) {
-    token.spend(i * x.cols);
-    out[i * n + i] = T{0};
-    for (index j = 0; j < i; ++j) {
-      const T d = static_cast<T>(distance(x.row(i), x.row(j), x.cols));
-      if (!std::isfinite(d)) {
-        throw_overflow(i, j);
-      }
-      out[i * n + j] = out[j * n + i] = d;
-    }
-  }
-}
-
 template void exact_squares<float>(MatrixView<float>, double*, index, Token&);
 template void exact_squares<double>(MatrixView<double>, double*, index, Token&);
 template void exact_distances<float>(MatrixView<float>, double*, Token&);
 template void exact_distances<double>(MatrixView<double>, double*, Token&);
-template void euclidean_distances<float>(MatrixView<float>, float*, Token&);
-template void euclidean_distances<double>(MatrixView<double>, double*, Token&);
 
 }  // namespace pyfast

@@ -27,9 +27,4 @@ void exact_distances(MatrixView<T> x, double* out, Token& token);
 template <class T>
 void exact_squares(MatrixView<T> x, double* out, index stride, Token& token);
 
-// out[i * n + j] = ||x_i - x_j||_2 for the n rows of x; symmetric with a zero diagonal.
-// Throws std::range_error if a distance overflows T.
-template <class T>
-void euclidean_distances(MatrixView<T> x, T* out, Token& token);
-
 }  // namespace pyfast

@@ -1,6 +1,7 @@
 #include "core/kmedoids.hpp"
 
 #include <algorithm>
+#include <memory>
 
 #include "core/kmedoids_state.hpp"
 #include "core/small_search.hpp"
@@ -86,7 +87,7 @@ template <class T>
 void search_eager(State<T>& state, const KMedoidsProblem<T>& problem, Team& team, Token& token,
                   KMedoidsSolution& tally) {
   constexpr index kPiece = 32, kLargest = 64 * kPiece;
-  constexpr index kWorthThreads = 2'000'000;  // distances to look at
+  constexpr index kWorthThreads = 4'000'000;  // distances to look at
   const index m = problem.candidates();
   std::vector<typename State<T>::Scan> scans(static_cast<std::size_t>(team.threads),
                                              state.new_scan());
@@ -132,6 +133,11 @@ bool is_small(const KMedoidsProblem<T>& problem) {
   return problem.points() <= kSmall && problem.k > 1;
 }
 
+template <class T>
+bool is_large(const KMedoidsProblem<T>& problem) {
+  return problem.candidates() * problem.points() >= DistanceCodes<T>::kWorthwhile;
+}
+
 // The problem in double, laid out as SmallSearch reads it.
 template <class T>
 class SmallProblem {
@@ -166,6 +172,33 @@ KMedoidsSolution solution_of(const SmallSearch<double>& search) {
   return solution;
 }
 
+// With codes that a search over the same distances began, or none.
+template <class T>
+KMedoidsSolution search_from(const KMedoidsProblem<T>& problem, std::vector<index> start,
+                             Search search, Team team, Token& token,
+                             std::unique_ptr<DistanceCodes<T>>& codes) {
+  token.spend(problem.points() * problem.k);
+  State<T> state(problem, std::move(start));
+  KMedoidsSolution solution;
+  if (problem.k < problem.candidates()) {
+    if (search == Search::best) {
+      search_best(state, problem, token, solution);
+    } else {
+      if (is_large(problem)) {
+        if (!codes) {
+          codes = std::make_unique<DistanceCodes<T>>(problem.candidates(), state.seconds());
+        }
+        state.look_in(codes.get());
+      }
+      search_eager(state, problem, team, token, solution);
+    }
+  }
+  solution.cost = state.cost();
+  solution.medoids = state.medoids();
+  std::sort(solution.medoids.begin(), solution.medoids.end());
+  return solution;
+}
+
 }  // namespace
 
 template <class T>
@@ -177,21 +210,8 @@ KMedoidsSolution swap_search(const KMedoidsProblem<T>& problem, std::vector<inde
     small.search().run(start.data(), search, kImprovement, token);
     return solution_of(small.search());
   }
-  token.spend(problem.points() * problem.k);
-  State<T> state(problem, std::move(start));
-  KMedoidsSolution solution;
-  if (problem.k < problem.candidates()) {
-    Team team{threads, cancel};
-    if (search == Search::best) {
-      search_best(state, problem, token, solution);
-    } else {
-      search_eager(state, problem, team, token, solution);
-    }
-  }
-  solution.cost = state.cost();
-  solution.medoids = state.medoids();
-  std::sort(solution.medoids.begin(), solution.medoids.end());
-  return solution;
+  std::unique_ptr<DistanceCodes<T>> codes;
+  return search_from(problem, std::move(start), search, Team{threads, cancel}, token, codes);
 }
 
 template <class T>
@@ -245,18 +265,25 @@ KMedoidsSolution kmedoids(const KMedoidsProblem<T>& problem, const KMedoidsOptio
     }
     return best;
   }
-  const auto solve = [&](index run, int inner, Token& t) {
-    return swap_search(problem, start_of(run, t), options.search, inner, cancel, t);
-  };
-
   const auto pairs = static_cast<double>(problem.candidates() * problem.points());
   threads = worthwhile_threads(threads, pairs * static_cast<double>(options.n_init));
   std::vector<KMedoidsSolution> runs(static_cast<std::size_t>(options.n_init));
-  if (threads > 1 && options.n_init > 1) {
-    parallel_for(options.n_init, threads, cancel,
-                 [&](index run, int, Token& t) { runs[run] = solve(run, 1, t); });
+  if (problem.k > 1 && is_large(problem)) {  // one after another: they share the codes
+    std::unique_ptr<DistanceCodes<T>> codes;
+    for (index run = 0; run < options.n_init; ++run) {
+      runs[run] = search_from(problem, start_of(run, token), options.search, Team{threads, cancel},
+                              token, codes);
+    }
   } else {
-    for (index run = 0; run < options.n_init; ++run) runs[run] = solve(run, threads, token);
+    const auto solve = [&](index run, int inner, Token& t) {
+      runs[run] = swap_search(problem, start_of(run, t), options.search, inner, cancel, t);
+    };
+    if (threads > 1 && options.n_init > 1) {
+      parallel_for(options.n_init, threads, cancel,
+                   [&](index run, int, Token& t) { solve(run, 1, t); });
+    } else {
+      for (index run = 0; run < options.n_init; ++run) solve(run, threads, token);
+    }
   }
   return *std::min_element(runs.begin(), runs.end(),
                            [](const auto& a, const auto& b) { return a.cost < b.cost; });

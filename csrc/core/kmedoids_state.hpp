@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/distance_codes.hpp"
 #include "core/kmedoids.hpp"
 #include "simd/simd.hpp"
 
@@ -34,7 +35,8 @@ class State {
         seconds_(static_cast<std::size_t>(problem.points())),
         removal_(medoids_.size()) {
     for (const index j : medoids_) is_medoid_[j] = 1;
-    for (index i = 0; i < problem_.points(); ++i) find_nearest(i);
+    for (index i = 0; i < problem_.points(); ++i) bereft_.push_back(static_cast<std::int32_t>(i));
+    find_nearest(bereft_);
     sum_cost();
   }
 
@@ -44,35 +46,42 @@ class State {
     std::vector<double> losses;
   };
   Scan new_scan() const {
-    return {std::vector<std::int32_t>(nearest_.size()), std::vector<double>(medoids_.size())};
+    return {std::vector<std::int32_t>(nearest_.size() + 4), std::vector<double>(medoids_.size())};
+  }
+
+  // From now on candidates that were looked at before are looked at in `codes` first.
+  void look_in(DistanceCodes<T>* codes) {
+    codes_ = codes;
+    limits_.resize(nearest_.size());
+    set_limits();
   }
 
   const std::vector<index>& medoids() const { return medoids_; }
   bool is_medoid(index j) const { return is_medoid_[j] != 0; }
   double cost() const { return cost_; }
+  const std::vector<T>& seconds() const { return seconds_; }
   bool improves(double cost) const { return cost_ - cost > kImprovement * cost_; }
 
   // Whether candidate `in` could improve the cost: false is certain, true is not. With the loss
   // R_s of taking medoid s away, the change is R_s - C_s - G for sums C_s and G over the few points
   // that are nearer to `in` than to their second medoid. These are differences of large numbers,
-  // so the answer leaves room for every rounding in them; costs_with() then decides.
+  // so the answer leaves room for every rounding in them; costs_with() then decides. Distances that
+  // are too small, as codes are, make C_s and G too large: on the safe side.
   bool may_improve(index in, Scan& scan) const {
-    const index found = points_below(problem_.distances.row(in), scan.places.data());
-    std::fill(scan.losses.begin(), scan.losses.end(), 0.0);
-    double gain = 0;
-    for (index f = 0; f < found; ++f) {
-      const index i = scan.places[f];
-      const Nearest& near = nearest_[i];
-      const double d = static_cast<double>(problem_.distances.row(in)[i]);
-      const double w = problem_.weights[i];
-      if (d < near.first) gain += w * (near.first - d);
-      scan.losses[near.slot] += w * (near.second - std::max(d, near.first));
+    const T* row = problem_.distances.row(in);
+    if (codes_ != nullptr) {
+      if (codes_->has(in)) {
+        const unsigned char* codes = codes_->row(in);
+        const index found =
+            kernels_.within(codes, limits_.data(), problem_.points(), scan.places.data());
+        if (!may_gain(scan, found, [=](index i) { return codes_->least(i, codes[i]); }))
+          return false;
+      } else {
+        codes_->add(in, row);
+      }
     }
-    double least = kInfinity;
-    for (std::size_t s = 0; s < scan.losses.size(); ++s) {
-      least = std::min(least, removal_[s] - scan.losses[s]);
-    }
-    return least - gain < rounding_;
+    return may_gain(scan, points_below(row, scan.places.data()),
+                    [=](index i) { return static_cast<double>(row[i]); });
   }
 
   // costs_with(in)[s] = the cost after medoid s gives way to candidate `in`: what is left if `in`
@@ -99,11 +108,12 @@ class State {
     is_medoid_[swap.in] = 1;
     medoids_[swap.slot] = swap.in;
     const T* to_in = problem_.distances.row(swap.in);
+    bereft_.clear();
     for (index i = 0; i < problem_.points(); ++i) {
       Nearest& near = nearest_[i];
       const double d = static_cast<double>(to_in[i]);
       if (near.slot == swap.slot || near.second_slot == swap.slot) {
-        find_nearest(i);
+        bereft_.push_back(static_cast<std::int32_t>(i));
       } else if (d < near.first) {
         near = {d, near.first, swap.slot, near.slot};
       } else if (d < near.second) {
@@ -111,6 +121,7 @@ class State {
         near.second_slot = swap.slot;
       }
     }
+    find_nearest(bereft_);
     sum_cost();
   }
 
@@ -122,6 +133,27 @@ class State {
     std::int32_t second_slot = -1;
   };
 
+  // may_improve() by distance(i) of the first `found` points in scan.places.
+  template <class Distance>
+  bool may_gain(Scan& scan, index found, Distance&& distance) const {
+    std::fill(scan.losses.begin(), scan.losses.end(), 0.0);
+    double gain = 0;
+    for (index f = 0; f < found; ++f) {
+      const index i = scan.places[f];
+      const Nearest& near = nearest_[i];
+      const double d = std::min(distance(i), near.second);
+      const double with = std::min(near.first, d);
+      const double w = problem_.weights[i];
+      gain += w * (near.first - with);
+      scan.losses[near.slot] += w * (near.second - near.first - (d - with));
+    }
+    double least = kInfinity;
+    for (std::size_t s = 0; s < scan.losses.size(); ++s) {
+      least = std::min(least, removal_[s] - scan.losses[s]);
+    }
+    return least - gain < rounding_;
+  }
+
   index points_below(const float* row, std::int32_t* places) const {
     return kernels_.below_f32(row, seconds_.data(), problem_.points(), places);
   }
@@ -129,19 +161,32 @@ class State {
     return kernels_.below_f64(row, seconds_.data(), problem_.points(), places);
   }
 
-  void find_nearest(index i) {
-    Nearest near;
+  // Medoid by medoid, so that its distances are read in order, and without a branch, which would
+  // go the wrong way too often.
+  void find_nearest(const std::vector<std::int32_t>& points) {
+    constexpr T kFar = std::numeric_limits<T>::infinity();
+    const std::size_t count = points.size();
+    first_.assign(count, kFar);
+    second_.assign(count, kFar);
+    slot_.assign(count, -1);
+    second_slot_.assign(count, -1);
     for (std::size_t s = 0; s < medoids_.size(); ++s) {
-      const double d = static_cast<double>(problem_.distances.row(medoids_[s])[i]);
+      const T* row = problem_.distances.row(medoids_[s]);
       const auto slot = static_cast<std::int32_t>(s);
-      if (near.slot < 0 || d < near.first) {
-        near = {d, near.first, slot, near.slot};
-      } else if (d < near.second) {
-        near.second = d;
-        near.second_slot = slot;
+      for (std::size_t p = 0; p < count; ++p) {
+        const T d = row[points[p]], first = first_[p], second = second_[p];
+        const std::int32_t old = slot_[p];
+        const bool nearest = d < first, near = d < second;
+        second_[p] = nearest ? first : near ? d : second;
+        second_slot_[p] = nearest ? old : near ? slot : second_slot_[p];
+        first_[p] = nearest ? d : first;
+        slot_[p] = nearest ? slot : old;
       }
     }
-    nearest_[i] = near;
+    for (std::size_t p = 0; p < count; ++p) {
+      nearest_[points[p]] = {static_cast<double>(first_[p]), static_cast<double>(second_[p]),
+                             slot_[p], second_slot_[p]};
+    }
   }
 
   void sum_cost() {
@@ -160,6 +205,13 @@ class State {
     if (!std::isfinite(second)) {
       throw std::range_error("weights times distances overflow float64; scale the weights down");
     }
+    if (codes_ != nullptr) set_limits();
+  }
+
+  void set_limits() {
+    for (std::size_t i = 0; i < limits_.size(); ++i) {
+      limits_[i] = codes_->limit(static_cast<index>(i), nearest_[i].second);
+    }
   }
 
   const KMedoidsProblem<T>& problem_;
@@ -167,9 +219,14 @@ class State {
   std::vector<char> is_medoid_;
   std::vector<Nearest> nearest_;
   std::vector<double> costs_;
-  std::vector<T> seconds_;       // second distances once more, side by side
+  std::vector<T> seconds_;            // second distances once more, side by side
+  std::vector<std::int32_t> bereft_;  // points that lost one of their two medoids
+  std::vector<T> first_, second_;     // of those points, as are the slots
+  std::vector<std::int32_t> slot_, second_slot_;
   std::vector<double> removal_;  // of each slot: what taking it away would cost
   double cost_ = 0, rounding_ = 0;
+  DistanceCodes<T>* codes_ = nullptr;
+  std::vector<unsigned char> limits_;  // codes above them are not below the second distance
   const simd::Kernels& kernels_ = simd::kernels();
 };
 

@@ -236,6 +236,7 @@ void axpy(double a, const double* x, double* y, index n) {
   for (index i = 0; i < n; ++i) y[i] += a * x[i];
 }
 
+#include "simd/kmedoids_kernels.hpp"
 #include "simd/logdet_kernels.hpp"
 #include "simd/search_kernels.hpp"
 
@@ -267,6 +268,11 @@ const Kernels PYFAST_JOIN(kernels_, PYFAST_SIMD_LEVEL) = {
     largest,
     below<float>,
     below<double>,
+    encode<float>,
+    encode<double>,
+    within,
+    mirrored<float>,
+    mirrored<double>,
     valid<float>,
     valid<double>,
     squared_norms<float>,

@@ -88,6 +88,21 @@ struct Kernels {
   index (*below_f32)(const float* d, const float* limits, index count, std::int32_t* places);
   index (*below_f64)(const double* d, const double* limits, index count, std::int32_t* places);
 
+  // codes[i] = the whole part of d[i] * scales[i], from 0 to 255.
+  void (*encode_f32)(const float* d, const float* scales, index count, unsigned char* codes);
+  void (*encode_f64)(const double* d, const double* scales, index count, unsigned char* codes);
+
+  // The places of the codes[i] <= limits[i], ascending, in `places` (room for `count` and 4 more);
+  // how many.
+  index (*within)(const unsigned char* codes, const unsigned char* limits, index count,
+                  std::int32_t* places);
+
+  // Whether the distances d (n x n) in the 64 rows from `top` on, from column `top` on, and those
+  // across the diagonal from them are surely finite, >= 0 and close to each other, as far as
+  // symmetry.hpp asks. False may mean that rounding leaves it open.
+  bool (*mirrored_f32)(const float* d, index n, index top);
+  bool (*mirrored_f64)(const double* d, index n, index top);
+
   // Whether all numbers are finite (and, if asked, none is below zero).
   bool (*valid_f32)(const float* x, index count, bool nonnegative);
   bool (*valid_f64)(const double* x, index count, bool nonnegative);

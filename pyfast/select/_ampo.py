@@ -1,6 +1,6 @@
 """AMPO's choice of k negatives beside the best response of a group (Algorithm 1)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from pyfast._threads import resolve_threads
 from pyfast.select import _arguments as args
-from pyfast.select import _native
+from pyfast.select import _certificate, _native
 
 
 @dataclass(frozen=True)
@@ -25,12 +25,17 @@ class GroupSelection:
         What the selector minimised: see each one.
     negative_offsets : ndarray of int64, shape (B+1,), or None
         For ragged groups, where each group's negatives start; None otherwise.
+    bound, gap : float or ndarray of float64, shape (B,), or None
+        :func:`opt_select` with `certify` or `exact`: no k negatives cost less than ``bound``, and
+        ``gap`` is ``(cost - bound) / cost``. None otherwise.
     """
 
     positive: int | NDArray[np.int64]
     negatives: NDArray[np.int64]
     cost: float | NDArray[np.float64]
     negative_offsets: NDArray[np.int64] | None = None
+    bound: float | NDArray[np.float64] | None = None
+    gap: float | NDArray[np.float64] | None = None
 
 
 def opt_select(
@@ -43,6 +48,8 @@ def opt_select(
     n_init: int = 10,
     search: Literal["eager", "best"] = "eager",
     seed: int = 0,
+    certify: bool = False,
+    exact: bool = False,
     offsets: ArrayLike | None = None,
     n_threads: int | None = None,
 ) -> GroupSelection:
@@ -64,7 +71,7 @@ def opt_select(
     cover_top : bool
         Sum over all responses and take the mean over all, as Algorithm 4 prints it, instead of
         the pool alone, as Appendix E runs it. The best response is never a negative.
-    init, n_init, search, seed, offsets, n_threads
+    init, n_init, search, seed, certify, exact, offsets, n_threads
         As for :func:`kmedoids`. One random start is optimal for most groups, ten for nearly all;
         "best", the paper's own search, misses fewer than "eager" and takes up to twice as long.
 
@@ -93,6 +100,8 @@ def opt_select(
     (3, [0, 2])
     """
     points, scores, layout = _read(embeddings, rewards, offsets, check_points=False)
+    if exact:
+        _certificate.check_solver()
     settings = (
         args.check_int(k, "k", 1),
         bool(cover_top),
@@ -109,7 +118,17 @@ def opt_select(
         # pass over them all to say which one was not finite.
         args.check_values(points, "embeddings", layout)
         raise
-    return _selection(layout, *result)
+    if not (certify or exact):
+        return _selection(layout, *result)
+    positive, negatives, ends, cost = result
+    negatives, cost, bound = _certificate.certify_opt_select(
+        points, scores, layout.offsets, bool(cover_top), result, settings[-1], exact
+    )
+    return replace(
+        _selection(layout, positive, negatives, ends, cost),
+        bound=layout.per_group(bound),
+        gap=layout.per_group(_certificate.gaps(bound, cost)),
+    )
 
 
 def coreset(

@@ -1,14 +1,17 @@
 """Weighted k-medoids."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pyfast._threads import resolve_threads
 from pyfast.select import _arguments as args
-from pyfast.select import _native
+from pyfast.select import _certificate, _native
+
+_SAMPLED_ABOVE = 20_000  # points, whose distances would take more than 1.6 GB
+_SAMPLE = 5_000
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,9 @@ class KMedoidsResult:
         ``sum_i w_i min_j d_ij``.
     n_swaps, n_passes : int or ndarray of int64, shape (B,)
         Swaps made and sweeps over the candidates, of the start that won.
+    bound, gap : float or ndarray of float64, shape (B,), or None
+        With `certify` or `exact`: no set of k points costs less than ``bound``, and ``gap`` is
+        ``(cost - bound) / cost``. None otherwise.
     """
 
     medoids: NDArray[np.int64]
@@ -32,6 +38,8 @@ class KMedoidsResult:
     cost: float | NDArray[np.float64]
     n_swaps: int | NDArray[np.int64]
     n_passes: int | NDArray[np.int64]
+    bound: float | NDArray[np.float64] | None = None
+    gap: float | NDArray[np.float64] | None = None
 
 
 def kmedoids(
@@ -44,6 +52,9 @@ def kmedoids(
     n_init: int = 1,
     search: Literal["eager", "best"] = "eager",
     seed: int = 0,
+    columns: int | None = None,
+    certify: bool = False,
+    exact: bool = False,
     offsets: ArrayLike | None = None,
     n_threads: int | None = None,
 ) -> KMedoidsResult:
@@ -74,6 +85,16 @@ def kmedoids(
     seed : int
         0 to 2**64 - 1. Every group draws the same stream, so that a group's result does not
         depend on the batch around it.
+    columns : int, optional
+        Search groups of more points than this on a sample of so many (see Notes), so that no n x n
+        matrix is needed; n or more forbids it. By default 5,000, or 10 k if that is more, for
+        groups of more than 20,000 points; groups of up to 128 are never sampled.
+    certify : bool
+        Bound the optimum from below, for ``bound`` and ``gap``.
+    exact : bool
+        Find the optimum: where the bound leaves anything open, solve AMPO's integer program (9)
+        by HiGHS (needs scipy: ``pip install "pyfast-align[exact]"``). For groups of up to some
+        hundred points; the solver does not answer to Ctrl-C.
     offsets : array_like of int, shape (B+1,), optional
         Ragged groups: group b owns points ``offsets[b]`` to ``offsets[b+1] - 1``.
     n_threads : int, optional
@@ -91,8 +112,27 @@ def kmedoids(
 
     Notes
     -----
-    From points, a group takes n^2 distances: float64 up to 128 points, of the points' type above.
-    Every local optimum costs at most 5 times the optimum (Arya et al., 2001).
+    Distances are float64 up to 128 points, the same for float32 and float64 input of equal numbers.
+    Above, they have the type of `X`, each within (40 + d / 1000) roundings of that type: the picks
+    do not depend on threads, instruction set or memory layout, but near ties may go another way for
+    float32 than for float64 input.
+
+    Memory, beside `X` and for each group being worked on (at most `n_threads` of a batch): 200
+    bytes a point; from points, n^2 distances; above 1,000 points, given distances or not, one byte
+    for each of n^2. With a sample of m points: m^2 + 2 k n distances, as many bytes, and
+    8 m (d + 25) bytes instead.
+
+    A sampled group: each of m equal parts of the total weight draws one point, the search runs on
+    the points drawn, and then the 4 points nearest to the middle of each cluster are tried as
+    medoids of all points, in up to 10 rounds, until no swap with them improves the cost. So
+    ``cost``, ``labels`` and the swaps of those rounds are exact, but other points have been seen by
+    the sample alone. ``init`` is one of the sample. (CLARA of Kaufman and Rousseeuw, 1990, with one
+    large weighted sample; compare OneBatchPAM of de Mathelin et al., AAAI 2025.)
+
+    Every other result is a local optimum, which costs at most 5 times the optimum (Arya et al.,
+    2001). The bound is a Lagrangian one (Cornuejols, Fisher and Nemhauser, 1977), safe against
+    rounding; it takes up to 400 passes over the distances. ``exact`` is within 1e-9 of the optimum,
+    1e-6 where distances are float32; ``bound`` is the cost then and ``gap`` 0.
 
     References
     ----------
@@ -105,14 +145,16 @@ def kmedoids(
     >>> result.medoids.tolist(), result.labels.tolist(), result.cost
     ([0, 3], [0, 0, 1, 1], 3.0)
     """
-    if type(X) is np.ndarray and weights is None and offsets is None and n_threads is None:
-        plain = _native.kmedoids_plain(X, k, metric, search, init, n_init, seed)
-        if plain is not None:
-            return KMedoidsResult(*plain)
+    plain = all(v is None for v in (weights, columns, offsets, n_threads))
+    if plain and type(X) is np.ndarray and not (certify or exact):
+        answer = _native.kmedoids_plain(X, k, metric, search, init, n_init, seed)
+        if answer is not None:
+            return KMedoidsResult(*answer)
     args.check_name(metric, "metric", ("euclidean", "precomputed"))
     data = args.as_floats(X, "X")
+    threads = resolve_threads(n_threads)
     if metric == "precomputed":
-        layout = _distance_layout(data, offsets)
+        layout = _distance_layout(data, offsets, threads)
         data = data.reshape(-1)
     else:
         layout = args.layout_of(data, "X", 2, offsets)
@@ -126,29 +168,81 @@ def kmedoids(
         args.check_values(w, "weights", layout, nonnegative=True)
     start, given = _check_init(init, k, layout)
 
-    medoids, labels, cost, swaps, passes = _native.kmedoids(
-        data,
-        layout.offsets,
-        w,
-        k,
-        metric == "precomputed",
-        args.check_name(search, "search", ("eager", "best")),
-        start,
-        given,
-        args.check_int(n_init, "n_init", 1),
-        args.check_seed(seed),
-        resolve_threads(n_threads),
-    )
+    sampling = _sampling(columns, metric, k)
+    if certify or exact:
+        _check_certifiable(layout, metric, sampling[1], exact)
+
+    def solve(
+        start: str, given: NDArray[np.int64], n_init: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64], Any, Any]:
+        return _native.kmedoids(
+            data,
+            layout.offsets,
+            w,
+            k,
+            metric == "precomputed",
+            args.check_name(search, "search", ("eager", "best")),
+            start,
+            given,
+            n_init,
+            args.check_seed(seed),
+            *sampling,
+            threads,
+        )
+
+    medoids, labels, cost, swaps, passes = solve(start, given, args.check_int(n_init, "n_init", 1))
+    bound = gap = None
+    if certify or exact:
+        problem = _certificate.PMedian(
+            data,
+            layout.offsets,
+            w,
+            layout.sizes,
+            np.full(layout.count, k),
+            metric == "precomputed",
+            unit=False,
+        )
+        bound, best = _certificate.certify(problem, medoids, cost, threads, exact)
+        if (best != medoids).any():
+            medoids, labels, cost, *_ = solve("given", best, 1)
+        bound = cost.copy() if exact else np.minimum(bound, cost)
+        gap = _certificate.gaps(bound, cost)
     return KMedoidsResult(
         medoids=layout.per_group(medoids.reshape(layout.count, k)),
         labels=layout.per_point(labels),
         cost=layout.per_group(cost),
         n_swaps=layout.per_group(swaps),
         n_passes=layout.per_group(passes),
+        bound=None if bound is None else layout.per_group(bound),
+        gap=None if gap is None else layout.per_group(gap),
     )
 
 
-def _distance_layout(data: args.Floats, offsets: ArrayLike | None) -> args.Layout:
+def _check_certifiable(layout: args.Layout, metric: str, sampled_above: int, exact: bool) -> None:
+    """Refuse what only a sample will be searched of, and a solver that is not there."""
+    group = int(np.argmax(layout.sizes))
+    if metric != "precomputed" and layout.sizes[group] > sampled_above:
+        where = "" if layout.kind == "one" else f" in group {group}"
+        raise ValueError(
+            f"{'exact' if exact else 'certify'}: expected at most {sampled_above} points{where}, "
+            f"got {layout.sizes[group]}; columns={layout.sizes[group]} searches them all"
+        )
+    if exact:
+        _certificate.check_solver()
+
+
+def _sampling(columns: int | None, metric: str, k: int) -> tuple[int, int]:
+    """Return the size of samples, and of the largest group that needs none."""
+    if columns is None:
+        size = max(_SAMPLE, 10 * k)
+        return size, max(_SAMPLED_ABOVE, size)
+    if metric == "precomputed":
+        raise ValueError("columns: expected None with precomputed distances, which are all used")
+    size = args.check_int(columns, "columns", 1, 2**31)
+    return size, size
+
+
+def _distance_layout(data: args.Floats, offsets: ArrayLike | None, threads: int) -> args.Layout:
     """Read the groups of precomputed distances and check the values."""
     if offsets is None:
         layout = args.layout_of(data, "X", 2, None)
@@ -165,6 +259,8 @@ def _distance_layout(data: args.Floats, offsets: ArrayLike | None) -> args.Layou
         layout = args.Layout("ragged", args.check_offsets(offsets, last))
         if (total := int((layout.sizes**2).sum())) != data.size:
             raise ValueError(f"X: expected sum of n_b^2 = {total} distances, got {data.size}")
+    if _native.surely_distances(data.reshape(-1), layout.offsets, threads):
+        return layout
     for name, flat, expected in (
         ("value", _native.first_invalid(data, True), "a finite distance >= 0"),
         ("pair", _native.first_asymmetric(data.reshape(-1), layout.offsets), "D[i, j] = D[j, i]"),

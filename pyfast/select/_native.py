@@ -7,6 +7,7 @@ from pyfast._core import (
     first_asymmetric,
     first_invalid,
     kmedoids,
+    kmedoids_bounds,
     kmedoids_plain,
     logdet_groups,
     logdet_one,
@@ -16,6 +17,7 @@ from pyfast._core import (
     philox,
     random_subsets,
     squared_norms,
+    surely_distances,
 )
 
 __all__ = [
@@ -25,6 +27,7 @@ __all__ = [
     "first_asymmetric",
     "first_invalid",
     "kmedoids",
+    "kmedoids_bounds",
     "kmedoids_plain",
     "logdet_groups",
     "logdet_one",
@@ -34,4 +37,5 @@ __all__ = [
     "philox",
     "random_subsets",
     "squared_norms",
+    "surely_distances",
 ]

@@ -4,6 +4,7 @@
 #include "check.hpp"
 #include "core/distances.hpp"
 #include "core/kmeans.hpp"
+#include "core/pairwise.hpp"
 
 using namespace pyfast;
 using namespace pyfast::test;
@@ -57,7 +58,7 @@ TEST(distances_survive_extreme_scales) {
   std::vector<float> d(9);
   Cancel cancel;
   Token token(cancel, true);
-  euclidean_distances(MatrixView<float>{x.data(), 3, 2}, d.data(), token);
+  euclidean_distances(MatrixView<float>{x.data(), 3, 2}, d.data(), 1, cancel, token);
   CHECK_NEAR(d[1], 5e-30f, 1e-36f);
   CHECK_NEAR(d[2], 5e25f, 1e19f);
   CHECK(d[0] == 0 && d[4] == 0 && d[3] == d[1]);

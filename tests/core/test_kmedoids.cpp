@@ -4,6 +4,7 @@
 #include "core/distances.hpp"
 #include "core/kmedoids.hpp"
 #include "core/naive.hpp"
+#include "core/pairwise.hpp"
 #include "core/subsets.hpp"
 
 using namespace pyfast;
@@ -20,7 +21,7 @@ struct Random2D {
     Cancel cancel;
     Token token(cancel, true);
     distances.resize(std::size_t(n * n));
-    euclidean_distances(MatrixView<double>{x.data(), n, 2}, distances.data(), token);
+    euclidean_distances(MatrixView<double>{x.data(), n, 2}, distances.data(), 1, cancel, token);
     problem = {{distances.data(), n, n}, weights.data(), k};
   }
 };

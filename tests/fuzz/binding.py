@@ -36,7 +36,7 @@ def points(rng: np.random.Generator, rows: int) -> np.ndarray:
 
 
 def kmedoids(rng: np.random.Generator) -> dict[str, Any]:
-    offsets = ragged(rng)
+    offsets = ragged(rng) if rng.random() < 0.9 else np.array([0, 140])  # enough for a sample
     precomputed = bool(rng.random() < 0.5)
     k = int(rng.integers(1, np.diff(offsets).min() + 1))
     blocks = [rng.random((n, n)) for n in np.diff(offsets)]
@@ -53,6 +53,28 @@ def kmedoids(rng: np.random.Generator) -> dict[str, Any]:
         "given": np.concatenate(given),
         "n_init": int(rng.integers(1, 4)),
         "seed": int(rng.integers(0, 2**63)),
+        "columns": int(rng.integers(1, 40)),
+        "sampled_above": int(rng.integers(40, 80)),
+        "threads": int(rng.integers(1, 3)),
+    }
+
+
+def kmedoids_bounds(rng: np.random.Generator) -> dict[str, Any]:
+    offsets = ragged(rng)
+    sizes = np.diff(offsets)
+    counts = rng.integers(1, sizes + 1)
+    return {
+        "data": points(rng, offsets[-1]),
+        "offsets": offsets,
+        "weights": rng.exponential(size=offsets[-1]),
+        "candidates": sizes,
+        "counts": counts,
+        "medoids": np.concatenate(
+            [rng.permutation(n)[:k] for n, k in zip(sizes, counts, strict=False)]
+        ),
+        "costs": rng.exponential(size=len(sizes)),
+        "precomputed": False,
+        "unit": bool(rng.random() < 0.5),
         "threads": int(rng.integers(1, 3)),
     }
 
@@ -159,6 +181,7 @@ def kmedoids_plain(rng: np.random.Generator) -> dict[str, Any]:
 
 CALLS: dict[str, Make] = {
     "kmedoids": kmedoids,
+    "kmedoids_bounds": kmedoids_bounds,
     "opt_select": opt_select,
     "coreset": coreset,
     "bottom_k": bottom_k,
@@ -170,6 +193,11 @@ CALLS: dict[str, Make] = {
     "squared_norms": lambda rng: {"data": points(rng, 5), "threads": 2},
     "first_invalid": lambda rng: {"array": points(rng, 3), "nonnegative": True},
     "first_asymmetric": lambda rng: {"distances": rng.random(25), "offsets": np.array([0, 3, 7])},
+    "surely_distances": lambda rng: {
+        "distances": rng.random(25),
+        "offsets": np.array([0, 3, 7]),
+        "threads": 2,
+    },
     "random_subsets": lambda rng: {
         "sizes": rng.integers(2, 30, 3),
         "k": int(rng.integers(1, 3)),

@@ -311,13 +311,20 @@ def test_tensors_that_numpy_cannot_view() -> None:
 
 
 def test_the_extension_itself_refuses_wrong_arrays() -> None:
-    from pyfast._core import first_invalid, kmedoids, opt_select, random_subsets
+    from pyfast._core import (
+        first_invalid,
+        kmedoids,
+        kmedoids_bounds,
+        opt_select,
+        random_subsets,
+        surely_distances,
+    )
 
     offsets, w = np.array([0, 6]), np.ones(6)
     none = np.empty(0, np.int64)
 
-    def call(data=X, offsets=offsets, w=w, k=2, given=none, init="random"):
-        return kmedoids(data, offsets, w, k, False, "eager", init, given, 1, 0, 1)
+    def call(data=X, offsets=offsets, w=w, k=2, given=none, init="random", columns=5, above=9):
+        return kmedoids(data, offsets, w, k, False, "eager", init, given, 1, 0, columns, above, 1)
 
     assert call()[0].shape == (2,)
     for bad, words in [
@@ -335,10 +342,34 @@ def test_the_extension_itself_refuses_wrong_arrays() -> None:
         ({"k": 0}, "k: expected 1 to 6"),
         ({"k": 7}, "k: expected 1 to 6"),
         ({"init": "given"}, "init: expected groups * k indices"),
+        ({"columns": 0}, "columns: expected 1 to"),
+        ({"above": 4}, "sampled_above: expected 5 to"),
     ]:
         with pytest.raises(TypeError) as raised:
             call(**bad)
         assert words in str(raised.value)
+    all_six, two, ends = np.array([6]), np.array([2]), np.array([0, 5])
+
+    def bound(w=w, candidates=all_six, counts=two, medoids=ends, costs=w[:1]):
+        return kmedoids_bounds(X, offsets, w, candidates, counts, medoids, costs, False, False, 1)
+
+    assert bound()[1].shape == (6,)
+    for bad, words in [
+        ({"w": w[:5]}, "offsets: expected (groups + 1,) from 0 to 5"),
+        ({"w": w * np.nan}, "weights: expected finite numbers"),
+        ({"costs": w[:1] * np.inf}, "costs: expected finite numbers"),
+        ({"costs": w}, "candidates, counts, costs: expected one for each group"),
+        ({"candidates": np.array([7])}, "candidates: expected 1 to 6"),
+        ({"candidates": np.array([1])}, "counts: expected 1 to 1"),
+        ({"medoids": np.array([0, 6])}, "medoids: expected 0 to 5"),
+        ({"medoids": np.array([0])}, "medoids: expected sum of counts"),
+        ({"medoids": np.array([0, 1, 2])}, "medoids: expected sum of counts"),
+    ]:
+        with pytest.raises(TypeError) as raised:
+            bound(**bad)
+        assert words in str(raised.value)
+    with pytest.raises(TypeError, match=r"distances: expected sum of n_b\^2 of them"):
+        surely_distances(R, offsets, 1)
     with pytest.raises(TypeError, match="embeddings: expected one row per reward"):
         opt_select(X[:5], R, offsets, 2, False, "eager", "random", 1, 0, 1)
     with pytest.raises(TypeError, match="k: expected 1 to 3"):

@@ -1,0 +1,71 @@
+// Distances in a byte each, rounded down, beside the matrix itself: a search that reads them first
+// leaves most of the matrix alone.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "core/big_array.hpp"
+#include "core/views.hpp"
+#include "simd/simd.hpp"
+
+namespace pyfast {
+
+// Rows are coded one by one, when they are first read. Threads may code different rows at once.
+template <class T>
+class DistanceCodes {
+ public:
+  // Distances to point i keep their resolution up to 1.5 times `seconds`[i], or the median of those
+  // if that is more; farther ones share a code.
+  DistanceCodes(index rows, const std::vector<T>& seconds)
+      : cols_(static_cast<index>(seconds.size())),
+        codes_(big_array<unsigned char>(rows * cols_)),
+        coded_(static_cast<std::size_t>(rows), 0),
+        steps_(seconds.size()),
+        scales_(seconds.size()) {
+    std::vector<T> sorted = seconds;
+    const auto middle = sorted.begin() + static_cast<std::ptrdiff_t>(sorted.size() / 2);
+    std::nth_element(sorted.begin(), middle, sorted.end());
+    for (std::size_t i = 0; i < seconds.size(); ++i) {
+      const double most = std::max(1.5 * static_cast<double>(seconds[i]), double{*middle});
+      // Between the bounds, steps and scales are normal numbers in float too.
+      steps_[i] = std::min(std::max(most, 1e-30), 1e37) / 255;
+      scales_[i] = static_cast<T>((1 - 1e-6) / steps_[i]);
+    }
+  }
+
+  // The least size of a matrix that does not stay in cache, where reading a quarter of it helps.
+  static constexpr index kWorthwhile = 1'000'000;
+
+  bool has(index row) const { return coded_[row] != 0; }
+  const unsigned char* row(index row) const { return codes_.get() + row * cols_; }
+
+  void add(index row, const T* distances) {
+    unsigned char* codes = codes_.get() + row * cols_;
+    if constexpr (sizeof(T) == sizeof(float)) {
+      kernels_.encode_f32(distances, scales_.data(), cols_, codes);
+    } else {
+      kernels_.encode_f64(distances, scales_.data(), cols_, codes);
+    }
+    coded_[row] = 1;
+  }
+
+  // At most any distance to point i that has this code: the scale is short of 1 / step by more than
+  // all rounding.
+  double least(index i, unsigned char code) const { return steps_[i] * code; }
+
+  // No distance to point i below `d` has a code above this.
+  unsigned char limit(index i, double d) const {
+    return static_cast<unsigned char>(std::min(d * static_cast<double>(scales_[i]) + 1e-2, 255.0));
+  }
+
+ private:
+  index cols_;
+  BigArray<unsigned char> codes_;
+  std::vector<char> coded_;
+  std::vector<double> steps_;
+  std::vector<T> scales_;
+  const simd::Kernels& kernels_ = simd::kernels();
+};
+
+}  // namespace pyfast

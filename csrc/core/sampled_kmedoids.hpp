@@ -1,0 +1,34 @@
+// k-medoids of more points than an n x n matrix has room for: the swap search on a sample of the
+// points, then exact swaps on all of them.
+//
+// Kaufman and Rousseeuw's CLARA with one large sample that stands for the whole: OneBatchPAM (de
+// Mathelin et al., AAAI 2025) evaluates all n candidates on few columns; with as many distances, a
+// square sample has more of both where they matter, and half of it is known by symmetry.
+#pragma once
+
+#include <vector>
+
+#include "core/kmedoids.hpp"
+
+namespace pyfast {
+
+struct WeightedSample {
+  std::vector<index> points;  // ascending, distinct
+  std::vector<double> weights;
+};
+
+// One draw from each of `draws` equal parts of the total weight: a point drawn c times weighs c
+// parts. Points of `extra` and the first ones are added without weight until there are `least`.
+WeightedSample weighted_sample(const double* weights, index n, index draws, index least,
+                               std::uint64_t seed, const std::vector<index>& extra);
+
+// The best of n_init searches on a sample of `columns` points. Then rounds of exact swaps with the
+// points nearest to the middle of each cluster, until none of them improves the cost of all points.
+// Fills labels[i] like assign(). Takes sizeof(T) + 1 bytes for each of columns^2 distances, then
+// about 4 k n + 100 n. The result does not depend on the threads.
+template <class T>
+KMedoidsSolution sampled_kmedoids(MatrixView<T> x, const double* weights, index k, index columns,
+                                  const KMedoidsOptions& options, int threads, Cancel& cancel,
+                                  Token& token, index* labels);
+
+}  // namespace pyfast

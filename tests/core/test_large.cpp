@@ -1,0 +1,207 @@
+// The pieces that k-medoids of many points is made of.
+#include <algorithm>
+#include <limits>
+#include <numeric>
+
+#include "check.hpp"
+#include "core/certificate.hpp"
+#include "core/distance_codes.hpp"
+#include "core/distances.hpp"
+#include "core/naive.hpp"
+#include "core/pairwise.hpp"
+#include "core/sampled_kmedoids.hpp"
+#include "core/symmetry.hpp"
+
+namespace pyfast::test {
+
+namespace {
+
+const char* const kLevels[] = {"baseline", "avx2", "avx512"};
+
+template <class T>
+std::vector<T> converted(const std::vector<double>& values) {
+  return {values.begin(), values.end()};
+}
+
+template <class T>
+void check_codes(double spread) {
+  const index n = 300;
+  const std::vector<T> seconds = converted<T>(uniform(n, 1, 0, spread));
+  std::vector<T> d = converted<T>(uniform(n, 2, 0, 3 * spread));
+  for (index i = 0; i < n; i += 10) d[i] = seconds[i];  // on the limit, or 0
+  for (index i = 5; i < n; i += 50) d[i] = 0;
+  DistanceCodes<T> codes(2, seconds);
+  codes.add(1, d.data());
+  CHECK(codes.has(1) && !codes.has(0));
+  double most = 0;
+  for (index i = 0; i < n; ++i) {
+    const unsigned char code = codes.row(1)[i];
+    const auto exact = static_cast<double>(d[i]);
+    CHECK(codes.least(i, code) <= exact);
+    if (code < 255) most = std::max(most, (exact - codes.least(i, code)) / codes.least(i, 1));
+    for (const double limit : {exact * (1 + 1e-9), exact * 1.5, static_cast<double>(seconds[i])}) {
+      if (exact < limit) CHECK(code <= codes.limit(i, limit));
+    }
+  }
+  CHECK(most <= 1.001);  // rounded down, not further
+}
+
+}  // namespace
+
+TEST(codes_round_down_and_keep_what_is_below_a_limit) {
+  for (const double spread : {1.0, 1e-20, 1e20, 1e-40}) {
+    check_codes<float>(spread);
+    check_codes<double>(spread);
+  }
+  check_codes<double>(1e300);
+}
+
+TEST(places_within_limits_at_every_level) {
+  for (const char* name : kLevels) {
+    const simd::Kernels* k = simd::find_level(name);
+    if (k == nullptr) continue;
+    for (const index n : {0, 1, 63, 64, 65, 200, 1000}) {
+      for (const double share : {0.0, 0.02, 0.3, 1.0}) {
+        std::vector<unsigned char> codes, limits;
+        for (const double v : uniform(std::size_t(n), unsigned(n))) {
+          codes.push_back(static_cast<unsigned char>(255 * v));
+        }
+        for (const double v : uniform(std::size_t(n), unsigned(n) + 1)) {
+          limits.push_back(v < share ? 255 : static_cast<unsigned char>(10 * v));
+        }
+        std::vector<std::int32_t> places(std::size_t(n) + 4, -1), want;
+        for (index i = 0; i < n; ++i) {
+          if (codes[i] <= limits[i]) want.push_back(std::int32_t(i));
+        }
+        const index found = k->within(codes.data(), limits.data(), n, places.data());
+        places.resize(std::size_t(found));
+        CHECK(places == want);
+      }
+    }
+  }
+}
+
+TEST(one_pass_sees_what_is_no_distance_at_every_level) {
+  for (const char* name : kLevels) {
+    const simd::Kernels* k = simd::find_level(name);
+    if (k == nullptr) continue;
+    for (const index n : {1, 5, 64, 65, 130}) {
+      const std::vector<double> u = uniform(std::size_t(n * n), unsigned(n), 0.5, 1);
+      std::vector<float> d(std::size_t(n * n), 0.0f);
+      for (index i = 0; i < n; ++i) {
+        for (index j = 0; j <= i; ++j) d[i * n + j] = d[j * n + i] = float(u[i * n + j]);
+      }
+      const auto fine = [&] {
+        bool all = true;
+        for (index top = 0; top < n; top += 64) all = k->mirrored_f32(d.data(), n, top) && all;
+        return all;
+      };
+      CHECK(fine());
+      for (index at = 0; at < n * n; at += 1 + n * n / 150) {
+        const float kept = d[at];
+        const bool diagonal = at / n == at % n;
+        for (const float bad : {-1.0f, std::numeric_limits<float>::infinity(),
+                                std::numeric_limits<float>::quiet_NaN(), kept * 1.001f}) {
+          d[at] = bad;
+          CHECK(fine() == (diagonal && bad == kept * 1.001f));
+        }
+        d[at] = kept;
+      }
+      CHECK(fine());
+    }
+  }
+}
+
+TEST(tiles_hold_the_distances_of_pairs) {
+  const index n = 270, d = 11;
+  const std::vector<double> x = uniform(std::size_t(n * d), 3, -1, 1);
+  const std::vector<float> narrow = converted<float>(x);
+  Cancel cancel;
+  Token token(cancel, true);
+  std::vector<double> wide(std::size_t(n * n), -1);
+  std::vector<float> one(std::size_t(n * n), -1), four(one), between(std::size_t(3 * 280), -1);
+  euclidean_distances(MatrixView<double>{x.data(), n, d}, wide.data(), 1, cancel, token);
+  euclidean_distances(MatrixView<float>{narrow.data(), n, d}, one.data(), 1, cancel, token);
+  euclidean_distances(MatrixView<float>{narrow.data(), n, d}, four.data(), 4, cancel, token);
+  CHECK(one == four);
+  for (index i = 0; i < n; ++i) {
+    for (index j = 0; j < n; ++j) {
+      const double exact = exact_distance(&x[i * d], &x[j * d], d);
+      CHECK(wide[i * n + j] == exact);
+      CHECK_NEAR(one[i * n + j], exact, 1e-6 * exact + 1e-7);
+      CHECK(one[i * n + j] == one[j * n + i]);
+    }
+  }
+  distances_between(MatrixView<float>{narrow.data() + 5 * d, 3, d},
+                    MatrixView<float>{narrow.data(), n, d}, between.data(), 280, token);
+  for (index i = 0; i < 3; ++i) {
+    CHECK(std::equal(&between[i * 280], &between[i * 280] + n, &one[(5 + i) * n]));
+    CHECK(between[i * 280 + n] == -1);
+  }
+}
+
+TEST(a_sample_stands_for_the_whole_weight) {
+  const index n = 1000, draws = 200;
+  std::vector<double> w = uniform(std::size_t(n), 5);
+  for (index i = 0; i < n; i += 3) w[i] = 0;
+  w[500] = 300;
+  const double total = std::accumulate(w.begin(), w.end(), 0.0);
+  std::vector<double> mean(std::size_t(n), 0.0);
+  const int seeds = 400;
+  for (int seed = 0; seed < seeds; ++seed) {
+    const WeightedSample s = weighted_sample(w.data(), n, draws, 5, std::uint64_t(seed), {3, 6});
+    CHECK(std::is_sorted(s.points.begin(), s.points.end()));
+    CHECK(std::adjacent_find(s.points.begin(), s.points.end()) == s.points.end());
+    CHECK_NEAR(std::accumulate(s.weights.begin(), s.weights.end(), 0.0), total, 1e-9 * total);
+    for (const index given : {3, 6}) {
+      CHECK(std::binary_search(s.points.begin(), s.points.end(), given));
+    }
+    for (std::size_t p = 0; p < s.points.size(); ++p) {
+      if (w[s.points[p]] == 0) CHECK(s.weights[p] == 0);
+      mean[s.points[p]] += s.weights[p] / seeds;
+    }
+  }
+  // Unbiased: blocks of points weigh on average what they weigh, within 5 standard errors.
+  for (index from = 0; from < n; from += 100) {
+    double want = 0, got = 0;
+    for (index i = from; i < from + 100; ++i) {
+      want += w[i];
+      got += mean[i];
+    }
+    CHECK_NEAR(got, want, 5 * total / draws * 2 / std::sqrt(double(seeds)));
+  }
+  const std::vector<double> none(10, 0.0);
+  const WeightedSample s = weighted_sample(none.data(), 10, 4, 6, 0, {});
+  CHECK(s.points.size() == 6);
+  CHECK(*std::max_element(s.weights.begin(), s.weights.end()) == 0);
+}
+
+TEST(no_bound_is_above_the_optimum) {
+  Cancel cancel;
+  Token token(cancel, true);
+  for (unsigned seed = 0; seed < 120; ++seed) {
+    const index n = 4 + seed % 9, k = 1 + seed % 3, m = n - seed % 2;
+    const std::vector<double> d =
+        seed % 3 == 0 ? exact_distances(n, seed) : uniform(std::size_t(n * n), seed);
+    std::vector<double> w = uniform(std::size_t(n), seed + 1);
+    if (seed % 4 == 1) w[0] = 1e12;
+    if (seed % 4 == 2) w[1] = w[2] = 0;
+    const KMedoidsProblem<double> problem{{d.data(), m, n}, w.data(), std::min(k, m)};
+    const auto found = swap_search(problem, first(problem.k), Search::eager, 1, cancel, token);
+    const double optimum = naive::optimum(problem);
+    const Certificate one = certify(problem, found.medoids, found.cost, 1, cancel, token);
+    CHECK(one.bound <= optimum * (1 + 1e-13) && one.bound >= 0);
+    // An optimum that is cheaper than what was found is made of open candidates.
+    if (optimum < found.cost * (1 - 1e-9)) {
+      KMedoidsProblem<double> rest = problem;
+      std::vector<double> rows;
+      for (index j = 0; j < m; ++j) {
+        if (one.open[j] != 0) rows.insert(rows.end(), &d[j * n], &d[j * n] + n);
+      }
+      rest.distances = {rows.data(), index(rows.size()) / n, n};
+      CHECK_NEAR(naive::optimum(rest), optimum, 1e-12 * optimum);
+    }
+  }
+}
+
+}  // namespace pyfast::test
