@@ -28,9 +28,10 @@ const std::vector<Level>& levels() {
   static const bool avx512 =
       __builtin_cpu_supports("avx512f") != 0 && __builtin_cpu_supports("avx512dq") != 0 &&
       __builtin_cpu_supports("avx512bw") != 0 && __builtin_cpu_supports("avx512vl") != 0;
-  static const std::vector<Level> all{{&kernels_baseline, true},
-                                      {&kernels_avx2, __builtin_cpu_supports("avx2") != 0},
-                                      {&kernels_avx512, avx512}};
+  static const bool avx2 =
+      __builtin_cpu_supports("avx2") != 0 && __builtin_cpu_supports("fma") != 0;
+  static const std::vector<Level> all{
+      {&kernels_baseline, true}, {&kernels_avx2, avx2}, {&kernels_avx512, avx512}};
 #else
   static const std::vector<Level> all{{&kernels_baseline, true}};
 #endif
