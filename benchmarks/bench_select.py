@@ -41,7 +41,7 @@ def opt_select_cases() -> list[Case]:
     pairs = 31 * 30 / 2
     common = {"unit": "group", "items": 1000, "multiply_adds": pairs * 384, "bytes": 32 * 384 * 4}
 
-    def ours(n_init: int):
+    def ours(n_init: int):  # best swaps, the default
         return lambda: select.opt_select(X, R, k=7, n_init=n_init, n_threads=1)
 
     def fasterpam() -> list[tuple[float, list[int]]]:

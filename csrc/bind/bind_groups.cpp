@@ -86,13 +86,17 @@ py::tuple opt_select_groups(const py::array& embeddings, const py::array& reward
   return by_type(embeddings, [&](const auto* x) {
     using T = std::remove_cv_t<std::remove_pointer_t<decltype(x)>>;
     const index d = embeddings.shape(1);
+    const auto rows = [&](index b) {
+      return b < groups.count ? rows_of(x, d, groups, b) : MatrixView<T>{};
+    };
     std::vector<OptSelect<T>> workers(
         static_cast<std::size_t>(std::min<index>(threads, groups.count)), OptSelect<T>(options));
-    return select_groups(groups, d, threads,
-                         [&](index b, int worker, int inner, Cancel& c, Token& token) {
-                           return workers[worker].select(rows_of(x, d, groups, b),
-                                                         r + groups.begin(b), inner, c, token);
-                         });
+    return select_groups(
+        groups, d, threads, [&](index b, int worker, int inner, Cancel& c, Token& token) {
+          // What this worker will probably be given next.
+          const MatrixView<T> next = rows(b + static_cast<index>(workers.size()));
+          return workers[worker].select(rows(b), r + groups.begin(b), next, inner, c, token);
+        });
   });
 }
 
@@ -107,8 +111,11 @@ py::tuple coreset_groups(const py::array& embeddings, const py::array& rewards,
   const KMeansOptions options{n_init, max_iter, seed};
   return by_type(embeddings, [&](const auto* x) {
     const index d = embeddings.shape(1);
-    return select_groups(groups, d, threads, [&](index b, int, int, Cancel&, Token& token) {
-      return coreset(rows_of(x, d, groups, b), r + groups.begin(b), k, options, token);
+    std::vector<SmallSquares> workspaces(
+        static_cast<std::size_t>(std::min<index>(threads, groups.count)));
+    return select_groups(groups, d, threads, [&](index b, int worker, int, Cancel&, Token& token) {
+      return coreset(rows_of(x, d, groups, b), r + groups.begin(b), k, options, workspaces[worker],
+                     token);
     });
   });
 }

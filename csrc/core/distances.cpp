@@ -55,6 +55,23 @@ void exact_squares(MatrixView<T> x, double* out, index stride, Token& token) {
 }
 
 template <class T>
+void SmallSquares::measure(const T* const* rows, index n, index d, double* out, index stride,
+                           Token& token) {
+  const index width = (d + 15) / 16 * 16;
+  token.spend(n * n * d / 2);
+  wide_.resize(static_cast<std::size_t>(n * width));
+  rows_.clear();
+  for (index i = 0; i < n; ++i) {
+    double* to = wide_.data() + i * width;
+    std::copy(rows[i], rows[i] + d, to);
+    std::fill(to + d, to + width, 0.0);
+    rows_.push_back(to);
+  }
+  rows_.insert(rows_.end(), simd::kSpareRows, wide_.data());
+  simd::kernels().pair_squares_f64(rows_.data(), n, width, out, stride, {});
+}
+
+template <class T>
 void exact_distances(MatrixView<T> x, double* out, Token& token) {
   const index n = x.rows;
   exact_squares(x, out, n, token);
@@ -69,6 +86,10 @@ void exact_distances(MatrixView<T> x, double* out, Token& token) {
 
 template void exact_squares<float>(MatrixView<float>, double*, index, Token&);
 template void exact_squares<double>(MatrixView<double>, double*, index, Token&);
+template void SmallSquares::measure<float>(const float* const*, index, index, double*, index,
+                                           Token&);
+template void SmallSquares::measure<double>(const double* const*, index, index, double*, index,
+                                            Token&);
 template void exact_distances<float>(MatrixView<float>, double*, Token&);
 template void exact_distances<double>(MatrixView<double>, double*, Token&);
 

@@ -1,6 +1,8 @@
 // Pairwise Euclidean distances.
 #pragma once
 
+#include <vector>
+
 #include "core/parallel.hpp"
 #include "core/views.hpp"
 
@@ -26,5 +28,17 @@ void exact_distances(MatrixView<T> x, double* out, Token& token);
 // double rows of equal numbers. Not checked for overflow.
 template <class T>
 void exact_squares(MatrixView<T> x, double* out, index stride, Token& token);
+
+// The same bits for a few rows, faster; the workspace grows and stays.
+class SmallSquares {
+ public:
+  // n is at most a few hundred: the whole is one step for `token`.
+  template <class T>
+  void measure(const T* const* rows, index n, index d, double* out, index stride, Token& token);
+
+ private:
+  std::vector<double> wide_;
+  std::vector<const double*> rows_;
+};
 
 }  // namespace pyfast

@@ -52,7 +52,7 @@ index first_highest(const double* rewards, index n) {
 
 template <class T>
 GroupSelection coreset(MatrixView<T> embeddings, const double* rewards, index k,
-                       const KMeansOptions& options, Token& token) {
+                       const KMeansOptions& options, SmallSquares& workspace, Token& token) {
   const index n = embeddings.rows;
   GroupSelection selection;
   selection.positive = first_highest(rewards, n);
@@ -66,7 +66,7 @@ GroupSelection coreset(MatrixView<T> embeddings, const double* rewards, index k,
   }
   const std::vector<T> x = gather(embeddings, pool);
   const KMeansSolution clusters =
-      kmeans(MatrixView<T>{x.data(), n - 1, embeddings.cols}, k, options, token);
+      kmeans(MatrixView<T>{x.data(), n - 1, embeddings.cols}, k, options, workspace, token);
   std::vector<index> lowest(static_cast<std::size_t>(k), -1);
   for (std::size_t i = 0; i < pool.size(); ++i) {
     index& low = lowest[clusters.labels[i]];
@@ -119,7 +119,7 @@ GroupSelection bottom_k(MatrixView<T> embeddings, const double* rewards, index n
 
 #define PYFAST_INSTANTIATE(T)                                                                \
   template GroupSelection coreset(MatrixView<T>, const double*, index, const KMeansOptions&, \
-                                  Token&);                                                   \
+                                  SmallSquares&, Token&);                                    \
   template GroupSelection bottom_k(MatrixView<T>, const double*, index, index, Token&);
 PYFAST_INSTANTIATE(float)
 PYFAST_INSTANTIATE(double)

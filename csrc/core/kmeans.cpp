@@ -94,10 +94,13 @@ class Lloyd {
 }  // namespace
 
 template <class T>
-KMeansSolution kmeans(MatrixView<T> x, index k, const KMeansOptions& options, Token& token) {
+KMeansSolution kmeans(MatrixView<T> x, index k, const KMeansOptions& options,
+                      SmallSquares& workspace, Token& token) {
   if (x.rows <= kSmall) {
     std::vector<double> squares(static_cast<std::size_t>(x.rows * x.rows));
-    exact_squares(x, squares.data(), x.rows, token);
+    std::vector<const T*> rows;
+    for (index i = 0; i < x.rows; ++i) rows.push_back(x.row(i));
+    workspace.measure(rows.data(), x.rows, x.cols, squares.data(), x.rows, token);
     return small_kmeans(squares.data(), x.rows, k, options, token);
   }
   const std::vector<double> wide(x.data, x.data + x.rows * x.cols);
@@ -121,7 +124,9 @@ KMeansSolution kmeans(MatrixView<T> x, index k, const KMeansOptions& options, To
   return best;
 }
 
-template KMeansSolution kmeans<float>(MatrixView<float>, index, const KMeansOptions&, Token&);
-template KMeansSolution kmeans<double>(MatrixView<double>, index, const KMeansOptions&, Token&);
+template KMeansSolution kmeans<float>(MatrixView<float>, index, const KMeansOptions&, SmallSquares&,
+                                      Token&);
+template KMeansSolution kmeans<double>(MatrixView<double>, index, const KMeansOptions&,
+                                       SmallSquares&, Token&);
 
 }  // namespace pyfast

@@ -3,6 +3,7 @@
 
 #include <vector>
 
+#include "core/distances.hpp"
 #include "core/parallel.hpp"
 #include "core/views.hpp"
 
@@ -25,6 +26,7 @@ struct KMeansSolution {
 // when fewer than k points differ. Stops when no label changes, or after max_iter rounds.
 // Throws std::range_error if a squared distance overflows.
 template <class T>
-KMeansSolution kmeans(MatrixView<T> x, index k, const KMeansOptions& options, Token& token);
+KMeansSolution kmeans(MatrixView<T> x, index k, const KMeansOptions& options,
+                      SmallSquares& workspace, Token& token);
 
 }  // namespace pyfast

@@ -16,6 +16,10 @@ namespace {
 
 constexpr double kRounding = 0x1.0p-24;  // of one float operation
 constexpr index kFilterDimension = 32;   // below it, exact distances are as fast
+constexpr index kKeptStarts = 64;
+constexpr index kMostAhead = 1 << 18;  // bytes, half of a second-level cache
+constexpr float kShrunk =
+    8;  // of distances between rows and the first: closer pairs are measured exactly
 
 index padded(index count, index to) { return (count + to - 1) / to * to; }
 
@@ -66,11 +70,25 @@ void OptSelect<T>::weigh(const double* rewards, index n) {
   weights_.resize(static_cast<std::size_t>(SmallSearch<double>::padded(points())), 0.0);
 }
 
+// Starts depend on the group's size alone, so that equal groups draw the first of them once.
 template <class T>
-void OptSelect<T>::draw_start(index run) {
-  start_.resize(static_cast<std::size_t>(candidates_));
-  random_subset_into(candidates_, k_, options_.search.seed, static_cast<std::uint32_t>(run),
-                     start_.data());
+const index* OptSelect<T>::start(index run) {
+  const auto draw = [&](index r, std::vector<index>& into) {
+    shuffled_.resize(static_cast<std::size_t>(candidates_));
+    random_subset_into(candidates_, k_, options_.search.seed, static_cast<std::uint32_t>(r),
+                       shuffled_.data());
+    into.insert(into.end(), shuffled_.begin(), shuffled_.begin() + k_);
+  };
+  if (run >= kKeptStarts) {
+    late_start_.clear();
+    draw(run, late_start_);
+    return late_start_.data();
+  }
+  if (starts_candidates_ != candidates_ || starts_k_ != k_) starts_.clear();
+  starts_candidates_ = candidates_;
+  starts_k_ = k_;
+  for (index r = static_cast<index>(starts_.size()) / k_; r <= run; ++r) draw(r, starts_);
+  return starts_.data() + run * k_;
 }
 
 // Exact distances: double arithmetic on the rows as given.
@@ -78,11 +96,9 @@ void OptSelect<T>::draw_start(index run) {
 template <class T>
 void OptSelect<T>::exact_distances(Token& token) {
   const index m = points(), stride = SmallSearch<double>::padded(m);
-  gathered_.clear();
-  for (const T* row : rows_) gathered_.insert(gathered_.end(), row, row + d_);
   std::vector<double>& all = exact_;
   all.assign(static_cast<std::size_t>(m * stride), 0.0);
-  exact_squares(MatrixView<T>{gathered_.data(), m, d_}, all.data(), stride, token);
+  squares_.measure(rows_.data(), m, d_, all.data(), stride, token);
   largest_ = 0;
   for (index i = 0; i < m; ++i) {
     for (index j = 0; j < m; ++j) {
@@ -111,8 +127,7 @@ typename OptSelect<T>::Set OptSelect<T>::solve_exactly(Token& token) {
   exact_distances(token);
   Set best;
   for (index run = 0; run < options_.search.n_init; ++run) {
-    draw_start(run);
-    Set set = search_exactly(start_.data(), token);
+    Set set = search_exactly(start(run), token);
     if (run == 0 || set.cost < best.cost) best = std::move(set);
   }
   return best;
@@ -121,62 +136,86 @@ typename OptSelect<T>::Set OptSelect<T>::solve_exactly(Token& token) {
 // The filter: float distances with a known bound on their error. They find a local optimum; exact
 // distances then judge what the bound leaves open, so that the answer is one of exact distances.
 
-// |x_i - x_j|^2 as norms minus twice the product, of rows less the first one. A dot product of
-// rows x, y is off by at most (d / 16 + 8) roundings of |x| |y|; with three of them and a square
-// of at least `share` of the norms, a distance is off by (d / 16 + 12) / share roundings. Groups
-// without close pairs get by with a large share. False if float cannot hold the distances so.
+// A square of float rows is off by one rounding of each difference, twice, and one of each addition
+// on the way of a number to the total; its root by half of that and one more. Rows of double that
+// float cannot hold are rounded after taking off the first row, which is off by one rounding of
+// either row's distance to the first: up to kShrunk of them for pairs not closer than by that
+// factor. False if float cannot hold the distances so.
 template <class T>
 bool OptSelect<T>::filter_distances(Token& token) {
   const index m = points(), width = padded(d_, 16), stride = SmallSearch<float>::padded(m);
-  const simd::Kernels& kernels = simd::kernels();
   token.spend(m * m * d_ / 4);
-  narrow_.resize(static_cast<std::size_t>(m * width));
-  if constexpr (sizeof(T) == sizeof(float)) {
-    kernels.centre_f32(rows_.data(), m, d_, narrow_.data(), width);
-  } else {
-    kernels.centre_f64(rows_.data(), m, d_, narrow_.data(), width);
-  }
-  dots_.resize(static_cast<std::size_t>(m * stride));
-  constexpr index kPanel = 3;
-  for (index j = 0; j < m; j += kPanel) {
-    const float* from = narrow_.data() + j * width;
-    kernels.dot_f32(from, m - j, width, from, std::min(kPanel, m - j), width, width,
-                    dots_.data() + j * stride + j, stride);
-  }
-  const double terms =
-      static_cast<double>(std::min<index>(d_, 1024)) / 16 + static_cast<double>(d_) / 1024 + 12;
-  for (const float share : {0.4f, 0.125f}) {
-    error_ = terms * kRounding / static_cast<double>(share);
-    if (filter_from_dots(share, stride)) return true;
-  }
-  return false;
+  const bool exact = narrow_rows(width);
+  filter_.resize(static_cast<std::size_t>(m * stride));
+  row_largest_.resize(static_cast<std::size_t>(m));
+  simd::kernels().pair_squares_f32(narrow_rows_.data(), m, width, filter_.data(), stride, ahead_);
+  const bool good = simd::kernels().roots(filter_.data(), m, stride, row_largest_.data());
+  const double additions =
+      static_cast<double>(std::min<index>(d_, 1024)) / 16 + static_cast<double>(d_) / 1024 + 5;
+  error_ = ((additions + 2) / 2 + 1 + (exact ? 0 : kShrunk)) * kRounding;
+  return (exact || measure_close_pairs(stride)) && (good || measure_odd_pairs(stride));
 }
 
-// Fills the filter's distances from the products. False if a square is below `share` of its norms,
-// or, for the lowest share, if its exact distance is out of float's comfortable range.
+// Rows of float, their length a multiple of 16. Whether they hold the numbers as given.
 template <class T>
-bool OptSelect<T>::filter_from_dots(float share, index stride) {
+bool OptSelect<T>::narrow_rows(index width) {
   const index m = points();
-  const simd::Kernels& kernels = simd::kernels();
-  norms_.resize(static_cast<std::size_t>(m));
-  filter_.resize(static_cast<std::size_t>(m * stride));
-  for (index i = 0; i < m; ++i) {
-    float* row = filter_.data() + i * stride;
-    const float* dots = dots_.data() + i * stride;
-    norms_[i] = dots[i];
-    if (!kernels.lengths(norms_[i], norms_.data(), dots, i, share, row)) {
-      if (share > 0.125f) return false;
-      for (index j = 0; j < i; ++j) {
-        float one;
-        if (kernels.lengths(norms_[i], norms_.data() + j, dots + j, 1, share, &one)) continue;
-        const double exact = distance(i, j);
-        if (exact != 0 && !(exact > 1e-30 && exact < 1e30)) return false;
-        row[j] = static_cast<float>(exact);
+  bool exact = true;
+  narrow_rows_.clear();
+  if constexpr (sizeof(T) == sizeof(float)) {
+    if (width == d_) narrow_rows_ = rows_;
+  }
+  if (narrow_rows_.empty()) {
+    narrow_.resize(static_cast<std::size_t>(m * width));
+    for (index i = 0; i < m; ++i) narrow_rows_.push_back(narrow_.data() + i * width);
+    if constexpr (sizeof(T) == sizeof(float)) {
+      for (index i = 0; i < m; ++i) {
+        float* to = narrow_.data() + i * width;
+        std::fill(std::copy(rows_[i], rows_[i] + d_, to), to + width, 0.0f);
       }
+    } else {
+      const auto narrow = simd::kernels().narrow;
+      exact = narrow(rows_.data(), m, d_, nullptr, narrow_.data(), width);
+      if (!exact) narrow(rows_.data(), m, d_, rows_[0], narrow_.data(), width);
     }
-    row[i] = 0;
-    std::fill(row + m, row + stride, 0.0f);
-    for (index j = 0; j < i; ++j) filter_[j * stride + i] = row[j];
+  }
+  narrow_rows_.resize(static_cast<std::size_t>(m + simd::kSpareRows), narrow_rows_[0]);
+  return exact;
+}
+
+// The exact distance in the filter. False if it is out of float's comfortable range.
+template <class T>
+bool OptSelect<T>::measure(index i, index j, index stride) {
+  const double exact = distance(i, j);
+  if (exact != 0 && !(exact > 1e-30 && exact < 1e30)) return false;
+  filter_[i * stride + j] = filter_[j * stride + i] = static_cast<float>(exact);
+  return true;
+}
+
+template <class T>
+bool OptSelect<T>::measure_close_pairs(index stride) {
+  for (index i = 1; i < points(); ++i) {
+    const float* row = filter_.data() + i * stride;
+    for (index j = 1; j < i; ++j) {
+      if (row[j] * kShrunk > filter_[i] + filter_[j]) continue;
+      if (!measure(i, j, stride)) return false;
+    }
+  }
+  return true;
+}
+
+template <class T>
+bool OptSelect<T>::measure_odd_pairs(index stride) {
+  for (index i = 1; i < points(); ++i) {
+    const float* row = filter_.data() + i * stride;
+    for (index j = 0; j < i; ++j) {
+      if (row[j] >= 1e-14f && row[j] <= 3e18f) continue;
+      if (!measure(i, j, stride)) return false;
+    }
+  }
+  for (index i = 0; i < points(); ++i) {
+    const float* row = filter_.data() + i * stride;
+    row_largest_[i] = *std::max_element(row, row + points());
   }
   return true;
 }
@@ -185,10 +224,6 @@ bool OptSelect<T>::filter_from_dots(float share, index stride) {
 template <class T>
 void OptSelect<T>::find_largest(double tolerance) {
   const index m = points(), stride = SmallSearch<float>::padded(m);
-  row_largest_.resize(static_cast<std::size_t>(m));
-  for (index i = 0; i < m; ++i) {
-    row_largest_[i] = simd::kernels().largest(filter_.data() + i * stride, stride);
-  }
   const float most = *std::max_element(row_largest_.begin(), row_largest_.end());
   const auto enough = static_cast<float>(static_cast<double>(most) * (1 - tolerance));
   largest_ = 0;
@@ -201,25 +236,56 @@ void OptSelect<T>::find_largest(double tolerance) {
   }
 }
 
+// Exact, but not of unit-scaled distances: of each point, that to the medoid that the filter calls
+// nearest, or to several that it cannot tell apart.
 template <class T>
-double OptSelect<T>::exact_cost(const index* medoids) const {
-  const index stride = SmallSearch<float>::padded(points());
-  double cost = 0;
-  for (index i = 0; i < points(); ++i) {
-    const float* row = filter_.data() + i * stride;
-    float nearest = std::numeric_limits<float>::infinity();
-    for (index s = 0; s < k_; ++s) nearest = std::min(nearest, row[medoids[s]]);
-    if (std::binary_search(medoids, medoids + k_, i)) continue;
-    const double close = static_cast<double>(nearest) * (1 + 3 * error_);
-    double least = std::numeric_limits<double>::infinity();
-    for (index s = 0; s < k_; ++s) {
-      if (static_cast<double>(row[medoids[s]]) <= close) {
-        least = std::min(least, distance(i, medoids[s]));
+double OptSelect<T>::cost(const index* medoids) {
+  const index m = points(), stride = SmallSearch<float>::padded(m);
+  const auto close = static_cast<float>(3 * error_);
+  assigning_.assign(medoids);
+  lengths_.assign(static_cast<std::size_t>(m), 0.0);
+  for (index s = 0; s < k_; ++s) {
+    members_.clear();
+    member_rows_.clear();
+    for (index i = 0; i < m; ++i) {
+      if (assigning_.near(i) != s || i == medoids[s]) continue;
+      if (assigning_.clear(i, close)) {
+        members_.push_back(i);
+        member_rows_.push_back(rows_[i]);
+      } else {
+        lengths_[i] = shortest(i, medoids, filter_[i * stride + medoids[s]] * (1 + close));
       }
     }
-    cost += weights_[i] * (largest_ > 0 ? least / largest_ : 0.0);
+    distances_to(medoids[s]);
   }
-  return cost;
+  double sum = 0;
+  for (index i = 0; i < m; ++i) sum += weights_[i] * lengths_[i];
+  return sum;
+}
+
+// Exactly, from point i to those medoids that are no farther than `limit` in the filter.
+template <class T>
+double OptSelect<T>::shortest(index i, const index* medoids, float limit) const {
+  const float* row = filter_.data() + i * SmallSearch<float>::padded(points());
+  double least = std::numeric_limits<double>::infinity();
+  for (index s = 0; s < k_; ++s) {
+    if (medoids[s] == i) return 0;
+    if (row[medoids[s]] <= limit) least = std::min(least, distance(i, medoids[s]));
+  }
+  return least;
+}
+
+// Exactly, of the members to one medoid.
+template <class T>
+void OptSelect<T>::distances_to(index medoid) {
+  const auto count = static_cast<index>(members_.size());
+  double squares[kSmall];
+  if constexpr (sizeof(T) == sizeof(float)) {
+    simd::kernels().squares_to_wide(member_rows_.data(), count, rows_[medoid], d_, squares);
+  } else {
+    simd::kernels().squares_to_f64(member_rows_.data(), count, rows_[medoid], d_, squares);
+  }
+  for (index q = 0; q < count; ++q) lengths_[members_[q]] = std::sqrt(squares[q]);
 }
 
 // Sets whose costs the filter cannot tell from its best, in the order of their starts, are judged
@@ -241,8 +307,11 @@ typename OptSelect<T>::Set OptSelect<T>::settle(double tolerance, Token& token) 
     }
     judged_.push_back(medoids);
     Set set;
-    if (found_[run].certain) {
-      set = {{medoids, medoids + k_}, exact_cost(medoids), found_[run].swaps};
+    if (found_[run].exact >= 0) {
+      set = {{medoids, medoids + k_}, found_[run].exact, found_[run].swaps};
+    } else if (found_[run].certain) {
+      const double exact = largest_ > 0 ? cost(medoids) / largest_ : 0.0;
+      set = {{medoids, medoids + k_}, exact, found_[run].swaps};
     } else {
       if (exact_.empty()) exact_distances(token);
       set = search_exactly(medoids, token);
@@ -259,18 +328,24 @@ typename OptSelect<T>::Set OptSelect<T>::solve_filtered(Token& token) {
   const auto tolerance = static_cast<float>(2.5 * rounding);
   filter_weights_.assign(weights_.begin(), weights_.end());
   filter_weights_.resize(static_cast<std::size_t>(SmallSearch<float>::padded(points())));
-  filtered_.set_problem(filter_.data(), filter_.data(), SmallSearch<float>::padded(points()),
+  for (SmallSearch<float>* search : {&filtered_, &assigning_}) {
+    search->set_problem(filter_.data(), filter_.data(), SmallSearch<float>::padded(points()),
                         filter_weights_.data(), points(), candidates_, k_);
+  }
   found_.clear();
   found_medoids_.clear();
   for (index run = 0; run < options_.search.n_init; ++run) {
-    draw_start(run);
-    filtered_.run(start_.data(), options_.search.search, tolerance, token);
-    const float cost = filtered_.cost();
-    found_.push_back({cost, !filtered_.ambiguous(), filtered_.swaps()});
-    // Best swaps follow Appendix E's sets, all of them: what is open on the way is decided there.
-    if (filtered_.ambiguous() && options_.search.search == Search::best)
-      return solve_exactly(token);
+    filtered_.run(start(run), options_.search.search, tolerance, token, this);
+    if (filtered_.ambiguous() && options_.search.search == Search::best) {
+      // Best swaps follow Appendix E's sets, all of them: what is open on the way is decided here.
+      if (exact_.empty()) exact_distances(token);
+      const Set set = search_exactly(start(run), token);
+      found_.push_back(
+          {static_cast<float>(set.cost * std::max(largest_, 0.0)), true, set.swaps, set.cost});
+      found_medoids_.insert(found_medoids_.end(), set.medoids.begin(), set.medoids.end());
+      continue;
+    }
+    found_.push_back({filtered_.cost(), !filtered_.ambiguous(), filtered_.swaps(), -1});
     const std::vector<index>& medoids = filtered_.medoids();
     found_medoids_.insert(found_medoids_.end(), medoids.begin(), medoids.end());
     std::sort(found_medoids_.end() - k_, found_medoids_.end());
@@ -280,10 +355,7 @@ typename OptSelect<T>::Set OptSelect<T>::solve_filtered(Token& token) {
 
 template <class T>
 typename OptSelect<T>::Set OptSelect<T>::solve_small(Token& token) {
-  // Of many best searches, one would be open on its way too often for the filter to pay.
-  const bool worthwhile = d_ >= kFilterDimension &&
-                          (options_.search.search == Search::eager || options_.search.n_init == 1);
-  const bool filter = worthwhile && filter_distances(token);
+  const bool filter = d_ >= kFilterDimension && filter_distances(token);
   return filter ? solve_filtered(token) : solve_exactly(token);
 }
 
@@ -309,8 +381,10 @@ typename OptSelect<T>::Set OptSelect<T>::solve_large(int threads, Cancel& cancel
 }
 
 template <class T>
-GroupSelection OptSelect<T>::select(MatrixView<T> embeddings, const double* rewards, int threads,
-                                    Cancel& cancel, Token& token) {
+GroupSelection OptSelect<T>::select(MatrixView<T> embeddings, const double* rewards,
+                                    MatrixView<T> next, int threads, Cancel& cancel, Token& token) {
+  const index bytes = next.rows * next.cols * static_cast<index>(sizeof(T));
+  ahead_ = {next.data, std::min(bytes, kMostAhead)};
   GroupSelection selection;
   const index n = embeddings.rows;
   selection.positive = first_highest(rewards, n);
@@ -332,7 +406,8 @@ template <class T>
 GroupSelection opt_select(MatrixView<T> embeddings, const double* rewards, index k, bool cover_top,
                           const KMedoidsOptions& options, int threads, Cancel& cancel,
                           Token& token) {
-  return OptSelect<T>({k, cover_top, options}).select(embeddings, rewards, threads, cancel, token);
+  return OptSelect<T>({k, cover_top, options})
+      .select(embeddings, rewards, {}, threads, cancel, token);
 }
 
 #define PYFAST_INSTANTIATE(T)                                                   \

@@ -5,6 +5,7 @@
 
 #include <vector>
 
+#include "core/distances.hpp"
 #include "core/group.hpp"
 #include "core/small_search.hpp"
 
@@ -17,13 +18,14 @@ struct OptSelectOptions {
 };
 
 template <class T>
-class OptSelect {
+class OptSelect final : private Judge {
  public:
   explicit OptSelect(const OptSelectOptions& options) : options_(options) {}
 
-  // See opt_select in group.hpp.
-  GroupSelection select(MatrixView<T> embeddings, const double* rewards, int threads,
-                        Cancel& cancel, Token& token);
+  // See opt_select in group.hpp. The embeddings of the `next` group, if there is one, are fetched
+  // meanwhile.
+  GroupSelection select(MatrixView<T> embeddings, const double* rewards, MatrixView<T> next,
+                        int threads, Cancel& cancel, Token& token);
 
  private:
   struct Set {
@@ -35,13 +37,14 @@ class OptSelect {
     float cost;
     bool certain;  // no swap is left that exact distances could call an improvement
     index swaps;
+    double exact;  // cost of unit-scaled distances; negative: not known yet
   };
 
   index points() const { return static_cast<index>(rows_.size()); }
   double distance(index i, index j) const;
   void read_group(MatrixView<T> embeddings, const double* rewards, index positive);
   void weigh(const double* rewards, index n);
-  void draw_start(index run);
+  const index* start(index run);
 
   Set solve_small(Token& token);
   Set solve_large(int threads, Cancel& cancel, Token& token);
@@ -51,30 +54,41 @@ class OptSelect {
   Set solve_exactly(Token& token);
 
   bool filter_distances(Token& token);
-  bool filter_from_dots(float share, index stride);
+  bool narrow_rows(index width);
+  bool measure(index i, index j, index stride);
+  bool measure_close_pairs(index stride);
+  bool measure_odd_pairs(index stride);
   Set solve_filtered(Token& token);
   Set settle(double tolerance, Token& token);
   void find_largest(double tolerance);
-  double exact_cost(const index* medoids) const;
+  double cost(const index* medoids) override;
+  double shortest(index i, const index* medoids, float limit) const;
+  void distances_to(index medoid);
 
   OptSelectOptions options_;
   index k_ = 0, candidates_ = 0, d_ = 0;
   std::vector<index> ids_;      // in the group, of the points: the pool, then perhaps the positive
   std::vector<const T*> rows_;  // of the points
   std::vector<double> weights_;
-  std::vector<index> start_;
+  std::vector<index> starts_, late_start_, shuffled_;  // k a start, one after the other
+  index starts_candidates_ = 0, starts_k_ = 0;         // what starts_ was drawn for
 
-  std::vector<T> gathered_;
+  SmallSquares squares_;
+  simd::Ahead ahead_;
   double largest_ = -1;        // distance; negative: not known yet
   std::vector<double> exact_;  // unit-scaled distances, points x stride; empty: not computed yet
   SmallSearch<double> exactly_;
 
   double error_ = 0;  // relative, of the filter's distances
-  std::vector<float> narrow_, dots_, norms_, filter_, filter_weights_, row_largest_;
-  SmallSearch<float> filtered_;
+  std::vector<float> narrow_, filter_, filter_weights_, row_largest_;
+  std::vector<const float*> narrow_rows_;
+  SmallSearch<float> filtered_, assigning_;
   std::vector<Found> found_;
   std::vector<index> found_medoids_;  // k of each start, ascending
   std::vector<const index*> judged_;
+  std::vector<double> lengths_;  // of each point, to its nearest medoid
+  std::vector<index> members_;   // of one medoid
+  std::vector<const T*> member_rows_;
 };
 
 }  // namespace pyfast

@@ -13,13 +13,14 @@ void SmallSearch<T>::set_problem(const T* by_point, const T* by_candidate, index
   candidates_ = candidates;
   const auto room = static_cast<std::size_t>(padded(points));
   medoids_.resize(static_cast<std::size_t>(k));
-  is_medoid_.resize(static_cast<std::size_t>(candidates));
+  barrier_.assign(room, std::numeric_limits<T>::infinity());
   first_.resize(room);
   second_.resize(room);
   slots_.resize(room);
-  costs_.resize(static_cast<std::size_t>(k * kLanes));
-  least_.resize(static_cast<std::size_t>(kLanes));
-  problem_ = {by_point, stride, points, k, weights, first_.data(), second_.data(), slots_.data()};
+  costs_.resize(static_cast<std::size_t>(k * stride));
+  least_.resize(room);
+  problem_ = {by_point,       stride,          points,       k, weights, first_.data(),
+              second_.data(), barrier_.data(), slots_.data()};
   nearest_ = {by_candidate,  stride,         points,       k, medoids_.data(), weights,
               first_.data(), second_.data(), slots_.data()};
 }
@@ -44,8 +45,8 @@ void SmallSearch<double>::find_nearest() {
 template <class T>
 void SmallSearch<T>::start_from(const index* start) {
   std::copy(start, start + problem_.k, medoids_.begin());
-  std::fill(is_medoid_.begin(), is_medoid_.end(), 0);
-  for (const index j : medoids_) is_medoid_[j] = 1;
+  std::fill(barrier_.begin(), barrier_.begin() + candidates_, T{0});
+  for (const index j : medoids_) barrier_[j] = std::numeric_limits<T>::infinity();
   swaps_ = passes_ = 0;
   ambiguous_ = false;
   find_nearest();
@@ -54,28 +55,26 @@ void SmallSearch<T>::start_from(const index* start) {
 // Everything anew: k vector operations a point cost less than telling apart what changed.
 template <class T>
 void SmallSearch<T>::apply(index slot, index in) {
-  is_medoid_[medoids_[slot]] = 0;
-  is_medoid_[in] = 1;
+  barrier_[medoids_[slot]] = 0;
+  barrier_[in] = std::numeric_limits<T>::infinity();
   medoids_[slot] = in;
   ++swaps_;
   find_nearest();
 }
 
 template <>
-void SmallSearch<float>::price(index block) {
-  if (block == priced_) return;
-  simd::SwapCosts<float> part = problem_;
-  part.to += block * kLanes;
-  kernels_.swap_costs_f32(part, costs_.data(), least_.data());
-  priced_ = block;
+float SmallSearch<float>::price(index from, index count) {
+  return kernels_.swap_costs_f32(problem_, from, count, costs_.data(), least_.data());
 }
 
 template <>
-void SmallSearch<double>::price(index block) {
-  if (block == priced_) return;
-  simd::SwapCosts<double> part = problem_;
-  part.to += block * kLanes;
-  kernels_.swap_costs_f64(part, costs_.data(), least_.data());
+double SmallSearch<double>::price(index from, index count) {
+  return kernels_.swap_costs_f64(problem_, from, count, costs_.data(), least_.data());
+}
+
+template <class T>
+void SmallSearch<T>::price_block(index block) {
+  if (block != priced_) price(block * kLanes, kLanes);
   priced_ = block;
 }
 
@@ -86,14 +85,12 @@ void SmallSearch<T>::search_eager(T tolerance, Token& token) {
   T next_cost = std::numeric_limits<T>::infinity();
   for (index in = 0, unchanged = 0; unchanged < candidates_;
        in = in + 1 < candidates_ ? in + 1 : 0, ++unchanged, ++looked_at) {
-    if (is_medoid_[in]) continue;
-    const index lane = in % kLanes;
-    price(in / kLanes);
-    const T least = least_[lane];
+    price_block(in / kLanes);
+    const T least = least_[in];
     if (cost_ - least > tolerance * cost_) {
       token.spend(candidates_ * problem_.points);
       index slot = 0;
-      while (costs_[slot * kLanes + lane] != least) ++slot;
+      while (costs_[slot * problem_.stride + in] != least) ++slot;
       apply(slot, in);
       unchanged = 0;
       next_cost = std::numeric_limits<T>::infinity();
@@ -114,48 +111,81 @@ bool SmallSearch<T>::earlier(index slot, index in, index than_slot, index than_i
 }
 
 template <class T>
-bool SmallSearch<T>::apply_best_swap(T tolerance) {
-  index best_slot = -1, best_in = -1;
+bool SmallSearch<T>::apply_best_swap(T tolerance, Judge* judge) {
+  Swap best{-1, -1};
   T best_cost = cost_, next_cost = std::numeric_limits<T>::infinity();
+  const T least = std::min(cost_, price(0, padded(candidates_)));
+  const T limit = least + tolerance * least;
   for (index in = 0; in < candidates_; ++in) {
-    if (is_medoid_[in]) continue;
-    const index lane = in % kLanes;
-    price(in / kLanes);
-    if (least_[lane] > best_cost + tolerance * best_cost) continue;
+    if (least_[in] > limit) continue;
     for (index slot = 0; slot < problem_.k; ++slot) {
-      const T cost = costs_[slot * kLanes + lane];
+      const T cost = costs_[slot * problem_.stride + in];
       if (cost < best_cost ||
-          (cost == best_cost && best_slot >= 0 && earlier(slot, in, best_slot, best_in))) {
+          (cost == best_cost && best.slot >= 0 && earlier(slot, in, best.slot, best.in))) {
         next_cost = best_cost;  // or that of staying
-        best_slot = slot;
-        best_in = in;
+        best = {slot, in};
         best_cost = cost;
       } else {
         next_cost = std::min(next_cost, cost);
       }
     }
   }
-  ambiguous_ |= !(next_cost > best_cost + tolerance * best_cost);
-  const bool improves = cost_ - best_cost > tolerance * cost_;
-  if (improves) apply(best_slot, best_in);
+  bool improves = cost_ - best_cost > tolerance * cost_;
+  if (!(next_cost > best_cost + tolerance * best_cost) || (best.slot >= 0 && !improves)) {
+    if (judge != nullptr && decide(limit, *judge, best)) {
+      improves = best.slot >= 0;
+    } else {
+      ambiguous_ = true;
+    }
+  }
+  if (improves) apply(best.slot, best.in);
   return improves;
 }
 
+// The best of what costs no more than `limit`, staying included. False if there is too much of it,
+// or if not even the judge can tell.
 template <class T>
-void SmallSearch<T>::search_best(T tolerance, Token& token) {
-  do {
-    token.spend(candidates_ * problem_.points);
-    ++passes_;
-  } while (apply_best_swap(tolerance));
+bool SmallSearch<T>::decide(T limit, Judge& judge, Swap& best) {
+  constexpr int kMost = 4;
+  Swap open[kMost];
+  int count = 0;
+  if (cost_ <= limit) open[count++] = {-1, -1};
+  for (index in = 0; in < candidates_; ++in) {
+    if (least_[in] > limit) continue;
+    for (index slot = 0; slot < problem_.k; ++slot) {
+      if (costs_[slot * problem_.stride + in] > limit) continue;
+      if (count == kMost) return false;
+      open[count++] = {slot, in};
+    }
+  }
+  double least = std::numeric_limits<double>::infinity(), next = least;
+  for (int i = 0; i < count; ++i) {
+    judged_ = medoids_;
+    if (open[i].slot >= 0) judged_[open[i].slot] = open[i].in;
+    const double cost = judge.cost(judged_.data());
+    next = std::min(next, std::max(cost, least));
+    if (cost < least) best = open[i];
+    least = std::min(least, cost);
+  }
+  return next > least + 4 * kJudged * least;
 }
 
 template <class T>
-void SmallSearch<T>::run(const index* start, Search search, T tolerance, Token& token) {
+void SmallSearch<T>::search_best(T tolerance, Token& token, Judge* judge) {
+  do {
+    token.spend(candidates_ * problem_.points);
+    ++passes_;
+  } while (apply_best_swap(tolerance, judge));
+}
+
+template <class T>
+void SmallSearch<T>::run(const index* start, Search search, T tolerance, Token& token,
+                         Judge* judge) {
   token.spend(candidates_ * problem_.points);
   start_from(start);
   if (problem_.k == candidates_) return;
   if (search == Search::best) {
-    search_best(tolerance, token);
+    search_best(tolerance, token, judge);
   } else {
     search_eager(tolerance, token);
   }

@@ -12,6 +12,17 @@ namespace pyfast {
 
 constexpr index kSmall = 128;
 
+// Tells costs that are off by up to half the tolerance apart.
+class Judge {
+ public:
+  // The cost of k medoids, in any order, off by less than kJudged of it.
+  virtual double cost(const index* medoids) = 0;
+
+ protected:
+  ~Judge() = default;
+};
+constexpr double kJudged = 1e-10;
+
 template <class T>
 class SmallSearch {
  public:
@@ -26,37 +37,50 @@ class SmallSearch {
   void set_problem(const T* by_point, const T* by_candidate, index stride, const T* weights,
                    index points, index candidates, index k);
 
-  // From k distinct candidates until no swap improves the cost by more than `tolerance` of it.
-  void run(const index* start, Search search, T tolerance, Token& token);
+  // From k distinct candidates until no swap improves the cost by more than `tolerance` of it. Best
+  // swaps that the tolerance leaves open are the judge's, if there is one.
+  void run(const index* start, Search search, T tolerance, Token& token, Judge* judge = nullptr);
+
+  // Every point to its nearest of k medoids, of which near(i) is one. Whether the next one is
+  // farther by more than `tolerance` of its distance is what clear(i, tolerance) says.
+  void assign(const index* medoids) { start_from(medoids); }
+  index near(index i) const { return slots_[i]; }
+  bool clear(index i, T tolerance) const { return second_[i] > first_[i] + tolerance * first_[i]; }
 
   const std::vector<index>& medoids() const { return medoids_; }  // by slot, in no order
   T cost() const { return cost_; }
   index swaps() const { return swaps_; }
   index passes() const { return passes_; }
   // Whether costs that are off by up to half the tolerance could have led elsewhere: in an eager
-  // search, to a further swap at the end; in a best one, to another swap on the way as well.
+  // search, to a further swap at the end; in a best one, to another swap on the way as well, unless
+  // the judge has told which.
   bool ambiguous() const { return ambiguous_; }
 
  private:
   void start_from(const index* start);
   void apply(index slot, index in);
   void find_nearest();
-  void price(index block);
+  T price(index from, index count);
+  void price_block(index block);
   void search_eager(T tolerance, Token& token);
-  void search_best(T tolerance, Token& token);
-  bool apply_best_swap(T tolerance);
+  struct Swap {
+    index slot, in;  // negative: none
+  };
+  void search_best(T tolerance, Token& token, Judge* judge);
+  bool apply_best_swap(T tolerance, Judge* judge);
+  bool decide(T limit, Judge& judge, Swap& best);
   bool earlier(index slot, index in, index than_slot, index than_in) const;
 
   const simd::Kernels& kernels_ = simd::kernels();
   simd::SwapCosts<T> problem_{};
   simd::Nearest<T> nearest_{};
   index candidates_ = 0;
-  std::vector<index> medoids_;
-  std::vector<char> is_medoid_;
+  std::vector<index> medoids_, judged_;
+  std::vector<T> barrier_;         // of each candidate: zero, or infinity for a medoid
   std::vector<T> first_, second_;  // of each point: distance to its nearest and second medoid
   std::vector<std::int32_t> slots_;
-  std::vector<T> costs_, least_;  // of the block of candidates that was priced last
-  index priced_ = -1;
+  std::vector<T> costs_, least_;  // of swaps with each candidate, if they are priced
+  index priced_ = -1;             // block of candidates
   T cost_ = 0;
   bool ambiguous_ = false;
   index swaps_ = 0, passes_ = 0;

@@ -82,116 +82,138 @@ inline Vector held(Vector v) {
   return v;
 }
 
-// The last numbers of some rows, each filled up with zeros, which add nothing to a sum.
-template <class In>
-__attribute__((noinline)) void pad(const In* from, index stride, int rows, index left, int width,
-                                   In* to) {
-  for (int r = 0; r < rows; ++r) {
-    for (index t = 0; t < width; ++t) to[r * width + t] = t < left ? from[r * stride + t] : In{0};
-  }
+// a b + c, rounded once, on every level: a machine without the instruction computes it slowly.
+inline Floats fused(Floats a, Floats b, Floats c) {
+#if defined(__AVX512F__)
+  return _mm512_fmadd_ps(a, b, c);
+#elif defined(__FMA__)
+  return _mm256_fmadd_ps(a, b, c);
+#else
+  for (int l = 0; l < Lanes<float>::per_part; ++l) c[l] = __builtin_fmaf(a[l], b[l], c[l]);
+  return c;
+#endif
+}
+inline Doubles fused(Doubles a, Doubles b, Doubles c) {
+#if defined(__AVX512F__)
+  return _mm512_fmadd_pd(a, b, c);
+#elif defined(__FMA__)
+  return _mm256_fmadd_pd(a, b, c);
+#else
+  for (int l = 0; l < Lanes<double>::per_part; ++l) c[l] = __builtin_fma(a[l], b[l], c[l]);
+  return c;
+#endif
 }
 
-// Halves of a vector, down to two numbers.
-template <class Sum, int Count>
-struct Halves {
-  typedef Sum Vector __attribute__((vector_size(Count * sizeof(Sum))));
-  static Sum sum(Vector v) {
-    typedef Sum Half __attribute__((vector_size(Count / 2 * sizeof(Sum))));
-    struct Both {
-      Half low, high;
-    } both;
-    __builtin_memcpy(&both, &v, sizeof both);
-    return Halves<Sum, Count / 2>::sum(both.low + both.high);
-  }
-};
-template <class Sum>
-struct Halves<Sum, 2> {
-  typedef Sum Vector __attribute__((vector_size(2 * sizeof(Sum))));
-  static Sum sum(Vector v) { return v[0] + v[1]; }
-};
-
-template <class Sum>
-inline Sum tree(Lanes<Sum> lanes) {
-  for (int half = kParts / 2; half > 0; half /= 2) {
-    for (int p = 0; p < half; ++p) lanes.part[p] += lanes.part[p + half];
-  }
-  return Halves<Sum, Lanes<Sum>::per_part>::sum(lanes.part[0]);
-}
+#include "simd/trees.hpp"
 
 struct Product {
   template <class Vector>
-  static Vector of(Vector a, Vector b) {
-    return a * b;
+  static Vector add_to(Vector sum, Vector a, Vector b) {
+    return fused(a, b, sum);
   }
 };
 
 struct SquaredDifference {
   template <class Vector>
-  static Vector of(Vector a, Vector b) {
+  static Vector add_to(Vector sum, Vector a, Vector b) {
     const Vector difference = a - b;
-    return difference * difference;
+    return fused(difference, difference, sum);
   }
 };
 
-// Rows x Cols pairs at once, so that a number that was loaded serves several of them.
-template <class Term, class Sum, int Rows, int Cols>
+// The sums of Rows x Cols pairs, row by row: a number that was loaded serves several of them.
+template <class Sum, int Rows, int Cols>
 struct Tile {
-  static constexpr int width = Lanes<Sum>::count;
-  Lanes<Sum> sums[Rows][Cols];
-
-  Tile() {
-    for (int r = 0; r < Rows; ++r) {
-      for (int c = 0; c < Cols; ++c) {
-        for (int p = 0; p < kParts; ++p) sums[r][c].part[p] = typename VectorOf<Sum>::type{};
-      }
-    }
-  }
-
-  template <class A, class B>
-  void add(const A* a, index a_stride, const B* b, index b_stride) {
-    for (int p = 0; p < kParts; ++p) {
-      const int at = p * Lanes<Sum>::per_part;
-      typename VectorOf<Sum>::type left[Rows];
-      for (int r = 0; r < Rows; ++r) left[r] = load(a + r * a_stride + at, Sum{});
-      for (int c = 0; c < Cols; ++c) {
-        const auto right = held(load(b + c * b_stride + at, Sum{}));
-        for (int r = 0; r < Rows; ++r) sums[r][c].part[p] += Term::of(left[r], right);
-      }
-    }
-  }
-
-  template <class A, class B>
-  void run(const A* a, index a_stride, const B* b, index b_stride, index d, bool fresh, Sum* out,
-           index out_stride) {
-    index t = 0;
-    for (; t + width <= d; t += width) add(a + t, a_stride, b + t, b_stride);
-    if (t < d) {
-      A a_end[Rows * width];
-      B b_end[Cols * width];
-      pad(a + t, a_stride, Rows, d - t, width, a_end);
-      pad(b + t, b_stride, Cols, d - t, width, b_end);
-      add(a_end, width, b_end, width);
-    }
-    for (int r = 0; r < Rows; ++r) {
-      for (int c = 0; c < Cols; ++c) {
-        Sum& total = out[r * out_stride + c];
-        total = fresh ? tree(sums[r][c]) : total + tree(sums[r][c]);
-      }
-    }
-  }
+  Lanes<Sum> sums[Rows * Cols];
 };
+
+template <class Sum, int Rows, int Cols>
+inline void clear(Tile<Sum, Rows, Cols>& tile) {
+  for (Lanes<Sum>& sum : tile.sums) {
+    for (int p = 0; p < kParts; ++p) sum.part[p] = typename VectorOf<Sum>::type{};
+  }
+}
+
+template <class Term, class Sum, int Rows, int Cols, class A, class B>
+inline void add(Tile<Sum, Rows, Cols>& tile, const A* const* a, const B* const* b, index t) {
+  for (int p = 0; p < kParts; ++p) {
+    const index at = t + p * Lanes<Sum>::per_part;
+    typename VectorOf<Sum>::type left[Rows];
+    for (int r = 0; r < Rows; ++r) left[r] = held(load(a[r] + at, Sum{}));
+    for (int c = 0; c < Cols; ++c) {
+      const auto right = held(load(b[c] + at, Sum{}));
+      for (int r = 0; r < Rows; ++r) {
+        auto& sum = tile.sums[r * Cols + c].part[p];
+        sum = Term::add_to(sum, left[r], right);
+      }
+    }
+  }
+}
+
+// The last numbers of some rows, each filled up with zeros, which add nothing to a sum.
+template <class In>
+__attribute__((noinline)) void pad(const In* const* from, index at, int rows, index left, int width,
+                                   In* to) {
+  for (int r = 0; r < rows; ++r) {
+    for (index t = 0; t < width; ++t) to[r * width + t] = t < left ? from[r][at + t] : In{0};
+  }
+}
+
+// The pairs' totals over one chunk.
+template <class Term, class Sum, int Rows, int Cols, class A, class B>
+inline void sum_pairs(const A* const* a, const B* const* b, index d, Sum* totals) {
+  constexpr int width = Lanes<Sum>::count;
+  Tile<Sum, Rows, Cols> tile;
+  clear(tile);
+  index t = 0;
+  for (; t + width <= d; t += width) add<Term>(tile, a, b, t);
+  if (t < d) {
+    A a_end[Rows * width];
+    B b_end[Cols * width];
+    pad(a, t, Rows, d - t, width, a_end);
+    pad(b, t, Cols, d - t, width, b_end);
+    const A* a_rows[Rows];
+    const B* b_rows[Cols];
+    for (int r = 0; r < Rows; ++r) a_rows[r] = a_end + r * width;
+    for (int c = 0; c < Cols; ++c) b_rows[c] = b_end + c * width;
+    add<Term>(tile, a_rows, b_rows, 0);
+  }
+  constexpr int group = Folded<Sum>::count, groups = (Rows * Cols + group - 1) / group;
+  Folded<Sum> folded[groups * group] = {};
+  for (int i = 0; i < Rows * Cols; ++i) folded[i] = fold(tile.sums[i]);
+  Sum all[groups * group];
+  for (int g = 0; g < groups; ++g) finish(folded + g * group, all + g * group);
+  for (int i = 0; i < Rows * Cols; ++i) totals[i] = all[i];
+}
+
+template <class Term, class Sum, int Rows, int Cols, class A, class B>
+inline void tile(const A* a, index a_stride, const B* b, index b_stride, index d, bool fresh,
+                 Sum* out, index out_stride) {
+  const A* a_rows[Rows];
+  const B* b_rows[Cols];
+  for (int r = 0; r < Rows; ++r) a_rows[r] = a + r * a_stride;
+  for (int c = 0; c < Cols; ++c) b_rows[c] = b + c * b_stride;
+  Sum totals[Rows * Cols];
+  sum_pairs<Term, Sum, Rows, Cols>(a_rows, b_rows, d, totals);
+  for (int r = 0; r < Rows; ++r) {
+    for (int c = 0; c < Cols; ++c) {
+      Sum& total = out[r * out_stride + c];
+      total = fresh ? totals[r * Cols + c] : total + totals[r * Cols + c];
+    }
+  }
+}
 
 template <class Term, class Sum, int Rows, class A, class B>
 inline void strip(const A* a, index a_stride, const B* b, index cols, index b_stride, index d,
                   bool fresh, Sum* out, index out_stride) {
   index j = 0;
   for (; j + kTileCols <= cols; j += kTileCols) {
-    Tile<Term, Sum, Rows, kTileCols> tile;
-    tile.run(a, a_stride, b + j * b_stride, b_stride, d, fresh, out + j, out_stride);
+    tile<Term, Sum, Rows, kTileCols>(a, a_stride, b + j * b_stride, b_stride, d, fresh, out + j,
+                                     out_stride);
   }
   for (; j < cols; ++j) {
-    Tile<Term, Sum, Rows, 1> tile;
-    tile.run(a, a_stride, b + j * b_stride, b_stride, d, fresh, out + j, out_stride);
+    tile<Term, Sum, Rows, 1>(a, a_stride, b + j * b_stride, b_stride, d, fresh, out + j,
+                             out_stride);
   }
 }
 
@@ -232,6 +254,94 @@ void block(const A* a, index rows, index a_stride, const B* b, index cols, index
   }
 }
 
+// Columns of a symmetric matrix whose rows pass by together: a multiple of every tile's, and no
+// more than stay in the first-level cache beside the rows that meet them.
+constexpr index kPanelCols = 12, kPanelRoom = 16, kPanelBytes = 20480;
+
+// The sums of rows i .. with columns j ..; `row[r]` takes those of row i + r.
+template <class Sum>
+inline void symmetric_tile(const Sum* const* x, index i, index j, index t, index t_end,
+                           Folded<Sum> (*rows)[kPanelRoom], index at) {
+  const Sum* a[kTileRows];
+  const Sum* b[kTileCols];
+  for (int r = 0; r < kTileRows; ++r) a[r] = x[i + r];
+  for (int c = 0; c < kTileCols; ++c) b[c] = x[j + c];
+  Tile<Sum, kTileRows, kTileCols> tile;
+  clear(tile);
+  for (; t < t_end; t += Lanes<Sum>::count) add<SquaredDifference>(tile, a, b, t);
+  for (int r = 0; r < kTileRows; ++r) {
+    for (int c = 0; c < kTileCols; ++c) rows[r][at + c] = fold(tile.sums[r * kTileCols + c]);
+  }
+}
+
+// Adds the totals of row i with columns first .. end - 1, and mirrors them.
+template <class Sum>
+inline void finish_row(const Folded<Sum>* pairs, index i, index first, index end, bool fresh,
+                       Sum* out, index out_stride) {
+  Sum totals[kPanelRoom];
+  for (index j = 0; j < end - first; j += Folded<Sum>::count) finish(pairs + j, totals + j);
+  Sum* const row = out + i * out_stride;
+  for (index j = first; j < end; ++j) {
+    row[j] = fresh ? totals[j - first] : row[j] + totals[j - first];
+    out[j * out_stride + i] = row[j];
+  }
+}
+
+template <class Sum>
+void pair_squares(const Sum* const* x, index n, index d, Sum* out, index out_stride,
+                  const Ahead& ahead) {
+  const char* fetch = static_cast<const char*>(ahead.data);
+  const char* const fetch_end = fetch + ahead.bytes;
+  const index tiles = n * n / (2 * kTileRows * kTileCols) + 1,
+              fetch_each = ahead.bytes / tiles + 64;
+  constexpr index kChunk = kChunkBytes / static_cast<index>(sizeof(Sum));
+  Folded<Sum> rows[kTileRows][kPanelRoom] = {};
+  for (index i = 0; i < n; ++i) {
+    out[i * out_stride + i] = 0;
+    for (index j = n; j < out_stride; ++j) out[i * out_stride + j] = 0;
+  }
+  const index longest = d < kChunk ? d : kChunk;
+  const bool whole = kPanelCols * longest * static_cast<index>(sizeof(Sum)) <= kPanelBytes;
+  const index cols = whole ? kPanelCols : kPanelCols / 2;
+  for (index t = 0; t == 0 || t < d; t += kChunk) {
+    const index t_end = d - t < kChunk ? d : t + kChunk;
+    for (index first = 0; first < n; first += cols) {
+      for (index i = first; i < n; i += kTileRows) {
+        index end = first + cols < n - 1 ? first + cols : n - 1;
+        end = i + kTileRows - 1 < end ? i + kTileRows - 1 : end;
+        for (index j = first; j < end; j += kTileCols) {
+          symmetric_tile(x, i, j, t, t_end, rows, j - first);
+          const char* stop = fetch_end - fetch < fetch_each ? fetch_end : fetch + fetch_each;
+          for (; fetch < stop; fetch += 64) __builtin_prefetch(fetch, 0, 2);
+        }
+        for (index r = 0; r < kTileRows && i + r < n; ++r) {
+          finish_row(rows[r], i + r, first, i + r < end ? i + r : end, t == 0, out, out_stride);
+        }
+      }
+    }
+  }
+}
+
+template <class Sum, class A>
+void squares_to(const A* const* rows, index n, const A* one, index d, Sum* out) {
+  constexpr index kChunk = kChunkBytes / static_cast<index>(sizeof(Sum));
+  for (index i = 0; i < n; i += kTileRows) {
+    Sum squares[kTileRows];
+    for (index t = 0; t == 0 || t < d; t += kChunk) {
+      const A* a[kTileRows];
+      const A* const b[1] = {one + t};
+      for (int r = 0; r < kTileRows; ++r) a[r] = rows[i + r < n ? i + r : n - 1] + t;
+      Sum totals[kTileRows];
+      sum_pairs<SquaredDifference, Sum, kTileRows, 1>(a, b, d - t < kChunk ? d - t : kChunk,
+                                                      totals);
+      for (int r = 0; r < kTileRows; ++r) {
+        squares[r] = t == 0 ? totals[r] : squares[r] + totals[r];
+      }
+    }
+    for (index r = 0; r < kTileRows && i + r < n; ++r) out[i + r] = squares[r];
+  }
+}
+
 void axpy(double a, const double* x, double* y, index n) {
   for (index i = 0; i < n; ++i) y[i] += a * x[i];
 }
@@ -257,15 +367,17 @@ const Kernels PYFAST_JOIN(kernels_, PYFAST_SIMD_LEVEL) = {
     block<Product, double>,
     block<SquaredDifference, double>,
     block<Product, double>,
+    pair_squares<float>,
+    pair_squares<double>,
+    squares_to<double, float>,
+    squares_to<double, double>,
     axpy,
-    centre<float>,
-    centre<double>,
-    lengths,
+    narrow,
+    roots,
     swap_costs<float>,
     swap_costs<double>,
     nearest<float>,
     nearest<double>,
-    largest,
     below<float>,
     below<double>,
     encode<float>,

@@ -1,29 +1,19 @@
 // The kernels of the log-det selection. A part of kernels.hpp, which includes it where it stands:
 // inside the unnamed namespace of one instruction set, so it has no includes of its own.
 
-// a b + sum, rounded once where the machine can: for sums whose bits that cannot change (products
-// of two floats are exact in double) or whose bits do not matter.
-inline Floats fused(Floats a, Floats b, Floats sum) {
-#if defined(__AVX512F__)
-  return _mm512_fmadd_ps(a, b, sum);
-#elif defined(__FMA__)
-  return _mm256_fmadd_ps(a, b, sum);
-#else
-  return a * b + sum;
-#endif
-}
-inline Doubles fused(Doubles a, Doubles b, Doubles sum) {
-#if defined(__AVX512F__)
-  return _mm512_fmadd_pd(a, b, sum);
-#elif defined(__FMA__)
-  return _mm256_fmadd_pd(a, b, sum);
+// a b + sum, fused where that is an instruction: for sums whose bits that cannot change, because
+// products of two floats are exact in double, or whose bits do not matter.
+template <class Vector>
+inline Vector quickly_fused(Vector a, Vector b, Vector sum) {
+#if defined(__AVX512F__) || defined(__FMA__)
+  return fused(a, b, sum);
 #else
   return a * b + sum;
 #endif
 }
 
-inline Doubles add_square(Doubles v, Doubles sum, float) { return fused(v, v, sum); }
-inline Doubles add_square(Doubles v, Doubles sum, double) { return v * v + sum; }
+inline Doubles add_square(Doubles v, Doubles sum, float) { return quickly_fused(v, v, sum); }
+inline Doubles add_square(Doubles v, Doubles sum, double) { return fused(v, v, sum); }
 
 // Several rows at once: the additions of one wait for each other.
 template <class T, int Rows>
@@ -48,10 +38,15 @@ inline void squares(const T* x, index stride, index d, double* out) {
     for (; t + width <= end; t += width) add(x + t, stride);
     if (t < end) {
       T rest[Rows * width];
-      pad(x + t, stride, Rows, end - t, width, rest);
+      const T* rows[Rows];
+      for (int r = 0; r < Rows; ++r) rows[r] = x + r * stride;
+      pad(rows, t, Rows, end - t, width, rest);
       add(rest, width);
     }
-    for (int r = 0; r < Rows; ++r) out[r] = start == 0 ? tree(sums[r]) : out[r] + tree(sums[r]);
+    for (int r = 0; r < Rows; ++r) {
+      const double sum = tree(fold(sums[r]));
+      out[r] = start == 0 ? sum : out[r] + sum;
+    }
   }
 }
 
@@ -67,6 +62,15 @@ constexpr int kRoughRows = PYFAST_VECTOR_BYTES == 16 ? 2 : 4;  // all sums of a 
 constexpr int kRoughCols = 3;
 constexpr index kRoughPiece = 256;             // of a row beside many columns
 constexpr index kRoughRun = 64 * kRoughLanes;  // of a row beside few; a lane sums 64 products
+
+inline float sum_of(Floats v) {
+  float lanes[kRoughLanes];
+  store(lanes, v);
+  for (int half = kRoughLanes / 2; half > 0; half /= 2) {
+    for (int l = 0; l < half; ++l) lanes[l] += lanes[l + half];
+  }
+  return lanes[0];
+}
 
 // Adds one piece of kRoughRows x Cols pairs to their sums, each in Parts registers. Meanwhile the
 // pieces that come later are called towards the core.
@@ -86,7 +90,7 @@ inline void rough_tile(const float* const* rows, const float* const* later, cons
       for (int c = 0; c < Cols; ++c) right[c] = load(b + c * b_stride + p * kRoughLanes, 0.0f);
       for (int r = 0; r < kRoughRows; ++r) {
         const Floats left = held(load(a[r] + at + p * kRoughLanes, 0.0f));
-        for (int c = 0; c < Cols; ++c) sums[r][c][p] = fused(left, right[c], sums[r][c][p]);
+        for (int c = 0; c < Cols; ++c) sums[r][c][p] = quickly_fused(left, right[c], sums[r][c][p]);
       }
     }
   };
@@ -99,12 +103,11 @@ inline void rough_tile(const float* const* rows, const float* const* later, cons
   }
   if (t < length) {
     float a_end[kRoughRows * width], b_end[Cols * width];
-    const float* ends[kRoughRows];
-    for (int r = 0; r < kRoughRows; ++r) {
-      ends[r] = a_end + r * width;
-      pad(rows[r] + t, 0, 1, length - t, width, a_end + r * width);
-    }
-    pad(columns + t, column_stride, Cols, length - t, width, b_end);
+    const float *ends[kRoughRows], *column[Cols];
+    for (int r = 0; r < kRoughRows; ++r) ends[r] = a_end + r * width;
+    for (int c = 0; c < Cols; ++c) column[c] = columns + c * column_stride;
+    pad(rows, t, kRoughRows, length - t, width, a_end);
+    pad(column, t, Cols, length - t, width, b_end);
     add(ends, 0, b_end, width);
   }
   for (int r = 0; r < kRoughRows; ++r) {
@@ -174,7 +177,7 @@ void rough_dots(const float* const* rows, index n_rows, const float* columns, in
   }
   for (index i = 0; i < n_rows; ++i) {
     for (index j = 0; j < n_columns; ++j) {
-      out[i * out_stride + j] = Halves<float, kRoughLanes>::sum(totals[i * kRoughMostColumns + j]);
+      out[i * out_stride + j] = sum_of(totals[i * kRoughMostColumns + j]);
     }
   }
 }

@@ -1,62 +1,163 @@
 // The kernels of the swap search on small groups. A part of kernels.hpp, which includes it where it
 // stands: inside the unnamed namespace of one instruction set, so it has no includes of its own.
 
-template <class T>
-void centre(const T* const* x, index rows, index d, float* out, index out_stride) {
-  const T* __restrict centre = x[0];
-  for (index i = 0; i < rows; ++i) {
-    const T* __restrict row = x[i];
+bool narrow(const double* const* x, index rows, index d, const double* centre, float* out,
+            index out_stride) {
+  int inexact = 0;
+  for (index i = 0; i < rows && (centre != nullptr || inexact == 0); ++i) {
+    const double* __restrict row = x[i];
     float* __restrict to = out + i * out_stride;
-    for (index t = 0; t < d; ++t) to[t] = static_cast<float>(row[t] - centre[t]);
+    if (centre == nullptr) {
+      for (index t = 0; t < d; ++t) {
+        to[t] = static_cast<float>(row[t]);
+        inexact |= static_cast<double>(to[t]) != row[t];
+      }
+    } else {
+      for (index t = 0; t < d; ++t) to[t] = static_cast<float>(row[t] - centre[t]);
+    }
     for (index t = d; t < out_stride; ++t) to[t] = 0;
   }
+  return inexact == 0;
 }
 
-bool lengths(float norm, const float* norms, const float* dots, index count, float share,
-             float* out) {
-  int bad = 0;
-  for (index j = 0; j < count; ++j) {
-    const float sum = norm + norms[j];
-    const float squared = sum - 2 * dots[j];
-    // Written so that NaN counts as bad.
-    bad |= !(squared >= share * sum) | !(squared >= 1e-28f) | !(squared <= 1e37f);
-    out[j] = __builtin_sqrtf(squared);
+inline Floats root(Floats v) {
+#if defined(__AVX512F__)
+  return _mm512_sqrt_ps(v);
+#elif defined(__AVX2__)
+  return _mm256_sqrt_ps(v);
+#else
+  for (int l = 0; l < Lanes<float>::per_part; ++l) v[l] = __builtin_sqrtf(v[l]);
+  return v;
+#endif
+}
+
+inline Floats smaller(Floats a, Floats b) {
+#if defined(__AVX512F__)
+  return _mm512_min_ps(a, b);
+#elif defined(__AVX2__)
+  return _mm256_min_ps(a, b);
+#else
+  return a < b ? a : b;
+#endif
+}
+inline Doubles smaller(Doubles a, Doubles b) {
+#if defined(__AVX512F__)
+  return _mm512_min_pd(a, b);
+#elif defined(__AVX2__)
+  return _mm256_min_pd(a, b);
+#else
+  return a < b ? a : b;
+#endif
+}
+
+// The largest of Count numbers, which are halved down to two.
+template <int Count>
+struct Largest {
+  typedef float Vector __attribute__((vector_size(Count * sizeof(float))));
+  static float of(Vector v) {
+    typedef float Half __attribute__((vector_size(Count / 2 * sizeof(float))));
+    struct Both {
+      Half low, high;
+    } both;
+    __builtin_memcpy(&both, &v, sizeof both);
+    return Largest<Count / 2>::of(both.low > both.high ? both.low : both.high);
   }
-  return bad == 0;
+};
+template <>
+struct Largest<2> {
+  typedef float Vector __attribute__((vector_size(2 * sizeof(float))));
+  static float of(Vector v) { return v[0] > v[1] ? v[0] : v[1]; }
+};
+
+bool roots(float* squares, index n, index stride, float* row_largest) {
+  constexpr int per_part = Lanes<float>::per_part;
+  typedef std::int32_t Ints __attribute__((vector_size(PYFAST_VECTOR_BYTES)));
+  Ints zeros{}, good = ~Ints{};
+  for (index i = 0; i < n; ++i) {
+    float* row = squares + i * stride;
+    Floats most{};
+    for (index j = 0; j < stride; j += per_part) {
+      const Floats v = load(row + j, 0.0f);
+      const Ints zero = v == Floats{};
+      zeros -= zero;
+      good &= zero | ((v >= 1e-28f) & (v <= 1e37f));  // not of NaN
+      const Floats length = root(v);
+      most = length > most ? length : most;
+      store(row + j, length);
+    }
+    row_largest[i] = Largest<per_part>::of(most);
+  }
+  index expected = n + n * (stride - n);
+  bool all_good = true;
+  for (int l = 0; l < per_part; ++l) {
+    expected -= zeros[l];
+    all_good = all_good && good[l] != 0;
+  }
+  return all_good && expected == 0;
 }
 
-template <class T>
-void swap_costs(const SwapCosts<T>& problem, T* costs, T* least) {
-  const SwapCosts<T> in = problem;  // a copy that no store below can change
+// Of the candidates that fill Wide registers.
+template <int Wide, class T>
+inline typename VectorOf<T>::type swap_costs_of(const SwapCosts<T>& in, index from, T* costs,
+                                                T* least) {
   typedef typename VectorOf<T>::type Vector;
   constexpr int per_part = Lanes<T>::per_part;
-  Vector joined[kParts];
-  for (int p = 0; p < kParts; ++p) joined[p] = Vector{};
-  for (index c = 0; c < in.k * Lanes<T>::count; ++c) costs[c] = 0;
+  Vector joined[Wide];
+  for (int p = 0; p < Wide; ++p) joined[p] = Vector{};
+  for (index s = 0; s < in.k; ++s) {
+    for (int p = 0; p < Wide; ++p) store(costs + s * in.stride + from + p * per_part, Vector{});
+  }
   for (index i = 0; i < in.points; ++i) {
     const Vector weight = in.weights[i] - Vector{};
     const Vector first = in.first[i] - Vector{};
     const Vector second = in.second[i] - Vector{};
-    T* of_slot = costs + in.slots[i] * Lanes<T>::count;
-    for (int p = 0; p < kParts; ++p) {
-      const Vector d = load(in.to + i * in.stride + p * per_part, T{});
-      const Vector with = d < first ? d : first;
+    const T* to = in.to + i * in.stride + from;
+    T* of_slot = costs + in.slots[i] * in.stride + from;
+    for (int p = 0; p < Wide; ++p) {
+      const Vector d = load(to + p * per_part, T{});
+      const Vector with = smaller(d, first);
       joined[p] += weight * with;
       store(of_slot + p * per_part,
-            load(of_slot + p * per_part, T{}) + weight * ((d < second ? d : second) - with));
+            load(of_slot + p * per_part, T{}) + weight * (smaller(d, second) - with));
     }
   }
-  Vector smallest[kParts];
-  for (int p = 0; p < kParts; ++p) smallest[p] = load(costs + p * per_part, T{}) + joined[p];
+  Vector smallest[Wide];
+  for (int p = 0; p < Wide; ++p) smallest[p] = T(__builtin_huge_val()) - Vector{};
   for (index s = 0; s < in.k; ++s) {
-    for (int p = 0; p < kParts; ++p) {
-      T* at = costs + s * Lanes<T>::count + p * per_part;
+    for (int p = 0; p < Wide; ++p) {
+      T* at = costs + s * in.stride + from + p * per_part;
       const Vector cost = load(at, T{}) + joined[p];
       store(at, cost);
-      smallest[p] = cost < smallest[p] ? cost : smallest[p];
+      smallest[p] = smaller(cost, smallest[p]);
     }
   }
-  for (int p = 0; p < kParts; ++p) store(least + p * per_part, smallest[p]);
+  Vector lowest = T(__builtin_huge_val()) - Vector{};
+  for (int p = 0; p < Wide; ++p) {
+    smallest[p] += load(in.barrier + from + p * per_part, T{});
+    store(least + from + p * per_part, smallest[p]);
+    lowest = smaller(smallest[p], lowest);
+  }
+  return lowest;
+}
+
+template <class T>
+T swap_costs(const SwapCosts<T>& problem, index from, index count, T* costs, T* least) {
+  const SwapCosts<T> in = problem;  // a copy that no store can change
+  typedef typename VectorOf<T>::type Vector;
+  constexpr index width = Lanes<T>::count;
+  Vector lowest = T(__builtin_huge_val()) - Vector{};
+  index c = 0;
+  for (; c + 2 * width <= count; c += 2 * width) {
+    const Vector block = swap_costs_of<2 * kParts>(in, from + c, costs, least);
+    lowest = smaller(block, lowest);
+  }
+  for (; c < count; c += width) {
+    const Vector block = swap_costs_of<kParts>(in, from + c, costs, least);
+    lowest = smaller(block, lowest);
+  }
+  T all = lowest[0];
+  for (int l = 1; l < Lanes<T>::per_part; ++l) all = lowest[l] < all ? lowest[l] : all;
+  return all;
 }
 
 template <class T>
@@ -76,7 +177,7 @@ NearestSums<T> nearest(const Nearest<T>& problem) {
         const Vector d = load(in.rows + in.medoids[s] * in.stride + at, T{});
         const auto closer = d < first;
         const Vector other = closer ? first : d;
-        second = other < second ? other : second;
+        second = smaller(other, second);
         first = closer ? d : first;
         slot = closer ? static_cast<T>(s) - Vector{} : slot;
       }
@@ -89,22 +190,7 @@ NearestSums<T> nearest(const Nearest<T>& problem) {
     }
     for (int c = 0; c < Lanes<T>::count; ++c) in.slots[i + c] = static_cast<std::int32_t>(slots[c]);
   }
-  return {tree(first_sums), tree(second_sums)};
-}
-
-float largest(const float* x, index count) {
-  Lanes<float> most;
-  for (int p = 0; p < kParts; ++p) most.part[p] = Floats{};
-  for (index i = 0; i < count; i += Lanes<float>::count) {
-    for (int p = 0; p < kParts; ++p) {
-      const Floats v = load(x + i + p * Lanes<float>::per_part, 0.0f);
-      most.part[p] = v > most.part[p] ? v : most.part[p];
-    }
-  }
-  float all[Lanes<float>::count];
-  for (int p = 0; p < kParts; ++p) store(all + p * Lanes<float>::per_part, most.part[p]);
-  for (const float v : all) all[0] = v > all[0] ? v : all[0];
-  return all[0];
+  return {tree(fold(first_sums)), tree(fold(second_sums))};
 }
 
 // Bit c is set if d[c] < limits[c], for as many numbers as a register holds.

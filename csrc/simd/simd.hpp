@@ -3,9 +3,10 @@
 // The same source is compiled once per level and chosen when first used; the environment variable
 // PYFAST_SIMD=baseline|avx2|avx512 forces one. Every level gives the same bits: rows are cut into
 // chunks of 1024 float or 512 double sums' worth; the sum of a chunk is 16 interleaved float or 8
-// interleaved double partial sums (number t goes to sum t mod 16 or 8), then a tree that halves
-// them; the chunks are added in order; no fused multiply-add. So a pair's sum does not depend on
-// the block that it was computed in either.
+// interleaved double partial sums (number t goes to sum t mod 16 or 8), each product added with one
+// rounding (fused multiply-add), then a tree that halves them; the chunks are added in order. So a
+// pair's sum does not depend on the block that it was computed in either. A machine without the
+// fused instruction computes it in the C library: the same bits, many times slower.
 #pragma once
 
 #include "core/views.hpp"
@@ -23,7 +24,7 @@ struct SwapCosts {
   static constexpr index lanes = 64 / sizeof(T);
   const T* to;  // points x stride
   index stride, points, k;
-  const T *weights, *first, *second;
+  const T *weights, *first, *second, *barrier;
   const std::int32_t* slots;
 };
 
@@ -44,6 +45,18 @@ struct NearestSums {
 };
 
 constexpr index kRoughMostRows = 16, kRoughMostColumns = 12;
+// out[i * out_stride + j] = sum_t (x_i[t] - x_j[t])^2 for all pairs of n rows of d numbers;
+// symmetric, with zeros on the diagonal and past the n-th column. d is a multiple of 16, and x has
+// kSpareRows more entries, for rows that can be read. What `ahead` names, which will be needed
+// next, is on its way into the caches at the end.
+struct Ahead {
+  const void* data = nullptr;
+  index bytes = 0;
+};
+template <class T>
+using PairSquares = void (*)(const T* const* x, index n, index d, T* out, index out_stride,
+                             const Ahead& ahead);
+constexpr index kSpareRows = 5;
 
 struct Kernels {
   const char* level;
@@ -55,34 +68,39 @@ struct Kernels {
   Block<float, float, double> dot_wide, squared_distance_wide;
   Block<float, double, double> dot_mixed;
 
+  PairSquares<float> pair_squares_f32;
+  PairSquares<double> pair_squares_f64;
+
+  // out[i] = sum_t (x_i[t] - y[t])^2 for n rows of d numbers, in double.
+  void (*squares_to_wide)(const float* const* x, index n, const float* y, index d, double* out);
+  void (*squares_to_f64)(const double* const* x, index n, const double* y, index d, double* out);
+
   // y += a x
   void (*axpy)(double a, const double* x, double* y, index n);
 
-  // out_i = x_i - x_0 rounded to float once; rows of `out` are filled up with zeros to
-  // `out_stride`. The same bits for double rows that float holds exactly (double has 2 x 24 + 2
-  // bits, so that rounding twice is rounding once).
-  void (*centre_f32)(const float* const* x, index rows, index d, float* out, index out_stride);
-  void (*centre_f64)(const double* const* x, index rows, index d, float* out, index out_stride);
+  // out_i = x_i - centre rounded to float (no centre: zeros), for rows `out_stride` numbers apart
+  // and filled up with zeros. Whether all numbers are exact.
+  bool (*narrow)(const double* const* x, index rows, index d, const double* centre, float* out,
+                 index out_stride);
 
-  // out[j] = sqrt(norm + norms[j] - 2 dots[j]); false if one of the squares is below `share` of the
-  // two norms' sum, where it has lost digits, or near the ends of float's range, or not finite.
-  bool (*lengths)(float norm, const float* norms, const float* dots, index count, float share,
-                  float* out);
+  // Square roots of n rows of squares, in place; `stride` is a multiple of 16. row_largest[i] is
+  // the largest of row i. False if a square is zero that is not on the diagonal or past the n-th
+  // column, or near the ends of float's range, or not finite.
+  bool (*roots)(float* squares, index n, index stride, float* row_largest);
 
-  // costs[s * lanes + c] = sum_i w_i min(first_i, d_ic) + sum_{i of slot s} w_i (min(second_i,
-  // d_ic) - min(first_i, d_ic)) with d_ic = to[i * stride + c], and least[c] = the least of them
-  // over the k slots, for the `lanes` candidates c = 0 .. 15 (float) or 7 (double) side by side;
-  // sums in the order of the points.
-  void (*swap_costs_f32)(const SwapCosts<float>& in, float* costs, float* least);
-  void (*swap_costs_f64)(const SwapCosts<double>& in, double* costs, double* least);
+  // costs[s * stride + c] = sum_i w_i min(first_i, d_ic) + sum_{i of slot s} w_i (min(second_i,
+  // d_ic) - min(first_i, d_ic)) with d_ic = to[i * stride + c], and least[c] = barrier[c] + the
+  // least of them over the k slots, for the candidates c = from .. from + count - 1, multiples of
+  // 16 (float) or 8 (double); sums in the order of the points. Returns the least of `least`.
+  float (*swap_costs_f32)(const SwapCosts<float>& in, index from, index count, float* costs,
+                          float* least);
+  double (*swap_costs_f64)(const SwapCosts<double>& in, index from, index count, double* costs,
+                           double* least);
 
   // Fills `first`, `second` and `slots`. All arrays of points have room up to a multiple of 16
   // (float) or 8 (double), with finite distances and zero weights past `points`.
   NearestSums<float> (*nearest_f32)(const Nearest<float>& in);
   NearestSums<double> (*nearest_f64)(const Nearest<double>& in);
-
-  // The largest of `count` numbers >= 0; a multiple of 16.
-  float (*largest)(const float* x, index count);
 
   // The places of the d[i] < limits[i], ascending, in `places` (room for `count`); how many.
   index (*below_f32)(const float* d, const float* limits, index count, std::int32_t* places);
@@ -108,7 +126,7 @@ struct Kernels {
   bool (*valid_f64)(const double* x, index count, bool nonnegative);
 
   // out[i] = sum_t x_it^2 in double, rows `stride` numbers apart; summed as dot_wide and dot_f64
-  // would without fused multiply-adds, so float and double rows of the same values agree.
+  // do, so float and double rows of the same values agree.
   void (*squared_norms_f32)(const float* x, index rows, index stride, index d, double* out);
   void (*squared_norms_f64)(const double* x, index rows, index stride, index d, double* out);
 

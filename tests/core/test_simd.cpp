@@ -1,5 +1,7 @@
 #include <algorithm>
+#include <cmath>
 #include <cstring>
+#include <limits>
 
 #include "check.hpp"
 #include "core/candidates.hpp"
@@ -19,7 +21,8 @@ Sum plain(const A* a, const B* b, index d, Term&& term) {
   for (index t0 = 0; t0 == 0 || t0 < d; t0 += chunk) {
     Sum sums[lanes] = {};
     for (index t = t0; t < std::min(d, t0 + chunk); ++t) {
-      sums[(t - t0) % lanes] += term(static_cast<Sum>(a[t]), static_cast<Sum>(b[t]));
+      Sum& sum = sums[(t - t0) % lanes];
+      sum = term(static_cast<Sum>(a[t]), static_cast<Sum>(b[t]), sum);
     }
     for (index half = lanes / 2; half > 0; half /= 2) {
       for (index l = 0; l < half; ++l) sums[l] += sums[l + half];
@@ -65,7 +68,7 @@ bool same_squares(void (*squares)(const T*, index, index, index, double*)) {
       squares(x.data() + 1, rows, stride, d, out.data());
       for (index i = 0; i < rows; ++i) {
         const T* row = &x[std::size_t(i * stride + 1)];
-        const auto product = [](double a, double b) { return a * b; };
+        const auto product = [](double a, double b, double sum) { return std::fma(a, b, sum); };
         const double want = plain<double>(row, row, d, product);
         if (std::memcmp(&want, &out[std::size_t(i)], sizeof want) != 0) return false;
       }
@@ -112,9 +115,58 @@ bool rough_enough(const simd::Kernels& kernels) {
 
 }  // namespace
 
+namespace {
+
+const auto product = [](auto a, auto b, auto sum) { return std::fma(a, b, sum); };
+const auto square = [](auto a, auto b, auto sum) { return std::fma(a - b, a - b, sum); };
+
+template <class T>
+bool same_pairs(simd::PairSquares<T> pair_squares) {
+  for (const index d : {16, 48, 512, 528, 1040, 2064}) {
+    for (const index n : {1, 2, 3, 5, 11, 12, 13, 26, 31}) {
+      const index stride = (n + 15) / 16 * 16;
+      const std::vector<double> numbers = uniform(std::size_t(n * d), unsigned(d + n), -1, 1);
+      const std::vector<T> x(numbers.begin(), numbers.end());
+      std::vector<const T*> rows;
+      for (index i = 0; i < n; ++i) rows.push_back(x.data() + i * d);
+      rows.resize(std::size_t(n + simd::kSpareRows), x.data());
+      std::vector<T> out(std::size_t(n * stride) + 1, T(-7));
+      pair_squares(rows.data(), n, d, out.data(), stride, {x.data(), n * d});
+      for (index i = 0; i < n; ++i) {
+        for (index j = 0; j < stride; ++j) {
+          const T want = j < n && j != i ? plain<T>(rows[i], rows[j], d, square) : T(0);
+          if (std::memcmp(&want, &out[i * stride + j], sizeof want) != 0) return false;
+        }
+      }
+      if (out.back() != T(-7)) return false;
+    }
+  }
+  return true;
+}
+
+template <class T, class Squares>
+bool same_squares_to(Squares squares_to) {
+  for (const index d : {1, 7, 33, 511, 513, 1100}) {
+    for (const index n : {0, 1, 2, 3, 5, 9}) {
+      const std::vector<double> numbers = uniform(std::size_t((n + 1) * d), unsigned(d), -1, 1);
+      const std::vector<T> x(numbers.begin(), numbers.end());
+      std::vector<const T*> rows;
+      for (index i = 0; i < n; ++i) rows.push_back(x.data() + i * d);
+      const T* one = x.data() + n * d;
+      std::vector<double> out(std::size_t(n) + 1, -7);
+      squares_to(rows.data(), n, one, d, out.data());
+      for (index i = 0; i < n; ++i) {
+        if (out[i] != plain<double>(rows[i], one, d, square)) return false;
+      }
+      if (out.back() != -7) return false;
+    }
+  }
+  return true;
+}
+
+}  // namespace
+
 TEST(every_level_gives_the_documented_bits) {
-  const auto product = [](auto a, auto b) { return a * b; };
-  const auto square = [](auto a, auto b) { return (a - b) * (a - b); };
   for (const char* name : kLevels) {
     const simd::Kernels* k = simd::find_level(name);
     if (k == nullptr) {
@@ -131,6 +183,10 @@ TEST(every_level_gives_the_documented_bits) {
     CHECK(same_squares(k->squared_norms_f32));
     CHECK(same_squares(k->squared_norms_f64));
     CHECK(rough_enough(*k));
+    CHECK(same_pairs<float>(k->pair_squares_f32));
+    CHECK(same_pairs<double>(k->pair_squares_f64));
+    CHECK(same_squares_to<float>(k->squares_to_wide));
+    CHECK(same_squares_to<double>(k->squares_to_f64));
     for (std::size_t n = 0; n < 40; ++n) {
       const std::vector<double> x = uniform(n, 1), y = uniform(n, 2);
       std::vector<double> got = y;
@@ -139,6 +195,52 @@ TEST(every_level_gives_the_documented_bits) {
     }
   }
   CHECK(simd::find_level("sse9") == nullptr);
+}
+
+TEST(roots_tell_what_float_cannot_hold) {
+  const float inf = std::numeric_limits<float>::infinity(), nan = inf - inf;
+  for (const char* name : kLevels) {
+    const simd::Kernels* k = simd::find_level(name);
+    if (k == nullptr) continue;
+    for (const float odd : {2.0f, 0.0f, 1e-30f, 1e-45f, 1e38f, inf, nan}) {
+      for (const index n : {2, 15, 16, 17}) {
+        const index stride = (n + 15) / 16 * 16;
+        std::vector<float> x(std::size_t(n * stride), 0.0f), largest(std::size_t(n), -1.0f);
+        for (index i = 0; i < n; ++i) {
+          for (index j = 0; j < n; ++j) x[i * stride + j] = i == j ? 0.0f : float(1 + i + j);
+        }
+        x[stride] = x[1] = odd;
+        CHECK(k->roots(x.data(), n, stride, largest.data()) == (odd == 2.0f));
+        if (odd != 2.0f) continue;
+        for (index i = 0; i < n; ++i) {
+          float most = 0;
+          for (index j = 0; j < stride; ++j) {
+            const float want = j >= n || i == j ? 0.0f : std::sqrt(float(1 + i + j));
+            CHECK(x[i * stride + j] == want);
+            most = std::max(most, want);
+          }
+          CHECK(largest[i] == most);
+        }
+      }
+    }
+  }
+}
+
+TEST(narrow_tells_whether_float_holds_the_numbers) {
+  for (const char* name : kLevels) {
+    const simd::Kernels* k = simd::find_level(name);
+    if (k == nullptr) continue;
+    std::vector<double> x{1, 2.5, -3, 4, 5, 6};
+    const double* rows[] = {x.data(), x.data() + 3};
+    std::vector<float> out(32, -1.0f);
+    CHECK(k->narrow(rows, 2, 3, nullptr, out.data(), 16));
+    CHECK(out[0] == 1 && out[1] == 2.5f && out[2] == -3 && out[3] == 0 && out[15] == 0);
+    CHECK(out[16] == 4 && out[18] == 6 && out[31] == 0);
+    x[4] = 0.1;
+    CHECK(!k->narrow(rows, 2, 3, nullptr, out.data(), 16));
+    k->narrow(rows, 2, 3, rows[0], out.data(), 16);
+    CHECK(out[0] == 0 && out[17] == static_cast<float>(0.1 - 2.5) && out[18] == 9);
+  }
 }
 
 TEST(no_numbers_sum_to_zero) {

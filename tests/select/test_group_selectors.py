@@ -90,6 +90,83 @@ def test_float_distances_ahead_of_exact_ones_leave_no_trace(kind: str, search: s
             assert one.negatives.tolist() == [pool[j] for j in visited[-1]]
 
 
+def few_dimensions(seed: int, kind: str) -> tuple[np.ndarray, np.ndarray]:
+    """A group in too few dimensions for float distances to run ahead."""
+    rng = np.random.default_rng(seed)
+    n, d = 12 + seed % 30, (2, 5, 20)[seed % 3]
+    X = rng.normal(size=(n, d))
+    if kind in ("grid", "nearly a grid"):  # swaps that cost the same, and that nearly do
+        X = rng.integers(0, 4, (n, d)).astype(float)
+        r = rng.integers(0, 3, n).astype(float)
+        if kind == "nearly a grid":
+            X += 1e-6 * rng.normal(size=(n, d))
+            r += 1e-7 * rng.normal(size=n)
+        return X, r
+    if kind == "duplicates":
+        X = X[rng.integers(0, 5, n)]
+    elif kind == "far from the origin":
+        X = X * 1e-3 + 1e3
+    elif kind == "tiny":
+        X = X * 1e-29
+    elif kind == "some tiny":
+        X[n // 2 :] *= 1e-20
+    return X, rng.random(n)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["plain", "grid", "nearly a grid", "duplicates", "far from the origin", "tiny", "some tiny"],
+)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_best_swaps_with_float_distances_ahead_are_those_of_exact_ones(
+    kind: str, dtype: type
+) -> None:
+    """Zeros behind the rows change no exact distance, but let float distances run ahead."""
+    for seed in range(24):
+        X, r = few_dimensions(seed, kind)
+        X = X.astype(dtype)
+        wide = np.hstack([X, np.zeros((len(X), 40), dtype)])
+        for cover_top in (False, True):
+            settings = {"k": 5, "n_init": 8, "seed": seed, "cover_top": cover_top}
+            exact = select.opt_select(X, r, search="best", **settings)
+            ahead = select.opt_select(wide, r, search="best", **settings)
+            assert ahead.cost == pytest.approx(exact.cost, rel=1e-12)
+            if kind != "duplicates":  # where equal sets have several names
+                assert ahead.negatives.tolist() == exact.negatives.tolist()
+            one = {**settings, "n_init": 1}
+            exact = select.opt_select(X, r, search="best", **one)
+            ahead = select.opt_select(wide, r, search="best", **one)
+            assert ahead.negatives.tolist() == exact.negatives.tolist()
+
+
+@pytest.mark.parametrize("level", ["baseline", "avx2", "avx512"])
+def test_same_picks_at_every_simd_level(run_python, monkeypatch, level: str) -> None:
+    code = """
+import numpy as np
+from pyfast import select
+rng = np.random.default_rng(0)
+for n, d in ((9, 3), (13, 40), (32, 384), (33, 100), (60, 1100)):
+    plain, latent = rng.normal(size=(n, d)), rng.normal(size=(n, 2)) @ rng.normal(size=(2, d))
+    ties = plain[rng.integers(0, 9, n)] + 1e-6 * rng.normal(size=(n, d))
+    r = rng.integers(0, 5, n).astype(float)
+    for X in (plain, latent, ties, plain + 1e3, plain.astype(np.float32)):
+        for search in ("best", "eager"):
+            s = select.opt_select(X, r, 5, search=search)
+            print(s.negatives.tolist(), s.cost.hex())
+        s = select.coreset(X, r, 5, n_init=2)
+        print(s.negatives.tolist(), s.cost.hex())
+"""
+    expected = run_python(code)
+    monkeypatch.setenv("PYFAST_SIMD", level)
+    try:
+        found = run_python(code)
+    except AssertionError as error:
+        if "PYFAST_SIMD: expected a level of this machine" not in str(error):
+            raise
+        pytest.skip(f"no {level} here")
+    assert found == expected
+
+
 def check_local_optimum(X: np.ndarray, r: np.ndarray, got: select.GroupSelection) -> None:
     top, pool, D, w = appendix_e_objective(X, r)
     # cdist takes differences too, so it is exact enough to judge.
