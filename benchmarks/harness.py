@@ -4,12 +4,14 @@ A case that fails its check has no time. Results go to JSON and to a Markdown ta
 distance from what this machine could do at best, measured in the same run.
 """
 
+import importlib
 import json
 import platform
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -46,7 +48,7 @@ class Case:
     theirs: Callable[[], object]
     peer: str
     check: Callable[[object, object], str]
-    target: float
+    target: float | None = None
     bytes: float = 0
     multiply_adds: float = 0
     peer_items: int | None = None
@@ -62,10 +64,20 @@ class Row:
     ours: float
     theirs: float
     peer: str
-    target: float
+    target: float | None
     limit: float
+    bound_by: str
     checked: str
     ratio: float = field(default=0.0)
+
+
+def optional(name: str) -> Any:
+    """Return a peer's module, or None with a line that says so."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        print(f"{name} is not installed ({error}): its cases are left out")
+        return None
 
 
 def least_time(call: Callable[[], object], repeats: int) -> float:
@@ -85,7 +97,7 @@ def run(case: Case, machine: Machine) -> Row:
     for _ in range(case.repeats):
         ours.append(least_time(case.ours, 1) / case.items)
         theirs.append(least_time(case.theirs, 1) / (case.peer_items or case.items))
-    limit = max(case.bytes / machine.bandwidth, case.multiply_adds / machine.flops)
+    reading, multiplying = case.bytes / machine.bandwidth, case.multiply_adds / machine.flops
     return Row(
         name=case.name,
         unit=case.unit,
@@ -93,7 +105,8 @@ def run(case: Case, machine: Machine) -> Row:
         theirs=min(theirs),
         peer=case.peer,
         target=case.target,
-        limit=limit,
+        limit=max(reading, multiplying),
+        bound_by="reading" if reading > multiplying else "multiplying",
         checked=checked,
         ratio=min(theirs) / min(ours),
     )
@@ -106,27 +119,35 @@ def markdown(rows: list[Row]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        limit = f"{row.ours / row.limit:.1f}" if row.limit else "-"
+        limit = f"{row.ours / row.limit:.1f} ({row.bound_by})" if row.limit else "-"
+        target = "-" if row.target is None else f"{row.target * 1e6:,.10g}"
         lines.append(
-            f"| {row.name} | {row.ours * 1e6:.1f} / {row.unit} | {row.target * 1e6:g} "
-            f"| {row.peer}: {row.theirs * 1e6:.1f} | {row.ratio:.1f}x | {limit} | {row.checked} |"
+            f"| {row.name} | {row.ours * 1e6:,.1f} / {row.unit} | {target} "
+            f"| {row.peer}: {row.theirs * 1e6:,.1f} | {row.ratio:.1f}x | {limit} | {row.checked} |"
         )
     return "\n".join(lines)
 
 
-def report(cases: list[Case], out: Path) -> None:
+def report(cases: list[Case], out: Path, name: str) -> None:
     """Run all cases; print the table and write it and the data beside it."""
     machine = Machine.measure()
     print(
         f"one core: {machine.bandwidth / 1e9:.1f} GB/s read, "
         f"{machine.flops / 1e9:.1f} G float32 multiply-adds/s (BLAS)"
     )
-    rows = []
+    rows, failed = [], []
     for case in cases:
-        rows.append(run(case, machine))
+        try:
+            rows.append(run(case, machine))
+        except AssertionError as error:  # a wrong answer has no time; the other cases do
+            failed.append(f"{case.name} beside {case.peer}: wrong answer {error}")
+            print(failed[-1], flush=True)
+            continue
         print(markdown(rows[-1:]).splitlines()[-1], flush=True)
     out.mkdir(parents=True, exist_ok=True)
     data = {"machine": asdict(machine), "rows": [asdict(row) for row in rows]}
-    (out / "selectors.json").write_text(json.dumps(data, indent=2) + "\n")
-    (out / "selectors.md").write_text(markdown(rows) + "\n")
+    (out / f"{name}.json").write_text(json.dumps(data, indent=2) + "\n")
+    (out / f"{name}.md").write_text(markdown(rows) + "\n")
     print("\n" + markdown(rows))
+    if failed:
+        raise SystemExit("\n".join(failed))

@@ -99,3 +99,45 @@ def coreset_sklearn(X: Floats, r: Floats, k: int, seed: int) -> float:
 
     pool = np.delete(X, np.argmax(r), axis=0)
     return float(KMeans(k, n_init=1, random_state=seed).fit(pool).inertia_)
+
+
+def logdet_matrix_free(V: Floats, k: int, gamma: float) -> list[int]:
+    """Partial Cholesky in numpy: one product of the whole V with the last pick each time."""
+    square = np.einsum("ij,ij->i", V, V, dtype=np.float64) / gamma
+    U = np.empty((k, len(V)))
+    picks: list[int] = []
+    for t in range(k):
+        best = square.copy()
+        best[picks] = -1
+        i = int(np.argmax(best))
+        column = (V @ V[i]).astype(np.float64) / gamma
+        U[t] = (column - U[:t].T @ U[:t, i]) / np.sqrt(1 + square[i])
+        square -= U[t] ** 2
+        picks.append(i)
+    return picks
+
+
+def logdet_sherman_morrison(V: Floats, k: int, gamma: float) -> list[int]:
+    """H^-1 as a d x d matrix, as in MASS-DPO's text."""
+    V = V.astype(np.float64)
+    inverse = np.eye(V.shape[1]) / gamma
+    picks: list[int] = []
+    for _ in range(k):
+        values = np.einsum("ij,ij->i", V @ inverse, V)
+        values[picks] = -1
+        i = int(np.argmax(values))
+        Hv = inverse @ V[i]
+        inverse -= np.outer(Hv, Hv) / (1 + values[i])
+        picks.append(i)
+    return picks
+
+
+def logdet_submodlib(V: Floats, k: int, gamma: float) -> list[int]:
+    """Submodlib's lazy greedy on the Gram matrix."""
+    from submodlib import LogDeterminantFunction
+
+    function = LogDeterminantFunction(len(V), "dense", gamma, sijs=V @ V.T)
+    found = function.maximize(
+        k, "LazyGreedy", stopIfZeroGain=False, stopIfNegativeGain=False, show_progress=False
+    )
+    return [int(i) for i, _ in found]

@@ -145,7 +145,7 @@ def kmedoids(
     >>> result.medoids.tolist(), result.labels.tolist(), result.cost
     ([0, 3], [0, 0, 1, 1], 3.0)
     """
-    plain = all(v is None for v in (weights, columns, offsets, n_threads))
+    plain = weights is None and columns is None and offsets is None and n_threads is None
     if plain and type(X) is np.ndarray and not (certify or exact):
         answer = _native.kmedoids_plain(X, k, metric, search, init, n_init, seed)
         if answer is not None:
