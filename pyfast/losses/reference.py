@@ -42,10 +42,10 @@ class Groups:
     def of(cls, responses: Tensor, offsets: Tensor | None = None) -> Groups:
         """Read off one group (n,), a batch (B, n), or ragged groups (T,) with offsets (B+1,)."""
         if offsets is None:
-            size = responses.shape[-1]
-            ends = torch.arange(responses.numel() // size + 1, device=responses.device) * size
-        else:
-            ends = offsets.to(device=responses.device, dtype=torch.int64)
+            size, device = responses.shape[-1], responses.device
+            starts = torch.arange(0, responses.numel(), size, device=device)
+            return cls(starts, torch.arange(starts.numel(), device=device).repeat_interleave(size))
+        ends = offsets.to(device=responses.device, dtype=torch.int64)
         # A known output_size spares the device a round trip to the host.
         ids = torch.repeat_interleave(
             torch.arange(ends.numel() - 1, device=ends.device),
@@ -53,6 +53,17 @@ class Groups:
             output_size=responses.numel(),
         )
         return cls(starts=ends[:-1], ids=ids)
+
+    @property
+    def sizes(self) -> Tensor:
+        """(B,) int64, the number of responses of each group."""
+        return torch.diff(self.starts, append=self.starts.new_full((1,), self.ids.numel()))
+
+    @property
+    def chosen(self) -> Tensor:
+        """(T,) bool, True at the first response of each group."""
+        mask = torch.zeros(self.ids.shape, dtype=torch.bool, device=self.ids.device)
+        return mask.index_fill(0, self.starts, True)
 
     def sum(self, values: Tensor) -> Tensor:
         """Sum flat values (T,) by group, giving (B,)."""
@@ -70,6 +81,11 @@ class Groups:
     def spread(self, values: Tensor) -> Tensor:
         """Give every response the value (B,) of its group, making (T,)."""
         return values.index_select(0, self.ids)
+
+    def ranking(self, values: Tensor) -> Tensor:
+        """List the flat indices group by group, the largest value first and equals in order."""
+        order = torch.argsort(values.detach(), descending=True, stable=True)
+        return order[torch.argsort(self.ids[order], stable=True)]
 
     def first(self, mask: Tensor) -> Tensor:
         """Keep the first True of a flat mask (T,) in each group; every group must have one."""
@@ -127,6 +143,96 @@ def lse_loss(
     margin = (top_positive - top_rest) + (mass_positive - mass_rest)
     losses = 0.0 - logsigmoid(margin)  # 0 - x, so that no group reports a loss of -0
     return losses.reshape(scores.shape[:-1]) if offsets is None else losses
+
+
+def contrast(
+    scores: Tensor,
+    positive: Tensor | None = None,
+    log_weights: Tensor | None = None,
+    offsets: Tensor | None = None,
+    margin: float = 0.0,
+) -> Tensor:
+    r"""Loss of each group: its positives, of weight 1, against the weighted rest.
+
+    .. math:: L = \log\Big(\sum_{i \in P} e^{s_i} + e^m \sum_{i \notin P} b_i e^{s_i}\Big)
+                  - \log\sum_{i \in P} e^{s_i}
+
+    Parameters
+    ----------
+    scores : Tensor
+        The s_i, in a layout of :func:`lse_loss`.
+    positive : Tensor, optional
+        bool, the set P, in the shape of `scores`; by default the first response of each group.
+    log_weights : Tensor, optional
+        log b_i, in the shape of `scores`, 0 by default. Those of the positives are not read.
+    offsets : Tensor, optional
+        As in :func:`lse_loss`.
+    margin : float
+        The m by which the positives have to win.
+
+    Returns
+    -------
+    Tensor
+        As in :func:`lse_loss`.
+
+    Examples
+    --------
+    >>> contrast(torch.tensor([1.0, 0.0, 0.0]))
+    tensor(0.5514)
+    """
+    if positive is None:
+        positive = Groups.of(scores, offsets).chosen.reshape(scores.shape)
+    zeros = torch.zeros_like(widen(scores))
+    log_rest = zeros if log_weights is None else log_weights
+    return lse_loss(
+        scores,
+        zeros.masked_fill(~positive, -torch.inf),
+        (log_rest + margin).masked_fill(positive, -torch.inf),
+        offsets,
+    )
+
+
+def listwise(scores: Tensor, offsets: Tensor | None = None, margin: float = 0.0) -> Tensor:
+    r"""Plackett-Luce loss of each whole ranking: every response against all that come after it.
+
+    .. math:: L = \sum_j \Big(\log\sum_{i \ge j} e^{s_i} - s_j\Big)
+
+    with the rest of each term shifted by the margin, as in :func:`contrast`. Each term is written
+    out as a group of its own, so that n responses make n (n + 1) / 2.
+
+    Parameters
+    ----------
+    scores : Tensor
+        The s_i from the best-ranked response to the worst, in a layout of :func:`lse_loss`.
+    offsets : Tensor, optional
+        As in :func:`lse_loss`.
+    margin : float
+        The m by which each response has to win over the rest.
+
+    Returns
+    -------
+    Tensor
+        As in :func:`lse_loss`.
+
+    Examples
+    --------
+    >>> listwise(torch.zeros(3))  # log(3) + log(2) + log(1)
+    tensor(1.7918)
+    """
+    groups = Groups.of(scores, offsets)
+    members, ends = suffixes(groups, torch.arange(scores.numel(), device=scores.device))
+    terms = contrast(scores.reshape(-1)[members], offsets=ends, margin=margin)
+    losses = groups.sum(terms)
+    return losses.reshape(scores.shape[:-1]) if offsets is None else losses
+
+
+def suffixes(groups: Groups, heads: Tensor) -> tuple[Tensor, Tensor]:
+    """List each head and all that follow it in its group: their flat indices, and offsets."""
+    group_ends = groups.starts + groups.sizes
+    sizes = group_ends[groups.ids[heads]] - heads
+    ends = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
+    members = torch.arange(int(ends[-1]), device=heads.device)
+    return members + torch.repeat_interleave(heads - ends[:-1], sizes), ends
 
 
 def _log_mass(values: Tensor, groups: Groups) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,125 @@
+"""What a batch of groups says about the policy: TRL's preference metrics, and ranking measures."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pyfast.losses._checks import check_groups
+from pyfast.losses.reference import Groups
+
+
+@torch.no_grad()
+def preference_metrics(
+    rewards: Tensor, policy_logps: Tensor, groups: Groups, weighing: Tensor
+) -> dict[str, Tensor]:
+    """Describe groups by the means over them, as detached scalars that stay on the device.
+
+    Parameters
+    ----------
+    rewards : Tensor
+        (T,) implicit rewards, of the chosen response first in each group.
+    policy_logps : Tensor
+        Sequence log-probs of the policy in nats, T of them.
+    groups : Groups
+        The groups of the responses.
+    weighing : Tensor
+        (T,) the scores whose softmax over the negatives shares out the gradient.
+
+    Returns
+    -------
+    dict of str to Tensor
+        ``rewards/chosen``, ``rewards/rejected`` (the mean of the negatives), ``rewards/margins``,
+        ``rewards/accuracies`` (1 where the chosen one beats every negative), ``logps/chosen``,
+        ``logps/rejected``, and ``negatives/effective``: exp(entropy) of the softmax over the
+        negatives, k where all weigh the same and 1 where one has all the weight. Groups without a
+        negative count in the ``chosen`` means only.
+    """
+    chosen = groups.chosen
+    count = groups.sizes - 1
+    some = (count > 0).to(rewards.dtype)
+    pairs = some.sum()
+
+    def rejected(values: Tensor) -> Tensor:
+        total = groups.sum(values.masked_fill(chosen, 0.0))
+        return total / count.clamp(min=1)
+
+    def mean(values: Tensor) -> Tensor:
+        return (values * some).sum() / pairs
+
+    logps = policy_logps.detach().reshape(-1).to(rewards.dtype)
+    first, others = rewards[groups.starts], rejected(rewards)
+    best = groups.max(rewards.masked_fill(chosen, -torch.inf))
+    return {
+        "rewards/chosen": first.mean(),
+        "rewards/rejected": mean(others),
+        "rewards/margins": mean(first - others),
+        "rewards/accuracies": mean((first > best).to(rewards.dtype)),
+        "logps/chosen": logps[groups.starts].mean(),
+        "logps/rejected": mean(rejected(logps)),
+        "negatives/effective": mean(_effective(weighing.masked_fill(chosen, -torch.inf), groups)),
+    }
+
+
+def _effective(scores: Tensor, groups: Groups) -> Tensor:
+    """exp(entropy) of the softmax of each group; 1 where a group has no finite score."""
+    top = groups.max(scores)
+    shifted = scores - groups.spread(torch.where(top == -torch.inf, 0.0, top))
+    weights = torch.exp(shifted)
+    mass = groups.sum(weights).clamp(min=torch.finfo(scores.dtype).tiny)
+    mean_score = groups.sum(torch.where(weights > 0, weights * shifted, 0.0)) / mass
+    return mass.clamp(min=1.0) * torch.exp(-mean_score)
+
+
+@torch.no_grad()
+def ranking_metrics(
+    scores: Tensor, *, offsets: Tensor | None = None, at: tuple[int, ...] = (1, 3)
+) -> dict[str, Tensor]:
+    r"""Measure where the chosen response ranks among its group, as S-DPO and MASS-DPO report it.
+
+    The chosen response comes first in its group and is the only relevant one. Its rank R is one
+    more than the number of negatives that score at least as high: ties count against it.
+
+    Parameters
+    ----------
+    scores : Tensor
+        What to rank by, beta h for instance: (n,), (B, n), or (T,) with `offsets`.
+    offsets : Tensor, optional
+        (B+1,) int32 or int64; group g starts at offsets[g].
+    at : tuple of int
+        The cut-offs k.
+
+    Returns
+    -------
+    dict of str to Tensor
+        Means over groups, scalars: ``hit@1`` of :math:`[R = 1]`, ``mrr`` of :math:`1/R`, and for
+        each k ``recall@k`` of :math:`[R \le k]` and ``ndcg@k`` of
+        :math:`[R \le k] / \log_2(1 + R)`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As the losses do; a cut-off below 1.
+
+    Notes
+    -----
+    MASS-DPO, tables 2, 3 and 5; S-DPO, table 1.
+
+    Examples
+    --------
+    >>> found = ranking_metrics(torch.tensor([2.0, 3.0, 1.0]), at=(1, 3))
+    >>> {name: round(float(value), 3) for name, value in found.items()}
+    {'hit@1': 0.0, 'mrr': 0.5, 'recall@1': 0.0, 'ndcg@1': 0.0, 'recall@3': 1.0, 'ndcg@3': 0.631}
+    """
+    check_groups({"scores": scores}, offsets)
+    if not at or any(isinstance(k, bool) or not isinstance(k, int) or k < 1 for k in at):
+        raise ValueError(f"at must hold whole numbers of at least 1, got {at}")
+    groups = Groups.of(scores, offsets)
+    flat = scores.reshape(-1)
+    rank = groups.sum((flat >= groups.spread(flat[groups.starts])).double())
+    found = {"hit@1": (rank == 1).double().mean(), "mrr": (1 / rank).mean()}
+    for k in at:
+        inside = (rank <= k).double()
+        found[f"recall@{k}"] = inside.mean()
+        found[f"ndcg@{k}"] = (inside / torch.log2(1 + rank)).mean()
+    return found
