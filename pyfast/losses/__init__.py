@@ -45,12 +45,14 @@ argument, the place, and what was expected.
 """
 
 from pyfast.losses.hard_preference import hps
+from pyfast.losses.linear import SequenceLogps, sequence_logps
 from pyfast.losses.lists import lipo_lambda, slic
 from pyfast.losses.pairs import dmpo, dpo_k, exo, ipo, nca, sppo
 from pyfast.losses.preference import dpo, plackett_luce, plackett_luce_top1, swepo
 from pyfast.losses.unpaired import kto
 
 __all__ = [
+    "SequenceLogps",
     "dmpo",
     "dpo",
     "dpo_k",
@@ -62,6 +64,7 @@ __all__ = [
     "nca",
     "plackett_luce",
     "plackett_luce_top1",
+    "sequence_logps",
     "slic",
     "sppo",
     "swepo",

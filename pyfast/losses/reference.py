@@ -235,6 +235,43 @@ def suffixes(groups: Groups, heads: Tensor) -> tuple[Tensor, Tensor]:
     return members + torch.repeat_interleave(heads - ends[:-1], sizes), ends
 
 
+def token_logps(
+    rows: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Log-prob of each label and entropy of each distribution in nats, from all logits at once.
+
+    Parameters
+    ----------
+    rows : Tensor
+        (n, H) hidden states.
+    weight, bias : Tensor
+        (V, H) and (V,) or None, of the language-model head.
+    labels : Tensor
+        (n,) int64.
+    temperature, softcap : float
+        As in :func:`pyfast.losses.sequence_logps`.
+
+    Returns
+    -------
+    tuple of Tensor
+        Two of (n,), float32 or wider.
+    """
+    wide = torch.promote_types(widen(rows).dtype, widen(weight).dtype)
+    logits = rows.to(wide) @ weight.to(wide).t()
+    if bias is not None:
+        logits = logits + bias.to(wide)
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    logps = torch.log_softmax(logits / temperature, dim=-1)
+    entropy = torch.special.entr(logps.exp()).sum(-1)
+    return logps.gather(1, labels[:, None]).squeeze(1), entropy
+
+
 def _log_mass(values: Tensor, groups: Groups) -> tuple[Tensor, Tensor]:
     """Split each group's log-sum-exp into its top and log(sum(exp(value - top))).
 
