@@ -32,6 +32,7 @@ lint: .venv/dev.done  ## formatters, linters, types and stubs
 bench: .venv/dev.done  ## verified timings beside a peer
 	$(BIN)/python benchmarks/bench_select.py
 	$(BIN)/python benchmarks/bench_logdet.py
+	$(BIN)/python benchmarks/bench_losses.py
 
 # The selectors' tests under AddressSanitizer and UndefinedBehaviorSanitizer, the C++ tests under
 # ThreadSanitizer too (on std::thread: it does not understand OpenMP).

@@ -217,10 +217,7 @@ class _Product:
 
     def __init__(self, head: Head, rows: Tensor, scratch: _Scratch) -> None:
         self.head, self.scratch = head, scratch
-        half = (torch.float16, torch.bfloat16)
-        same = rows.dtype == head.weight.dtype and rows.dtype in half
-        # A GPU multiplies half types as they are, and sums in float32.
-        self.as_is = same and rows.device.type != "cpu"
+        self.as_is = _multiplied_as_is(rows, head.weight)
         self.sums = head.dtype(rows)
         self.plain = rows if self.as_is else rows.to(self.sums)
         # Plain logits take their factor from the product; capped ones, and the kernels, later.
@@ -237,6 +234,12 @@ class _Product:
             bias = self.head.bias.detach()[words].to(self.sums)
             tile += bias * self.factor
         return tile, weight
+
+
+def _multiplied_as_is(rows: Tensor, weight: Tensor) -> bool:
+    """Tell whether half types are multiplied as they are: a GPU sums them in float32 anyway."""
+    half = rows.dtype == weight.dtype and rows.dtype in (torch.float16, torch.bfloat16)
+    return half and rows.device.type != "cpu"
 
 
 def _product(rows: Tensor, weight: Tensor, factor: float, out: Tensor) -> None:
@@ -260,9 +263,9 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
 
 
 def _has_out_dtype() -> bool:
-    """Tell whether torch can multiply half types into float32 (2.8 on, CUDA)."""
+    """Tell whether torch can multiply half types into float32: from 2.8 on, with CUDA."""
     major, minor = torch.__version__.split(".")[:2]
-    return (int(major), int(minor)) >= (2, 8)
+    return (int(major), int(minor)) >= (2, 8) and torch.version.cuda is not None
 
 
 def _bend(head: Head, tile: Tensor) -> Tensor | None:

@@ -55,10 +55,9 @@ def contrast(
     """
     if _use_reference(scores, backend, log_weights):
         return reference.contrast(scores, positive, log_weights, offsets, margin)
-    losses: Tensor = _Contrast.apply(  # type: ignore[no-untyped-call]
+    return _Contrast.apply(  # type: ignore[no-any-return, no-untyped-call]
         scores, positive, log_weights, offsets, margin
     )
-    return losses.reshape(scores.shape[:-1]) if offsets is None else losses
 
 
 def listwise(
@@ -75,8 +74,9 @@ def listwise(
     """
     if _use_reference(scores, backend, None):
         return reference.listwise(scores, offsets, margin)
-    losses: Tensor = _Listwise.apply(scores, offsets, margin)  # type: ignore[no-untyped-call]
-    return losses.reshape(scores.shape[:-1]) if offsets is None else losses
+    return _Listwise.apply(  # type: ignore[no-any-return, no-untyped-call]
+        scores, offsets, margin
+    )
 
 
 def _use_reference(scores: Tensor, backend: str, log_weights: Tensor | None) -> bool:
@@ -109,15 +109,16 @@ def _why_no_triton(scores: Tensor) -> str | None:
 def _forward(
     kernel: str, scores: Tensor, offsets: Tensor | None, margin: float, **more: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Return loss (B,) and slope, shaped as the scores, from the backend of their device."""
+    """Return the groups' losses and the slope of the scores from the backend of their device."""
     from pyfast.kernels import runtime
 
     if scores.device.type == "cpu" and not runtime.interpreting():
-        return _on_cpu(kernel, scores, offsets, margin, **more)
-    from pyfast.kernels import group_lse
+        loss, slope = _on_cpu(kernel, scores, offsets, margin, **more)
+    else:
+        from pyfast.kernels import group_lse
 
-    loss, slope = getattr(group_lse, kernel)(scores, offsets=offsets, margin=margin, **more)
-    return loss, slope
+        loss, slope = getattr(group_lse, kernel)(scores, offsets=offsets, margin=margin, **more)
+    return loss.reshape(scores.shape[:-1]) if offsets is None else loss, slope
 
 
 class _Contrast(torch.autograd.Function):
@@ -212,28 +213,27 @@ def _contrast_arrays(
     positive: _Floats | None = None,
     log_weights: _Floats | None = None,
 ) -> tuple[_Floats, _Floats]:
-    chosen_only = positive is None
-    if positive is None:
-        positive = np.zeros(s.size, bool)
-        positive[starts] = True
+    low = s.dtype.type(-np.inf)
     shifted = s if log_weights is None else s + log_weights.astype(s.dtype, copy=False)
     if margin:
         shifted = shifted + s.dtype.type(margin)
-    low = s.dtype.type(-np.inf)
-
-    rest = np.where(positive, low, shifted)
+    if positive is None:
+        rest = np.array(shifted)
+        rest[starts] = low
+    else:
+        rest = np.where(positive, low, shifted)
     top_rest = np.maximum.reduceat(rest, starts)
     top_rest[top_rest == low] = 0  # no rest: -inf - -inf would be NaN
-    rest = np.exp(rest - np.repeat(top_rest, sizes))
-    mass_rest = np.add.reduceat(rest, starts)
-    if chosen_only:
-        top, share = s[starts], positive.astype(s.dtype)
-        mass = np.ones_like(top)
+    if positive is None:
+        top, mass, share = s[starts], s.dtype.type(1), None
+        rest = np.exp(rest - np.repeat(top_rest, sizes))
     else:
-        share = np.where(positive, s, low)
-        top = np.maximum.reduceat(share, starts)
-        share = np.exp(share - np.repeat(top, sizes))
+        top = np.maximum.reduceat(np.where(positive, s, low), starts)
+        tops = np.where(positive, np.repeat(top, sizes), np.repeat(top_rest, sizes))
+        mixed = np.exp(np.where(positive, s, shifted) - tops)
+        share, rest = mixed * positive, mixed * ~positive
         mass = np.add.reduceat(share, starts)
+    mass_rest = np.add.reduceat(rest, starts)
 
     alone = mass_rest == 0
     mass_rest[alone] = 1
@@ -243,7 +243,11 @@ def _contrast_arrays(
     small = np.exp(-np.abs(deficit))
     loss = np.maximum(deficit, 0) + np.log1p(small)
     lost = np.where(deficit < 0, small, s.dtype.type(1)) / (1 + small)  # the sigmoid of deficit
-    slope = rest * np.repeat(lost / mass_rest, sizes) - share * np.repeat(lost / mass, sizes)
+    slope = rest * np.repeat(lost / mass_rest, sizes)
+    if share is None:
+        slope[starts] -= lost
+    else:
+        slope -= share * np.repeat(lost / mass, sizes)
     return loss, slope
 
 

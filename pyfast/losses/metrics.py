@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pyfast.losses._checks import check_groups
-from pyfast.losses.reference import Groups
+from pyfast.losses._checks import check_groups, check_number
+from pyfast.losses.reference import Groups, widen
 
 
 @torch.no_grad()
@@ -69,6 +69,68 @@ def _effective(scores: Tensor, groups: Groups) -> Tensor:
     mass = groups.sum(weights).clamp(min=torch.finfo(scores.dtype).tiny)
     mean_score = groups.sum(torch.where(weights > 0, weights * shifted, 0.0)) / mass
     return mass.clamp(min=1.0) * torch.exp(-mean_score)
+
+
+@torch.no_grad()
+def reward_margins(
+    policy_logps: Tensor,
+    ref_logps: Tensor,
+    lengths: Tensor,
+    *,
+    beta: float = 0.1,
+    penalty: float = 0.01,
+    offsets: Tensor | None = None,
+) -> dict[str, Tensor]:
+    r"""Measure by how much the chosen response beats its rejected ones, and so for its length.
+
+    .. math:: RM_{DPO} = \beta (h_c - h_r), \qquad
+              RM_{R-DPO} = RM_{DPO} - \alpha (|y_c| - |y_r|)
+
+    Parameters
+    ----------
+    policy_logps, ref_logps, beta, offsets
+        As for all losses: :mod:`pyfast.losses`. With several rejected responses, r stands for
+        their mean.
+    lengths : Tensor
+        Tokens of each response, above 0, in the shape of `policy_logps`.
+    penalty : float
+        alpha, from 0 on.
+
+    Returns
+    -------
+    dict of str to Tensor
+        ``rm_dpo`` and ``rm_r_dpo``, means over the groups that have a rejected response.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As the losses do.
+
+    Notes
+    -----
+    HPS, table 1.
+
+    Examples
+    --------
+    >>> policy, ref = torch.tensor([-12.0, -15.0]), torch.tensor([-13.0, -14.0])
+    >>> found = reward_margins(policy, ref, torch.tensor([30, 20]))
+    >>> {name: round(float(value), 3) for name, value in found.items()}
+    {'rm_dpo': 0.2, 'rm_r_dpo': 0.1}
+    """
+    check_number("beta", beta)
+    check_number("penalty", penalty, zero=True)
+    named = {"policy_logps": policy_logps, "ref_logps": ref_logps}
+    check_groups(named, offsets, positive={"lengths": lengths})
+    groups = Groups.of(policy_logps, offsets)
+    rewards = (widen(policy_logps) - widen(ref_logps)).reshape(-1) * float(beta)
+    fined = rewards - float(penalty) * lengths.reshape(-1).to(rewards.dtype)
+    count = groups.sizes - 1
+
+    def margin(values: Tensor) -> Tensor:
+        rest = groups.sum(values.masked_fill(groups.chosen, 0.0)) / count.clamp(min=1)
+        return (values[groups.starts] - rest)[count > 0].mean()
+
+    return {"rm_dpo": margin(rewards), "rm_r_dpo": margin(fined)}
 
 
 @torch.no_grad()

@@ -33,10 +33,13 @@ class Groups:
         (B,) int64, the flat index of the first response of each group.
     ids : Tensor
         (T,) int64, the group of each response.
+    size : int or None
+        The number of responses of every group, where all have the same.
     """
 
     starts: Tensor
     ids: Tensor
+    size: int | None = None
 
     @classmethod
     def of(cls, responses: Tensor, offsets: Tensor | None = None) -> Groups:
@@ -44,7 +47,8 @@ class Groups:
         if offsets is None:
             size, device = responses.shape[-1], responses.device
             starts = torch.arange(0, responses.numel(), size, device=device)
-            return cls(starts, torch.arange(starts.numel(), device=device).repeat_interleave(size))
+            ids = torch.arange(starts.numel(), device=device).repeat_interleave(size)
+            return cls(starts, ids, size)
         ends = offsets.to(device=responses.device, dtype=torch.int64)
         # A known output_size spares the device a round trip to the host.
         ids = torch.repeat_interleave(
@@ -71,15 +75,19 @@ class Groups:
 
     def mean(self, values: Tensor) -> Tensor:
         """Average flat values (T,) by group, giving (B,)."""
-        return self.sum(values) / self.sum(torch.ones_like(values))
+        return self.sum(values) / self.sizes.to(values.dtype)
 
     def max(self, values: Tensor) -> Tensor:
         """Take the largest of flat values (T,) in each group, giving (B,)."""
+        if self.size is not None:
+            return values.reshape(-1, self.size).amax(1)
         lowest = values.new_full(self.starts.shape, -torch.inf)
         return lowest.scatter_reduce(0, self.ids, values, "amax")
 
     def spread(self, values: Tensor) -> Tensor:
         """Give every response the value (B,) of its group, making (T,)."""
+        if self.size is not None:
+            return values[:, None].expand(-1, self.size).reshape(-1)
         return values.index_select(0, self.ids)
 
     def ranking(self, values: Tensor) -> Tensor:
@@ -89,6 +97,11 @@ class Groups:
 
     def first(self, mask: Tensor) -> Tensor:
         """Keep the first True of a flat mask (T,) in each group; every group must have one."""
+        if self.size is not None:
+            kept = self.starts + mask.reshape(-1, self.size).byte().argmax(
+                1
+            )  # the first, torch says
+            return torch.zeros_like(mask).index_fill(0, kept, True)
         index = torch.arange(mask.numel(), device=mask.device)
         index = index.masked_fill(~mask, mask.numel())
         none = index.new_full(self.starts.shape, mask.numel())

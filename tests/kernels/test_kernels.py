@@ -103,3 +103,18 @@ def test_values_in_the_interpreter():
     assert counts is not None
     assert int(counts[1]) >= 150
     assert "skipped" not in done.stdout
+
+
+@pytest.mark.slow
+def test_the_gpu_benchmark_checks_its_answers_without_a_gpu(tmp_path):
+    """So that it stands ready: the same checks as on a GPU, in the interpreter."""
+    done = subprocess.run(
+        [sys.executable, FOLDER.parent.parent / "benchmarks" / "gpu.py", "--out", tmp_path],
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "nothing is timed" in done.stdout
+    assert "side = ours" in (tmp_path / "gpu.md").read_text()

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pyfast.losses import plackett_luce_top1, swepo
-from pyfast.losses.metrics import ranking_metrics
+from pyfast.losses.metrics import ranking_metrics, reward_margins
 
 
 def test_preference_metrics_by_hand(group):
@@ -74,3 +74,13 @@ def test_ranking_metrics_by_hand():
 def test_bad_cut_offs(at, raises):
     with raises(ValueError, f"at must hold whole numbers of at least 1, got {at}"):
         ranking_metrics(torch.zeros(3), at=at)
+
+
+def test_reward_margins_by_hand():
+    policy = torch.tensor([1.0, -1.0, 0.0, 9.0, 2.0, 4.0])
+    lengths, offsets = torch.tensor([10, 20, 40, 7, 5, 1]), torch.tensor([0, 3, 4, 6])
+    found = reward_margins(policy, torch.zeros(6), lengths, beta=2.0, offsets=offsets)
+    plain = [2 * (1 + 0.5), 2 * (2 - 4)]  # the group of one has nothing to beat
+    assert found["rm_dpo"].item() == pytest.approx(sum(plain) / 2)
+    fined = [plain[0] - 0.01 * (10 - 30), plain[1] - 0.01 * (5 - 1)]
+    assert found["rm_r_dpo"].item() == pytest.approx(sum(fined) / 2)

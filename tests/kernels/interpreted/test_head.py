@@ -128,6 +128,29 @@ def test_sequence_logps(monkeypatch, dtype, train_head, temperature, softcap):
         assert off <= allowed + 1e-5 * (1 + expected.abs().max())
 
 
+@pytest.mark.parametrize("train_head", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_types_multiplied_as_they_are(monkeypatch, dtype, train_head):
+    """What a GPU does, here with products that torch rounds to half types: as older ones are."""
+    monkeypatch.setattr(_tiles, "_multiplied_as_is", lambda rows, weight: True)
+    monkeypatch.setattr(_tiles, "_has_out_dtype", lambda: False)
+    monkeypatch.setattr(_tiles, "CPU_TOKENS", 5)
+    torch.manual_seed(2)
+    hidden, weight = torch.randn(2, 7, 12).to(dtype), torch.randn(131, 12).to(dtype)
+    labels = torch.randint(0, 131, (2, 7))
+
+    def outcome(backend, kind):
+        h, w = hidden.to(kind).requires_grad_(), weight.to(kind).requires_grad_(train_head)
+        logps = sequence_logps(h, w, labels, softcap=6.0, backend=backend)
+        return (logps.detach(), *torch.autograd.grad(logps.sum(), [h, w] if train_head else [h]))
+
+    for found, expected in zip(
+        outcome("triton", dtype), outcome("reference", torch.float64), strict=True
+    ):
+        off = (found.double() - expected).norm() / expected.norm()
+        assert off <= 2 * torch.finfo(dtype).eps
+
+
 def test_reference_is_torchs_log_softmax():
     logits = torch.randn(3, 11)
     labels = torch.tensor([0, 10, 4])
