@@ -33,6 +33,7 @@ bench: .venv/bench.done  ## verified timings beside peers, to runs/benchmarks
 	$(BIN)/python benchmarks/bench_select.py
 	$(BIN)/python benchmarks/bench_shared_prompt.py
 	$(BIN)/python benchmarks/bench_step.py
+	$(BIN)/python benchmarks/bench_losses.py
 
 # The selectors' tests under AddressSanitizer and UndefinedBehaviorSanitizer, the C++ tests under
 # ThreadSanitizer too (on std::thread: it does not understand OpenMP).
@@ -69,7 +70,7 @@ clean:
 # Peers that some machine has no wheel of are left out, and the benchmarks say so.
 .venv/bench.done: .venv/train.done
 	$(PIP) -e ".[bench]"
-	for peer in onebatch banditpam submodlib-py trl; do $(PIP) $$peer || true; done
+	for peer in onebatch banditpam submodlib-py; do $(PIP) $$peer || true; done
 	touch $@
 
 .venv/dev.done: .venv/train.done

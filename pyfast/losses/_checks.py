@@ -1,8 +1,8 @@
 """What the named losses accept, and the errors that say what they do not.
 
 Shapes, dtypes and devices are known on the host and cost nothing to check. Values live on the
-device: they are folded into one flag, so that a call waits for the device once; only a call that
-is going to fail looks for the place.
+device: they are folded into one flag, so that a call waits for the device once, and not at all with
+``validate=False`` or inside torch.compile; only a call that is going to fail looks for the place.
 """
 
 from __future__ import annotations
@@ -19,13 +19,20 @@ _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _INTEGERS = (torch.int32, torch.int64)
 
 
-def check_number(name: str, value: float, *, zero: bool = False) -> None:
-    """Require a finite number above 0, or from 0 on if `zero`."""
+def check_number(
+    name: str, value: float, *, zero: bool = False, below: float = math.inf, signed: bool = False
+) -> None:
+    """Require a finite number above 0, or from 0 on if `zero`, or any if `signed`."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    if signed:
+        if not math.isfinite(value):
+            raise ValueError(f"{name} must be finite, got {value}")
+        return
     least = "at least 0" if zero else "greater than 0"
-    if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
-        raise ValueError(f"{name} must be finite and {least}, got {value}")
+    if not math.isfinite(value) or value < 0 or (value == 0 and not zero) or value >= below:
+        most = "" if below == math.inf else f" and less than {below}"
+        raise ValueError(f"{name} must be finite and {least}{most}, got {value}")
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
@@ -35,7 +42,12 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 
 def check_groups(
-    tensors: Mapping[str, Tensor], offsets: Tensor | None, *, size: int | None = None
+    tensors: Mapping[str, Tensor],
+    offsets: Tensor | None,
+    *,
+    size: int | None = None,
+    positive: Mapping[str, Tensor] | None = None,
+    values: bool = True,
 ) -> None:
     """Require finite float tensors of one layout and device, in groups of at least one response.
 
@@ -47,21 +59,46 @@ def check_groups(
         Where the groups of a flat layout start and end; on the host or with the tensors.
     size : int, optional
         The exact number of responses that every group must have.
+    positive : mapping of str to Tensor, optional
+        More of the same, of integers too, whose values must lie above 0.
+    values : bool
+        Whether to look at the values; the host waits for the device then.
     """
+    positive = positive or {}
     first = next(iter(tensors))
     for name, tensor in tensors.items():
         _check_tensor(name, tensor, _FLOATS, "a floating-point dtype")
         _check_same(name, tensor, first, tensors[first])
-    values = tensors[first]
-    _check_layout(first, values, offsets, size)
+    for name, tensor in positive.items():
+        _check_tensor(name, tensor, _FLOATS + _INTEGERS, "a number dtype")
+        _check_same(name, tensor, first, tensors[first])
+    responses = tensors[first]
+    check_layout(first, responses, offsets, size)
+    if not values or torch.compiler.is_compiling():
+        return
 
-    flags = [torch.isfinite(tensor).all() for tensor in tensors.values()]
+    # A sum is finite where all its terms are, or it overflows: then the slow way finds nothing.
+    flag = torch.isfinite(_total([*tensors.values(), *positive.values()]))
+    for tensor in positive.values():
+        flag = flag & (tensor > 0).all()
     if offsets is not None:
-        flags.append(_offsets_hold(offsets, values.numel(), size).to(values.device))
-    if not torch.stack(flags).all():
+        flag = flag & _offsets_hold(offsets, responses.numel(), size).to(responses.device)
+    if not flag:
         if offsets is not None:
-            _raise_for_offsets(offsets.tolist(), values.numel(), size)
-        _raise_for_values(tensors, offsets)
+            _raise_for_offsets(offsets.tolist(), responses.numel(), size)
+        raise_for_values({**tensors, **positive}, offsets)
+        _raise_for_sign(positive, offsets)
+
+
+def _total(tensors: list[Tensor]) -> Tensor:
+    """Add up all values, wide enough that sums of half types do not overflow."""
+    total = None
+    for tensor in tensors:
+        half = tensor.dtype in (torch.float16, torch.bfloat16)
+        part = tensor.detach().sum(dtype=torch.float32 if half else None)
+        total = part if total is None else total + part
+    assert total is not None
+    return total
 
 
 def _check_tensor(name: str, value: object, dtypes: tuple[torch.dtype, ...], wanted: str) -> None:
@@ -83,7 +120,7 @@ def _check_same(name: str, tensor: Tensor, first: str, model: Tensor) -> None:
         )
 
 
-def _check_layout(name: str, values: Tensor, offsets: Tensor | None, size: int | None) -> None:
+def check_layout(name: str, values: Tensor, offsets: Tensor | None, size: int | None) -> None:
     shape = tuple(values.shape)
     if offsets is None:
         if values.dim() not in (1, 2):
@@ -135,18 +172,67 @@ def _raise_for_offsets(offsets: list[int], total: int, size: int | None) -> None
         )
 
 
-def _raise_for_values(tensors: Mapping[str, Tensor], offsets: Tensor | None) -> None:
+def raise_for_values(tensors: Mapping[str, Tensor], offsets: Tensor | None) -> None:
+    """Name the first value that is not finite; pass where there is none."""
     for name, tensor in tensors.items():
-        bad = (~torch.isfinite(tensor)).reshape(-1).nonzero()
-        if bad.numel() == 0:
-            continue
-        index = int(bad[0])
-        if offsets is None:
-            group, position = divmod(index, tensor.shape[-1])
-        else:
-            group = int((offsets <= index).sum()) - 1
-            position = index - int(offsets[group])
-        raise ValueError(
-            f"{name} must be finite, got {tensor.reshape(-1)[index].item()} in group {group}, "
-            f"position {position} (leave a response without a value out of its group)"
-        )
+        bad = ~torch.isfinite(tensor)
+        if bad.any():
+            value, place = _first(tensor, bad, offsets)
+            raise ValueError(
+                f"{name} must be finite, got {value} in {place} "
+                "(leave a response without a value out of its group)"
+            )
+
+
+def check_not_negative(
+    name: str, tensor: Tensor, offsets: Tensor | None, *, values: bool = True
+) -> None:
+    """Require values from 0 on; the host waits for the device unless told not to look."""
+    if values and not torch.compiler.is_compiling() and (tensor < 0).any():
+        value, place = _first(tensor, tensor < 0, offsets)
+        raise ValueError(f"{name} must be at least 0, got {value} in {place}")
+
+
+def check_at_most(
+    name: str, tensor: Tensor, most: float, offsets: Tensor | None, *, values: bool = True
+) -> None:
+    """Require values up to `most`; the host waits for the device unless told not to look."""
+    if values and not torch.compiler.is_compiling() and (tensor > most).any():
+        value, place = _first(tensor, tensor > most, offsets)
+        raise ValueError(f"{name} must be at most {most}, got {value} in {place}")
+
+
+def check_mask(name: str, mask: Tensor, responses: Tensor) -> None:
+    """Require a boolean tensor with a value for each response."""
+    _check_tensor(name, mask, (torch.bool,), "a boolean dtype")
+    _check_same(name, mask, "policy_logps", responses)
+
+
+def check_valid(valid: Tensor, responses: Tensor, starts: Tensor, *, values: bool = True) -> None:
+    """Require a mask of responses that holds the first of every group."""
+    check_mask("valid", valid, responses)
+    if values and not torch.compiler.is_compiling():
+        first = valid.reshape(-1)[starts]
+        if not first.all():
+            group = int((~first).nonzero()[0])
+            raise ValueError(
+                f"valid must hold the first response of every group, not so in {group}"
+            )
+
+
+def _raise_for_sign(tensors: Mapping[str, Tensor], offsets: Tensor | None) -> None:
+    for name, tensor in tensors.items():
+        if (tensor <= 0).any():
+            value, place = _first(tensor, tensor <= 0, offsets)
+            raise ValueError(f"{name} must be greater than 0, got {value} in {place}")
+
+
+def _first(tensor: Tensor, bad: Tensor, offsets: Tensor | None) -> tuple[float, str]:
+    """Return the first marked value, and where it lies."""
+    index = int(bad.reshape(-1).nonzero()[0])
+    if offsets is None:
+        group, position = divmod(index, tensor.shape[-1])
+    else:
+        group = int((offsets <= index).sum()) - 1
+        position = index - int(offsets[group])
+    return tensor.reshape(-1)[index].item(), f"group {group}, position {position}"

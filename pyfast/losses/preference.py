@@ -1,76 +1,73 @@
-r"""Preference losses over groups of responses, each a few lines on the LSE core.
+r"""The LSE family: DPO, Plackett-Luce, SWEPO, each a few lines on one core.
 
-All of them take the log-probabilities of responses under the policy and under the reference, in
-one of three layouts: one group (n,), a batch of equal groups (B, n), or ragged groups laid end to
-end (T,) with `offsets` (B+1,). With the log-ratio
-:math:`h_i = \log\pi(y_i|x) - \log\pi_{ref}(y_i|x)` a loss names its scores s_i, its positives and
-the rest of the group; :mod:`pyfast.losses.reference` does the arithmetic.
+With the implicit rewards s_i of a group (see *What all losses share* in :mod:`pyfast.losses`), a
+loss names its positives P and the weights b_i of the rest:
 
-Gradients flow to every argument that requires them, the reference log-probs included: nothing is
-detached on the way, so compute those under ``torch.no_grad()`` if the reference is frozen.
+.. math:: L = \log\Big(\sum_{i \in P} e^{s_i} + \sum_{i \notin P} b_i e^{s_i}\Big)
+              - \log\sum_{i \in P} e^{s_i}
 
-Inputs are checked at each call. All checks of values together wait for the device once.
+:mod:`pyfast.losses.reference` does the arithmetic, and :mod:`pyfast.losses.fused` the same with
+its gradient in closed form.
 """
 
 from __future__ import annotations
 
 from typing import Literal, TypeAlias
 
-import torch
+import torch  # noqa: F401 - for the examples
 from torch import Tensor
 
-from pyfast.losses._checks import check_choice, check_groups, check_number
-from pyfast.losses.reference import Groups, lse_loss, widen
+from pyfast.losses import fused
+from pyfast.losses._batch import Backend, Batch, Metrics, Reduction, Reward
+from pyfast.losses._checks import check_choice, check_not_negative, check_number
+from pyfast.losses.reference import Groups, widen
 
-Reduction: TypeAlias = Literal["mean", "sum", "none"]
 Positives: TypeAlias = Literal["mean", "top"]
 
 
 def dpo(
     policy_logps: Tensor,
-    ref_logps: Tensor,
+    ref_logps: Tensor | None,
     *,
     beta: float = 0.1,
+    margin: float = 0.0,
+    reward: Reward = "dpo",
+    lengths: Tensor | None = None,
     offsets: Tensor | None = None,
     reduction: Reduction = "mean",
+    backend: Backend = "auto",
+    metrics: Metrics | None = None,
+    validate: bool = True,
 ) -> Tensor:
     r"""Direct preference optimisation: a chosen response against one rejected response.
 
-    .. math:: L = -\log\sigma(\beta h_{chosen} - \beta h_{rejected})
+    .. math:: L = -\log\sigma(s_{chosen} - s_{rejected} - m)
+
+    With ``reward="simpo"`` and its margin m this is SimPO.
 
     Parameters
     ----------
-    policy_logps : Tensor
-        log pi(y|x) of each response, summed over its tokens. Pairs (2,), (B, 2), or flat (T,)
-        with `offsets`; the chosen response comes first. float16 and bfloat16 are computed in
-        float32, float64 in float64.
-    ref_logps : Tensor
-        log pi_ref(y|x), in the shape and on the device of `policy_logps`.
-    beta : float
-        Scale of the log-ratios, above 0.
-    offsets : Tensor, optional
-        (B+1,) int32 or int64, from 0 to T; pair g starts at offsets[g]. On the CPU or with the
-        log-probs.
-    reduction : {"mean", "sum", "none"}
-        Over groups.
+    policy_logps, ref_logps, beta, reward, lengths, offsets, reduction, metrics, validate
+        As for all losses: :mod:`pyfast.losses`. Groups are pairs, the chosen response first.
+    margin : float
+        By how much the chosen response has to win (SimPO's gamma), any finite number.
+    backend : {"auto", "reference", "triton"}
+        What computes; see :func:`pyfast.losses.fused.contrast`.
 
     Returns
     -------
     Tensor
-        A scalar, or for "none" the loss of each group: () for one group, else (B,). float32, or
-        float64 where a log-prob is float64.
+        A scalar, or for "none" the loss of each group.
 
     Raises
     ------
-    TypeError
-        An argument is not a tensor, of the wrong dtype, or not a number.
-    ValueError
-        Shapes, devices or offsets do not fit, a group does not have exactly two responses, a
-        value is not finite or out of range, or a name is unknown.
+    TypeError, ValueError
+        As for all losses; a group does not have exactly two responses.
 
     Notes
     -----
-    Rafailov et al., Direct Preference Optimization, 2023, equation 7.
+    Rafailov et al., Direct Preference Optimization, 2023, equation 7; Meng et al., SimPO, 2024,
+    equation 6.
 
     Examples
     --------
@@ -79,57 +76,67 @@ def dpo(
     >>> dpo(policy, ref, beta=0.5)  # -log sigmoid(0.5 * (1 - -1))
     tensor(0.3133)
     """
-    check_number("beta", beta)
-    check_choice("reduction", reduction, ("mean", "sum", "none"))
-    check_groups({"policy_logps": policy_logps, "ref_logps": ref_logps}, offsets, size=2)
-    return _reduce(_chosen_against_rest(policy_logps, ref_logps, beta, offsets), reduction)
+    check_number("margin", margin, signed=True)
+    batch = Batch.of(
+        policy_logps,
+        ref_logps,
+        beta=beta,
+        reward=reward,
+        lengths=lengths,
+        offsets=offsets,
+        reduction=reduction,
+        metrics=metrics,
+        validate=validate,
+        size=2,
+    )
+    losses = fused.contrast(batch.scores, offsets=offsets, margin=margin, backend=backend)
+    return batch.finish(losses)
 
 
 def plackett_luce_top1(
     policy_logps: Tensor,
-    ref_logps: Tensor,
+    ref_logps: Tensor | None,
     *,
     beta: float = 0.1,
+    margin: float = 0.0,
+    weights: Tensor | None = None,
+    reward: Reward = "dpo",
+    lengths: Tensor | None = None,
     offsets: Tensor | None = None,
     reduction: Reduction = "mean",
+    backend: Backend = "auto",
+    metrics: Metrics | None = None,
+    validate: bool = True,
 ) -> Tensor:
     r"""Plackett-Luce top choice: the chosen response against all others of its group.
 
-    .. math:: L = -\log\frac{e^{\beta h_{chosen}}}{\sum_i e^{\beta h_i}}
-                = -\log\sigma\Big(-\log\sum_{i \ne chosen} e^{\beta (h_i - h_{chosen})}\Big)
+    .. math:: L = -\log\frac{e^{s_{chosen}}}{e^{s_{chosen}} + e^m \sum_{i \ne chosen} b_i e^{s_i}}
+                = -\log\sigma\Big(-m - \log\sum_{i \ne chosen} b_i e^{s_i - s_{chosen}}\Big)
 
     This is the loss of S-DPO and MASS-DPO. One negative makes it :func:`dpo`. A group of one
     response has no negative: its loss and gradient are 0, and it counts in the mean.
 
     Parameters
     ----------
-    policy_logps : Tensor
-        log pi(y|x) of each response, summed over its tokens. One group (n,), a batch (B, n), or
-        flat (T,) with `offsets`; the chosen response comes first in its group. float16 and
-        bfloat16 are computed in float32, float64 in float64.
-    ref_logps : Tensor
-        log pi_ref(y|x), in the shape and on the device of `policy_logps`.
-    beta : float
-        Scale of the log-ratios, above 0.
-    offsets : Tensor, optional
-        (B+1,) int32 or int64, from 0 to T; group g starts at offsets[g]. On the CPU or with the
-        log-probs.
-    reduction : {"mean", "sum", "none"}
-        Over groups.
+    policy_logps, ref_logps, beta, reward, lengths, offsets, reduction, metrics, validate
+        As for all losses: :mod:`pyfast.losses`. The chosen response comes first in its group.
+    margin : float
+        The m above: by how much the chosen response has to win over the rest together.
+    weights : Tensor, optional
+        b_i, in the shape of `policy_logps`, from 0 on, all 1 by default; those of the chosen
+        responses are not used. A 0 leaves a negative out.
+    backend : {"auto", "reference", "triton"}
+        What computes; see :func:`pyfast.losses.fused.contrast`.
 
     Returns
     -------
     Tensor
-        A scalar, or for "none" the loss of each group: () for one group, else (B,). float32, or
-        float64 where a log-prob is float64.
+        A scalar, or for "none" the loss of each group.
 
     Raises
     ------
-    TypeError
-        An argument is not a tensor, of the wrong dtype, or not a number.
-    ValueError
-        Shapes, devices or offsets do not fit, a group is empty, a value is not finite or out of
-        range, or a name is unknown.
+    TypeError, ValueError
+        As for all losses; a weight is negative.
 
     Notes
     -----
@@ -146,27 +153,127 @@ def plackett_luce_top1(
     >>> plackett_luce_top1(policy, ref, beta=1.0, offsets=offsets, reduction="none")
     tensor([0.4076, 0.6931])
     """
-    check_number("beta", beta)
-    check_choice("reduction", reduction, ("mean", "sum", "none"))
-    check_groups({"policy_logps": policy_logps, "ref_logps": ref_logps}, offsets)
-    return _reduce(_chosen_against_rest(policy_logps, ref_logps, beta, offsets), reduction)
+    check_number("margin", margin, signed=True)
+    batch = Batch.of(
+        policy_logps,
+        ref_logps,
+        beta=beta,
+        reward=reward,
+        lengths=lengths,
+        offsets=offsets,
+        reduction=reduction,
+        metrics=metrics,
+        validate=validate,
+        others=None if weights is None else {"weights": weights},
+    )
+    log_weights = None
+    if weights is not None:
+        check_not_negative("weights", weights, offsets, values=validate)
+        log_weights = widen(weights).log()
+    losses = fused.contrast(
+        batch.scores, None, log_weights, offsets=offsets, margin=margin, backend=backend
+    )
+    return batch.finish(losses, batch.scores if log_weights is None else batch.scores + log_weights)
+
+
+def plackett_luce(
+    policy_logps: Tensor,
+    ref_logps: Tensor | None,
+    rewards: Tensor | None = None,
+    *,
+    beta: float = 0.1,
+    margin: float = 0.0,
+    reward: Reward = "dpo",
+    lengths: Tensor | None = None,
+    offsets: Tensor | None = None,
+    reduction: Reduction = "mean",
+    backend: Backend = "auto",
+    metrics: Metrics | None = None,
+    validate: bool = True,
+) -> Tensor:
+    r"""Listwise Plackett-Luce: the whole ranking, each response against all below it.
+
+    .. math:: L = \sum_{j=1}^n \Big(\log\sum_{i \ge j} e^{s_i} - s_j\Big)
+
+    over the responses from best to worst. Two responses make it :func:`dpo`.
+
+    Parameters
+    ----------
+    policy_logps, ref_logps, beta, reward, lengths, offsets, reduction, metrics, validate
+        As for all losses: :mod:`pyfast.losses`. Without `rewards`, from best to worst.
+    rewards : Tensor, optional
+        Scores to rank by, the highest first and equals in the order given; in the shape of
+        `policy_logps`. They rank and do nothing else: no gradient flows to them.
+    margin : float
+        By how much each response has to win over those below it together.
+    backend : {"auto", "reference", "triton"}
+        What computes; see :func:`pyfast.losses.fused.contrast`.
+
+    Returns
+    -------
+    Tensor
+        A scalar, or for "none" the loss of each group.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for all losses.
+
+    Notes
+    -----
+    HPS, equations 4 and 5.
+
+    Examples
+    --------
+    >>> policy, ref = torch.tensor([-3.0, -5.0, -4.0]), torch.tensor([-4.0, -4.0, -4.0])
+    >>> plackett_luce(policy, ref, beta=1.0)
+    tensor(1.7209)
+    >>> plackett_luce(policy, ref, torch.tensor([3.0, 1.0, 2.0]), beta=1.0)
+    tensor(0.7209)
+    """
+    check_number("margin", margin, signed=True)
+    batch = Batch.of(
+        policy_logps,
+        ref_logps,
+        beta=beta,
+        reward=reward,
+        lengths=lengths,
+        offsets=offsets,
+        reduction=reduction,
+        metrics=metrics,
+        validate=validate,
+        others=None if rewards is None else {"rewards": rewards},
+    )
+    scores = batch.scores
+    if rewards is not None:
+        order = batch.groups.ranking(rewards.reshape(-1))
+        scores = batch.flat[order].reshape(scores.shape)
+    losses = fused.listwise(scores, offsets=offsets, margin=margin, backend=backend)
+    return batch.finish(losses)
 
 
 def swepo(
     policy_logps: Tensor,
-    ref_logps: Tensor,
+    ref_logps: Tensor | None,
     rewards: Tensor,
     *,
     beta: float = 0.1,
     alpha: float = 1.0,
     positives: Positives = "mean",
+    margin: float = 0.0,
+    reward: Reward = "dpo",
+    lengths: Tensor | None = None,
     offsets: Tensor | None = None,
     reduction: Reduction = "mean",
+    backend: Backend = "auto",
+    metrics: Metrics | None = None,
+    validate: bool = True,
 ) -> Tensor:
     r"""SWEPO, the loss of AMPO: the good responses of a group against all, shifted by reward.
 
-    .. math:: L = -\log\frac{\sum_{i \in P} e^{s_i}}{\sum_i e^{s_i}},
-              \qquad s_i = \beta h_i + \alpha (r_i - \bar r)
+    .. math:: L = -\log\frac{\sum_{i \in P} e^{t_i}}
+                            {\sum_{i \in P} e^{t_i} + e^m \sum_{i \notin P} e^{t_i}},
+              \qquad t_i = s_i + \alpha (r_i - \bar r)
 
     with :math:`\bar r` the mean reward of the group. The positives P are all responses with
     :math:`r_i > \bar r`, or the one with the highest reward (of equals the first, which is the
@@ -176,41 +283,30 @@ def swepo(
 
     Parameters
     ----------
-    policy_logps : Tensor
-        log pi(y|x) of each response, summed over its tokens. One group (n,), a batch (B, n), or
-        flat (T,) with `offsets`. float16 and bfloat16 are computed in float32, float64 in
-        float64.
-    ref_logps : Tensor
-        log pi_ref(y|x), in the shape and on the device of `policy_logps`.
+    policy_logps, ref_logps, beta, reward, lengths, offsets, reduction, metrics, validate
+        As for all losses: :mod:`pyfast.losses`. The paper has beta = 1.
     rewards : Tensor
         r_i, in the shape and on the device of `policy_logps`, in any scale and in a
         floating-point dtype of their own: they are compared in that one, at least float32, and
         do not widen the result.
-    beta : float
-        Scale of the log-ratios, above 0. The paper has 1.
     alpha : float
         Scale of the rewards, from 0 on.
     positives : {"mean", "top"}
         The responses above the mean reward (equation 4), or the best one only (algorithm 1).
-    offsets : Tensor, optional
-        (B+1,) int32 or int64, from 0 to T; group g starts at offsets[g]. On the CPU or with the
-        log-probs.
-    reduction : {"mean", "sum", "none"}
-        Over groups.
+    margin : float
+        The m above, 0 in the paper's equation.
+    backend : {"auto", "reference", "triton"}
+        What computes; see :func:`pyfast.losses.fused.contrast`.
 
     Returns
     -------
     Tensor
-        A scalar, or for "none" the loss of each group: () for one group, else (B,). float32, or
-        float64 where a log-prob is float64.
+        A scalar, or for "none" the loss of each group.
 
     Raises
     ------
-    TypeError
-        An argument is not a tensor, of the wrong dtype, or not a number.
-    ValueError
-        Shapes, devices or offsets do not fit, a group is empty, a value is not finite or out of
-        range, or a name is unknown.
+    TypeError, ValueError
+        As for all losses.
 
     Notes
     -----
@@ -227,23 +323,32 @@ def swepo(
     >>> swepo(policy, ref, rewards, beta=1.0, positives="top")
     tensor(0.3319)
     """
-    check_number("beta", beta)
     check_number("alpha", alpha, zero=True)
+    check_number("margin", margin, signed=True)
     check_choice("positives", positives, ("mean", "top"))
-    check_choice("reduction", reduction, ("mean", "sum", "none"))
-    check_groups(
-        {"policy_logps": policy_logps, "ref_logps": ref_logps, "rewards": rewards}, offsets
+    batch = Batch.of(
+        policy_logps,
+        ref_logps,
+        beta=beta,
+        reward=reward,
+        lengths=lengths,
+        offsets=offsets,
+        reduction=reduction,
+        metrics=metrics,
+        validate=validate,
+        others={"rewards": rewards},
     )
-    groups = Groups.of(rewards, offsets)
+    groups = batch.groups
     flat = widen(rewards).reshape(-1)
     # Measured from the highest, equal rewards differ from their mean by exactly 0.
     below_best = flat - groups.spread(groups.max(flat.detach()))
     above_mean = below_best - groups.spread(groups.mean(below_best))
     positive = _positives(below_best, above_mean, groups, positives).reshape(rewards.shape)
 
-    scores = _scaled_log_ratios(policy_logps, ref_logps, beta)
+    scores = batch.scores
     scores = scores + (above_mean * float(alpha)).to(scores.dtype).reshape(scores.shape)
-    return _reduce(_positive_against_rest(scores, positive, offsets), reduction)
+    losses = fused.contrast(scores, positive, offsets=offsets, margin=margin, backend=backend)
+    return batch.finish(losses, scores)
 
 
 def _positives(below_best: Tensor, above_mean: Tensor, groups: Groups, which: Positives) -> Tensor:
@@ -251,33 +356,3 @@ def _positives(below_best: Tensor, above_mean: Tensor, groups: Groups, which: Po
     top = groups.first(below_best == 0)
     # The top one is above the mean wherever any is, so it only matters where all are equal.
     return top if which == "top" else top | (above_mean > 0)
-
-
-def _chosen_against_rest(
-    policy_logps: Tensor, ref_logps: Tensor, beta: float, offsets: Tensor | None
-) -> Tensor:
-    """Loss of each group with the first response as the positive and beta h as the scores."""
-    scores = _scaled_log_ratios(policy_logps, ref_logps, beta)
-    chosen = torch.zeros(scores.numel(), dtype=torch.bool, device=scores.device)
-    chosen = chosen.index_fill(0, Groups.of(scores, offsets).starts, True)
-    return _positive_against_rest(scores, chosen.reshape(scores.shape), offsets)
-
-
-def _positive_against_rest(scores: Tensor, positive: Tensor, offsets: Tensor | None) -> Tensor:
-    """Loss of each group with all weights 1: what is not positive is the rest."""
-    zeros = torch.zeros_like(scores)
-    log_positive = zeros.masked_fill(~positive, -torch.inf)
-    log_rest = zeros.masked_fill(positive, -torch.inf)
-    return lse_loss(scores, log_positive, log_rest, offsets)
-
-
-def _scaled_log_ratios(policy_logps: Tensor, ref_logps: Tensor, beta: float) -> Tensor:
-    """Return beta h, in the shape of the log-probs and at least in float32."""
-    # Widened before they are subtracted: the ratio is small beside what it is the difference of.
-    return (widen(policy_logps) - widen(ref_logps)) * float(beta)
-
-
-def _reduce(losses: Tensor, reduction: Reduction) -> Tensor:
-    if reduction == "none":
-        return losses
-    return losses.mean() if reduction == "mean" else losses.sum()

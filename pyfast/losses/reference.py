@@ -33,19 +33,23 @@ class Groups:
         (B,) int64, the flat index of the first response of each group.
     ids : Tensor
         (T,) int64, the group of each response.
+    size : int or None
+        The number of responses of every group, where all have the same.
     """
 
     starts: Tensor
     ids: Tensor
+    size: int | None = None
 
     @classmethod
     def of(cls, responses: Tensor, offsets: Tensor | None = None) -> Groups:
         """Read off one group (n,), a batch (B, n), or ragged groups (T,) with offsets (B+1,)."""
         if offsets is None:
-            size = responses.shape[-1]
-            ends = torch.arange(responses.numel() // size + 1, device=responses.device) * size
-        else:
-            ends = offsets.to(device=responses.device, dtype=torch.int64)
+            size, device = responses.shape[-1], responses.device
+            starts = torch.arange(0, responses.numel(), size, device=device)
+            ids = torch.arange(starts.numel(), device=device).repeat_interleave(size)
+            return cls(starts, ids, size)
+        ends = offsets.to(device=responses.device, dtype=torch.int64)
         # A known output_size spares the device a round trip to the host.
         ids = torch.repeat_interleave(
             torch.arange(ends.numel() - 1, device=ends.device),
@@ -54,25 +58,50 @@ class Groups:
         )
         return cls(starts=ends[:-1], ids=ids)
 
+    @property
+    def sizes(self) -> Tensor:
+        """(B,) int64, the number of responses of each group."""
+        return torch.diff(self.starts, append=self.starts.new_full((1,), self.ids.numel()))
+
+    @property
+    def chosen(self) -> Tensor:
+        """(T,) bool, True at the first response of each group."""
+        mask = torch.zeros(self.ids.shape, dtype=torch.bool, device=self.ids.device)
+        return mask.index_fill(0, self.starts, True)
+
     def sum(self, values: Tensor) -> Tensor:
         """Sum flat values (T,) by group, giving (B,)."""
         return values.new_zeros(self.starts.shape).index_add(0, self.ids, values)
 
     def mean(self, values: Tensor) -> Tensor:
         """Average flat values (T,) by group, giving (B,)."""
-        return self.sum(values) / self.sum(torch.ones_like(values))
+        return self.sum(values) / self.sizes.to(values.dtype)
 
     def max(self, values: Tensor) -> Tensor:
         """Take the largest of flat values (T,) in each group, giving (B,)."""
+        if self.size is not None:
+            return values.reshape(-1, self.size).amax(1)
         lowest = values.new_full(self.starts.shape, -torch.inf)
         return lowest.scatter_reduce(0, self.ids, values, "amax")
 
     def spread(self, values: Tensor) -> Tensor:
         """Give every response the value (B,) of its group, making (T,)."""
+        if self.size is not None:
+            return values[:, None].expand(-1, self.size).reshape(-1)
         return values.index_select(0, self.ids)
+
+    def ranking(self, values: Tensor) -> Tensor:
+        """List the flat indices group by group, the largest value first and equals in order."""
+        order = torch.argsort(values.detach(), descending=True, stable=True)
+        return order[torch.argsort(self.ids[order], stable=True)]
 
     def first(self, mask: Tensor) -> Tensor:
         """Keep the first True of a flat mask (T,) in each group; every group must have one."""
+        if self.size is not None:
+            kept = self.starts + mask.reshape(-1, self.size).byte().argmax(
+                1
+            )  # the first, torch says
+            return torch.zeros_like(mask).index_fill(0, kept, True)
         index = torch.arange(mask.numel(), device=mask.device)
         index = index.masked_fill(~mask, mask.numel())
         none = index.new_full(self.starts.shape, mask.numel())
@@ -127,6 +156,133 @@ def lse_loss(
     margin = (top_positive - top_rest) + (mass_positive - mass_rest)
     losses = 0.0 - logsigmoid(margin)  # 0 - x, so that no group reports a loss of -0
     return losses.reshape(scores.shape[:-1]) if offsets is None else losses
+
+
+def contrast(
+    scores: Tensor,
+    positive: Tensor | None = None,
+    log_weights: Tensor | None = None,
+    offsets: Tensor | None = None,
+    margin: float = 0.0,
+) -> Tensor:
+    r"""Loss of each group: its positives, of weight 1, against the weighted rest.
+
+    .. math:: L = \log\Big(\sum_{i \in P} e^{s_i} + e^m \sum_{i \notin P} b_i e^{s_i}\Big)
+                  - \log\sum_{i \in P} e^{s_i}
+
+    Parameters
+    ----------
+    scores : Tensor
+        The s_i, in a layout of :func:`lse_loss`.
+    positive : Tensor, optional
+        bool, the set P, in the shape of `scores`; by default the first response of each group.
+    log_weights : Tensor, optional
+        log b_i, in the shape of `scores`, 0 by default. Those of the positives are not read.
+    offsets : Tensor, optional
+        As in :func:`lse_loss`.
+    margin : float
+        The m by which the positives have to win.
+
+    Returns
+    -------
+    Tensor
+        As in :func:`lse_loss`.
+
+    Examples
+    --------
+    >>> contrast(torch.tensor([1.0, 0.0, 0.0]))
+    tensor(0.5514)
+    """
+    if positive is None:
+        positive = Groups.of(scores, offsets).chosen.reshape(scores.shape)
+    zeros = torch.zeros_like(widen(scores))
+    log_rest = zeros if log_weights is None else log_weights
+    return lse_loss(
+        scores,
+        zeros.masked_fill(~positive, -torch.inf),
+        (log_rest + margin).masked_fill(positive, -torch.inf),
+        offsets,
+    )
+
+
+def listwise(scores: Tensor, offsets: Tensor | None = None, margin: float = 0.0) -> Tensor:
+    r"""Plackett-Luce loss of each whole ranking: every response against all that come after it.
+
+    .. math:: L = \sum_j \Big(\log\sum_{i \ge j} e^{s_i} - s_j\Big)
+
+    with the rest of each term shifted by the margin, as in :func:`contrast`. Each term is written
+    out as a group of its own, so that n responses make n (n + 1) / 2.
+
+    Parameters
+    ----------
+    scores : Tensor
+        The s_i from the best-ranked response to the worst, in a layout of :func:`lse_loss`.
+    offsets : Tensor, optional
+        As in :func:`lse_loss`.
+    margin : float
+        The m by which each response has to win over the rest.
+
+    Returns
+    -------
+    Tensor
+        As in :func:`lse_loss`.
+
+    Examples
+    --------
+    >>> listwise(torch.zeros(3))  # log(3) + log(2) + log(1)
+    tensor(1.7918)
+    """
+    groups = Groups.of(scores, offsets)
+    members, ends = suffixes(groups, torch.arange(scores.numel(), device=scores.device))
+    terms = contrast(scores.reshape(-1)[members], offsets=ends, margin=margin)
+    losses = groups.sum(terms)
+    return losses.reshape(scores.shape[:-1]) if offsets is None else losses
+
+
+def suffixes(groups: Groups, heads: Tensor) -> tuple[Tensor, Tensor]:
+    """List each head and all that follow it in its group: their flat indices, and offsets."""
+    group_ends = groups.starts + groups.sizes
+    sizes = group_ends[groups.ids[heads]] - heads
+    ends = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
+    members = torch.arange(int(ends[-1]), device=heads.device)
+    return members + torch.repeat_interleave(heads - ends[:-1], sizes), ends
+
+
+def token_logps(
+    rows: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Log-prob of each label and entropy of each distribution in nats, from all logits at once.
+
+    Parameters
+    ----------
+    rows : Tensor
+        (n, H) hidden states.
+    weight, bias : Tensor
+        (V, H) and (V,) or None, of the language-model head.
+    labels : Tensor
+        (n,) int64.
+    temperature, softcap : float
+        As in :func:`pyfast.losses.sequence_logps`.
+
+    Returns
+    -------
+    tuple of Tensor
+        Two of (n,), float32 or wider.
+    """
+    wide = torch.promote_types(widen(rows).dtype, widen(weight).dtype)
+    logits = rows.to(wide) @ weight.to(wide).t()
+    if bias is not None:
+        logits = logits + bias.to(wide)
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    logps = torch.log_softmax(logits / temperature, dim=-1)
+    entropy = torch.special.entr(logps.exp()).sum(-1)
+    return logps.gather(1, labels[:, None]).squeeze(1), entropy
 
 
 def _log_mass(values: Tensor, groups: Groups) -> tuple[Tensor, Tensor]:

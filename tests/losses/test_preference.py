@@ -496,6 +496,6 @@ def test_examples_in_the_docstrings():
 
 def test_public_names():
     assert losses.__all__ == sorted(losses.__all__)
-    for name in losses.__all__:
+    for name in sorted(set(losses.__all__) - {"SequenceLogps", "sequence_logps"}):
         parameters = inspect.signature(getattr(losses, name)).parameters
         assert {"beta", "offsets", "reduction"} <= set(parameters)

@@ -1,0 +1,126 @@
+"""What every loss over groups does before and after its formula: checks, scores, reduction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, TypeAlias
+
+from torch import Tensor
+
+from pyfast.losses._checks import check_choice, check_groups, check_number
+from pyfast.losses.metrics import preference_metrics
+from pyfast.losses.reference import Groups, widen
+
+Reduction: TypeAlias = Literal["mean", "sum", "none"]
+Reward: TypeAlias = Literal["dpo", "simpo", "length_normalized", "kto"]
+Backend: TypeAlias = Literal["auto", "reference", "triton"]
+Metrics: TypeAlias = MutableMapping[str, Tensor]
+
+REWARDS = ("dpo", "simpo", "length_normalized", "kto")
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Checked arguments of one call, and the scores made of them.
+
+    Attributes
+    ----------
+    policy_logps : Tensor
+        As given.
+    scores : Tensor
+        s_i, the implicit rewards, in the shape of `policy_logps` and at least in float32.
+    beta : float
+        As given.
+    offsets : Tensor or None
+        As given.
+    reduction : {"mean", "sum", "none"}
+        As given.
+    metrics : mutable mapping or None
+        Where to write the metrics to.
+    """
+
+    policy_logps: Tensor
+    scores: Tensor
+    beta: float
+    offsets: Tensor | None
+    reduction: Reduction
+    metrics: Metrics | None
+
+    @classmethod
+    def of(
+        cls,
+        policy_logps: Tensor,
+        ref_logps: Tensor | None,
+        *,
+        beta: float,
+        reward: Reward,
+        lengths: Tensor | None,
+        offsets: Tensor | None,
+        reduction: Reduction,
+        metrics: Metrics | None,
+        validate: bool,
+        size: int | None = None,
+        others: Mapping[str, Tensor] | None = None,
+    ) -> Batch:
+        """Check everything that the losses have in common, and `others` beside it."""
+        check_number("beta", beta)
+        check_choice("reward", reward, REWARDS)
+        check_choice("reduction", reduction, ("mean", "sum", "none"))
+        tensors = {"policy_logps": policy_logps}
+        if reward != "simpo":
+            if ref_logps is None:
+                raise TypeError("ref_logps must be a torch.Tensor, got None: only simpo needs none")
+            tensors["ref_logps"] = ref_logps
+        positive: dict[str, Tensor] = {}
+        if reward != "dpo":
+            if lengths is None:
+                raise TypeError(f"lengths must be a torch.Tensor for reward {reward}, got None")
+            positive["lengths"] = lengths
+        check_groups(
+            {**tensors, **(others or {})}, offsets, size=size, positive=positive, values=validate
+        )
+        scores = _scores(policy_logps, tensors.get("ref_logps"), beta, reward, lengths)
+        return cls(policy_logps, scores, float(beta), offsets, reduction, metrics)
+
+    @cached_property
+    def groups(self) -> Groups:
+        """Which response belongs to which group."""
+        return Groups.of(self.scores, self.offsets)
+
+    @property
+    def flat(self) -> Tensor:
+        """The scores end to end, (T,)."""
+        return self.scores.reshape(-1)
+
+    def finish(self, losses: Tensor, scores: Tensor | None = None) -> Tensor:
+        """Write the metrics, and reduce the losses of the groups, (B,) or () for one group.
+
+        `scores` are those that weigh the negatives, where the loss added something to them.
+        """
+        if self.metrics is not None:
+            weighing = (self.scores if scores is None else scores).reshape(-1)
+            found = preference_metrics(self.flat, self.policy_logps, self.groups, weighing)
+            self.metrics.update(found)
+        if self.reduction == "none":
+            return losses.reshape(self.scores.shape[:-1]) if self.offsets is None else losses
+        return losses.mean() if self.reduction == "mean" else losses.sum()
+
+
+def _scores(
+    policy_logps: Tensor,
+    ref_logps: Tensor | None,
+    beta: float,
+    reward: Reward,
+    lengths: Tensor | None,
+) -> Tensor:
+    """Return the implicit rewards, in the shape of the log-probs and at least in float32."""
+    # Widened before they are subtracted: the ratio is small beside what it is the difference of.
+    ratios = widen(policy_logps)
+    if ref_logps is not None:
+        ratios = ratios - widen(ref_logps)
+    if lengths is not None and reward != "dpo":
+        factors = lengths.to(ratios.dtype)
+        ratios = ratios * factors if reward == "kto" else ratios / factors
+    return ratios * float(beta)

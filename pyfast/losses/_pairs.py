@@ -1,0 +1,104 @@
+"""Which pairs of a group count, and with what weight; :mod:`pyfast.losses.pairs` says why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from pyfast.losses._batch import Batch
+from pyfast.losses._checks import check_choice, check_number
+from pyfast.losses.reference import Groups, suffixes, widen
+
+Weighting: TypeAlias = Literal["mean", "bt", "pl", "hps"]
+PairLoss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+WEIGHTINGS = ("mean", "bt", "pl", "hps")
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """Weighted pairs of responses: flat indices and weights, all (M,)."""
+
+    winner: Tensor
+    loser: Tensor
+    weight: Tensor
+
+    def total(self, groups: Groups, losses: Tensor) -> Tensor:
+        """Sum the weighted losses of the pairs by group, (B,)."""
+        zeros = losses.new_zeros(groups.starts.shape)
+        return zeros.index_add(0, groups.ids[self.winner], losses * self.weight)
+
+
+def choose_pairs(
+    groups: Groups, rewards: Tensor | None, weighting: Weighting, gamma: float, dtype: torch.dtype
+) -> Pairs:
+    """List the pairs of a weighting; `rewards` (T,) or None."""
+    if weighting == "pl":
+        return _ranked_pairs(groups, rewards, dtype)
+    loser = (~groups.chosen).nonzero().squeeze(1)
+    group = groups.ids[loser]
+    if weighting == "mean":
+        weight = 1 / (groups.sizes - 1).to(dtype)[group]
+    elif weighting == "bt":
+        lone = groups.sizes < 2
+        last = groups.starts + groups.sizes - 1
+        if rewards is not None:
+            ranked = groups.ranking(rewards.masked_fill(groups.chosen, torch.inf))
+            last = ranked[last]
+        loser, group = last[~lone], groups.ids[last[~lone]]
+        weight = torch.ones(loser.shape, dtype=dtype, device=loser.device)
+    else:
+        assert rewards is not None
+        tilt = (rewards * gamma).masked_fill(groups.chosen, -torch.inf)
+        weights = torch.exp(tilt - groups.spread(groups.max(tilt)))
+        weight = (weights[loser] / groups.sum(weights)[group]).to(dtype)
+    return Pairs(groups.starts[group], loser, weight)
+
+
+def _ranked_pairs(groups: Groups, rewards: Tensor | None, dtype: torch.dtype) -> Pairs:
+    """All pairs of each ranking, each winner's losers sharing a weight of 1."""
+    places = torch.arange(groups.ids.numel(), device=groups.ids.device)
+    members, ends = suffixes(groups, places)
+    below = ends.diff() - 1
+    head = torch.repeat_interleave(places, ends.diff())
+    beaten = members != head
+    head, members = head[beaten], members[beaten]
+    weight = 1 / below.to(dtype)[head]
+    if rewards is None:
+        return Pairs(head, members, weight)
+    order = groups.ranking(rewards)
+    return Pairs(order[head], order[members], weight)
+
+
+def over_pairs(
+    batch: Batch,
+    rewards: Tensor | None,
+    weighting: Weighting,
+    gamma: float,
+    loss: PairLoss,
+    handicap: Tensor | None = None,
+) -> Tensor:
+    """Sum a pairwise loss of winners' and losers' scores over each group.
+
+    `handicap` (B,) is added to the losers' scores.
+    """
+    flat_rewards = None if rewards is None else widen(rewards.detach()).reshape(-1)
+    pairs = choose_pairs(batch.groups, flat_rewards, weighting, gamma, batch.scores.dtype)
+    losers = batch.flat[pairs.loser]
+    if handicap is not None:
+        losers = losers + handicap[batch.groups.ids[pairs.loser]]
+    return pairs.total(batch.groups, loss(batch.flat[pairs.winner], losers))
+
+
+def weighing(rewards: Tensor | None, weighting: Weighting, gamma: float) -> dict[str, Tensor]:
+    """Check what chooses the pairs, and return what is to be checked as values."""
+    check_choice("weighting", weighting, WEIGHTINGS)
+    check_number("gamma", gamma, signed=True)
+    if rewards is not None:
+        return {"rewards": rewards}
+    if weighting == "hps":
+        raise TypeError("rewards must be a torch.Tensor for weighting hps, got None")
+    return {}

@@ -1,0 +1,141 @@
+"""Which tokens are scored, and how their values come together by sequence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pyfast.losses.reference import Groups
+
+IGNORED = -100
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """The scored tokens of a batch.
+
+    Attributes
+    ----------
+    index : Tensor
+        (n,) int64, their places in the flattened labels.
+    labels : Tensor
+        (n,) int64, their labels.
+    shape : tuple of int
+        The shape of all labels.
+    offsets : Tensor or None
+        Where the sequences of a flat layout start and end.
+    """
+
+    index: Tensor
+    labels: Tensor
+    shape: tuple[int, ...]
+    offsets: Tensor | None
+
+    def place(self, values: Tensor) -> Tensor:
+        """Put values (n,) in their places, with 0 elsewhere: the shape of the labels."""
+        flat = values.new_zeros(self.shape).reshape(-1)
+        return flat.index_copy(0, self.index, values).reshape(self.shape)
+
+    def total(self, values: Tensor) -> Tensor:
+        """Sum values (n,) by sequence: () for one, else (B,)."""
+        placed = self.place(values)
+        if self.offsets is None:
+            return placed.sum(-1)
+        return Groups.of(placed, self.offsets).sum(placed)
+
+
+def check_head(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, mask: Tensor | None
+) -> None:
+    """Check types, shapes and devices: all that is known without looking at values."""
+    named = {"hidden": hidden, "head_weight": weight, "head_bias": bias}
+    for name, tensor in named.items():
+        if tensor is None and name == "head_bias":
+            continue
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
+        if tensor.dtype not in _FLOATS:
+            raise TypeError(f"{name} must have a floating-point dtype, got {tensor.dtype}")
+        if tensor.device != hidden.device:
+            raise ValueError(
+                f"{name} must be on the device of hidden ({hidden.device}), got {tensor.device}"
+            )
+    shape = tuple(hidden.shape)
+    if hidden.dim() not in (2, 3) or shape[-1] == 0:
+        raise ValueError(f"hidden must have shape (B, L, H), (L, H) or (T, H), got {shape}")
+    if weight.dim() != 2 or weight.shape[1] != shape[-1] or weight.shape[0] == 0:
+        raise ValueError(f"head_weight must have shape (V, {shape[-1]}), got {tuple(weight.shape)}")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"head_bias must have shape ({weight.shape[0]},), got {tuple(bias.shape)}")
+    for name, given in {"labels": labels, "mask": mask}.items():
+        if given is None and name == "mask":
+            continue
+        if not isinstance(given, Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor, got {type(given).__name__}")
+        if (
+            given.is_floating_point()
+            or given.is_complex()
+            or (name, given.dtype)
+            == (
+                "labels",
+                torch.bool,
+            )
+        ):
+            wanted = "integers" if name == "labels" else "bool or integers"
+            raise TypeError(f"{name} must hold {wanted}, got {given.dtype}")
+        if given.shape != hidden.shape[:-1]:
+            raise ValueError(
+                f"{name} must have the shape of hidden without its last axis {shape[:-1]}, "
+                f"got {tuple(given.shape)}"
+            )
+        if given.device != hidden.device:
+            raise ValueError(
+                f"{name} must be on the device of hidden ({hidden.device}), got {given.device}"
+            )
+
+
+def scored_tokens(
+    labels: Tensor, mask: Tensor | None, offsets: Tensor | None, vocabulary: int, *, validate: bool
+) -> Tokens:
+    """List the scored tokens, after a look at their labels and at the offsets."""
+    if offsets is not None:
+        _check_offsets(labels, offsets, validate=validate)
+    scored = labels != IGNORED if mask is None else mask != 0
+    index = scored.reshape(-1).nonzero().squeeze(1)
+    found = labels.reshape(-1)[index].long()
+    if validate:
+        bad = (found < 0) | (found >= vocabulary)
+        if bad.any():
+            place = int(index[bad.nonzero()[0]])
+            where = divmod(place, labels.shape[-1]) if labels.dim() == 2 else place
+            raise ValueError(
+                f"labels must be from 0 to {vocabulary - 1} where scored, "
+                f"got {int(labels.reshape(-1)[place])} at {where}"
+            )
+    return Tokens(index, found, tuple(labels.shape), offsets)
+
+
+def _check_offsets(labels: Tensor, offsets: Tensor, *, validate: bool) -> None:
+    if not isinstance(offsets, Tensor):
+        raise TypeError(f"offsets must be a torch.Tensor, got {type(offsets).__name__}")
+    if offsets.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"offsets must hold int32 or int64, got {offsets.dtype}")
+    if labels.dim() != 1:
+        raise ValueError(
+            f"labels must be flat (T,) when offsets are given, got shape {tuple(labels.shape)}"
+        )
+    if offsets.dim() != 1 or offsets.numel() < 2:
+        raise ValueError(
+            f"offsets must have shape (B+1,) with B at least 1, got {tuple(offsets.shape)}"
+        )
+    if validate:
+        total = labels.numel()
+        ends = [int(offsets[0]), int(offsets[-1])]
+        if ends != [0, total] or (offsets.diff() < 0).any():
+            raise ValueError(
+                f"offsets must rise from 0 to the number of tokens ({total}), "
+                f"got {offsets.tolist() if offsets.numel() < 9 else ends}"
+            )

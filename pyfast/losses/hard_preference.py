@@ -1,0 +1,217 @@
+"""Hard preference sampling: negatives weighted, or drawn, by a tilt of their scores."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from pyfast.losses import fused
+from pyfast.losses._batch import Backend, Batch, Metrics, Reduction, Reward
+from pyfast.losses._checks import check_choice, check_number, check_valid
+from pyfast.losses.reference import Groups, suffixes, widen
+
+Normalize: TypeAlias = Literal["mean", "sum"]
+
+
+def hps(
+    policy_logps: Tensor,
+    ref_logps: Tensor | None,
+    rewards: Tensor,
+    *,
+    gamma: float = 1.0,
+    draws: int | None = None,
+    generator: torch.Generator | None = None,
+    importance: bool = True,
+    normalize: Normalize = "mean",
+    valid: Tensor | None = None,
+    valid_weight: float = 1.0,
+    valid_as_negatives: bool = False,
+    beta: float = 0.1,
+    margin: float = 0.0,
+    reward: Reward = "dpo",
+    lengths: Tensor | None = None,
+    offsets: Tensor | None = None,
+    reduction: Reduction = "mean",
+    backend: Backend = "auto",
+    metrics: Metrics | None = None,
+    validate: bool = True,
+) -> Tensor:
+    r"""Hard preference sampling: the chosen response against the harder negatives.
+
+    .. math:: L = -\log\frac{e^{s_c}}{e^{s_c} + e^m \sum_{i \ne c} b_i e^{s_i}}, \qquad
+              q_i = \frac{e^{\gamma r_i}}{\sum_{j \ne c} e^{\gamma r_j}}
+
+    over a group's N negatives, where :math:`b_i = N q_i`. With `draws` = m, negatives are drawn
+    from q with replacement, and :math:`b_i = (N / m)` times how often i was drawn. gamma = 0 makes
+    the full loss :func:`~pyfast.losses.plackett_luce_top1`. A group of one response has loss and
+    gradient 0, and counts in the mean.
+
+    With several `valid` responses in a group, :math:`L = L_1 + \lambda (L_2 + \dots)`: each in turn
+    is the chosen one, and the other valid ones are left out of its negatives, of q and of N.
+
+    Parameters
+    ----------
+    policy_logps, ref_logps, beta, reward, lengths, offsets, reduction, metrics, validate
+        As for all losses: :mod:`pyfast.losses`. The chosen response comes first in its group.
+    rewards : Tensor
+        r_i, the estimated rewards, in the shape and on the device of `policy_logps`.
+    gamma : float
+        Any finite number: above 0 the high-scored negatives weigh more. The paper lets it grow from
+        -5 to 5 in training: :func:`pyfast.select.hard_preference_gamma`.
+    draws : int, optional
+        m, at least 1. By default nothing is drawn and every negative counts by its weight.
+    generator : torch.Generator, optional
+        Where the draws take their random numbers from, on the device of the log-probs.
+    importance : bool
+        False gives each drawn negative the weight 1 instead of N/m. With ``draws=1`` that is what
+        the authors' code does: plain DPO against one drawn negative.
+    normalize : {"mean", "sum"}
+        Whether the weights are 1 in the mean (N q_i) or sum to 1 (q_i: equation 10 as printed).
+    valid : Tensor, optional
+        bool, in the shape of `policy_logps`: which responses are valid. By default the first of
+        each group; that one always has to be.
+    valid_weight : float
+        lambda, from 0 on: the weight of all valid responses but the first.
+    valid_as_negatives : bool
+        Appendix E as printed: a valid response has those that come after it, valid or not, among
+        its negatives (but not those before it).
+    margin : float
+        The m in the exponent above.
+    backend : {"auto", "reference", "triton"}
+        What computes; see :func:`pyfast.losses.fused.contrast`.
+
+    Returns
+    -------
+    Tensor
+        A scalar, or for "none" the loss of each group.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for all losses; `draws`, `valid` or a name is not as said above, or
+        ``importance=False`` without draws.
+
+    Notes
+    -----
+    HPS, equations 8 to 10 and appendix E. Equation 8 has :math:`N E_q[e^s] = N \sum_i q_i e^{s_i}`,
+    and equation 10 as printed loses the N; with it gamma = 0 gives equation 6 exactly.
+
+    Examples
+    --------
+    >>> policy, ref = torch.tensor([-3.0, -5.0, -4.0]), torch.tensor([-4.0, -4.0, -4.0])
+    >>> rewards = torch.tensor([2.0, 0.0, 1.0])
+    >>> hps(policy, ref, rewards, gamma=0.0, beta=1.0)
+    tensor(0.4076)
+    >>> hps(policy, ref, rewards, gamma=5.0, beta=1.0)  # nearly all weight on the last
+    tensor(0.5496)
+    """
+    check_number("gamma", gamma, signed=True)
+    check_number("margin", margin, signed=True)
+    check_number("valid_weight", valid_weight, zero=True)
+    check_choice("normalize", normalize, ("mean", "sum"))
+    _check_draws(draws, importance)
+    batch = Batch.of(
+        policy_logps,
+        ref_logps,
+        beta=beta,
+        reward=reward,
+        lengths=lengths,
+        offsets=offsets,
+        reduction=reduction,
+        metrics=metrics,
+        validate=validate,
+        others={"rewards": rewards},
+    )
+    groups, ends = batch.groups, offsets
+    scores, tilt = batch.scores, widen(rewards) * float(gamma)
+    heads = None
+    if valid is not None:
+        check_valid(valid, policy_logps, groups.starts, values=validate)
+        marked = valid.reshape(-1)
+        heads = marked.nonzero().squeeze(1)
+        members, ends = _one_group_a_head(groups, heads, marked, keep=valid_as_negatives)
+        scores, tilt = batch.flat[members], tilt.reshape(-1)[members]
+
+    drawn_from = groups if heads is None else Groups.of(scores, ends)
+    log_weights = _log_weights(
+        tilt.reshape(-1), drawn_from, draws, importance, normalize, generator
+    )
+    log_weights = log_weights.to(scores.dtype).reshape(scores.shape)
+    losses = fused.contrast(scores, None, log_weights, ends, margin, backend=backend)
+    if heads is None:
+        return batch.finish(losses, scores + log_weights)
+    first = torch.zeros_like(marked).index_fill(0, groups.starts, True)[heads]
+    weighted = losses * torch.where(first, 1.0, float(valid_weight))
+    per_group = weighted.new_zeros(groups.starts.shape).index_add(0, groups.ids[heads], weighted)
+    return batch.finish(per_group)
+
+
+def _check_draws(draws: int | None, importance: bool) -> None:
+    if draws is None:
+        if not importance:
+            raise ValueError("importance=False needs draws: without them nothing is drawn")
+    elif isinstance(draws, bool) or not isinstance(draws, int):
+        raise TypeError(f"draws must be a whole number, got {type(draws).__name__}")
+    elif draws < 1:
+        raise ValueError(f"draws must be at least 1, got {draws}")
+
+
+def _one_group_a_head(
+    groups: Groups, heads: Tensor, valid: Tensor, *, keep: bool
+) -> tuple[Tensor, Tensor]:
+    """List each valid response and its negatives as a group: flat indices, and offsets."""
+    if keep:
+        return suffixes(groups, heads)
+    sizes = groups.sizes[groups.ids[heads]]
+    head = torch.repeat_interleave(torch.arange(heads.numel(), device=heads.device), sizes)
+    ends = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
+    place = torch.arange(head.numel(), device=heads.device) - ends[head]
+    # The head goes first; those before it in the group move up by one.
+    own = (heads - groups.starts[groups.ids[heads]])[head]
+    place = torch.where(place == 0, own, place - (place <= own).to(place.dtype))
+    members = groups.starts[groups.ids[heads]][head] + place
+    kept = ~valid[members] | (members == heads[head])
+    counts = torch.zeros_like(sizes).index_add(0, head, kept.to(sizes.dtype))
+    return members[kept], torch.cat([sizes.new_zeros(1), counts.cumsum(0)])
+
+
+def _log_weights(
+    tilt: Tensor,
+    groups: Groups,
+    draws: int | None,
+    importance: bool,
+    normalize: Normalize,
+    generator: torch.Generator | None,
+) -> Tensor:
+    """Return log b_i of every negative, (T,); -inf for the chosen."""
+    chosen = groups.chosen
+    negatives = groups.spread((groups.sizes - 1).clamp(min=1)).to(tilt.dtype)
+    tilt = tilt.masked_fill(chosen, -torch.inf)
+    if draws is None:
+        top = groups.max(tilt.detach())
+        shifted = tilt - groups.spread(torch.where(top == -torch.inf, 0.0, top))
+        mass = groups.sum(torch.exp(shifted))
+        log_q = shifted - groups.spread(torch.where(mass > 0, mass, 1.0).log())
+        return log_q if normalize == "sum" else log_q + negatives.log()
+    times = _draw(tilt.detach(), groups, draws, generator)
+    if normalize == "sum":
+        times = times / draws
+    elif importance:
+        times = times * (negatives / draws)
+    return times.log()
+
+
+def _draw(tilt: Tensor, groups: Groups, draws: int, generator: torch.Generator | None) -> Tensor:
+    """Count how often each response comes in `draws` draws by softmax(tilt), (T,).
+
+    The largest of tilt plus Gumbel noise is distributed so; one pass over the responses a draw.
+    """
+    times = torch.zeros_like(tilt)
+    for _ in range(draws):
+        noise = torch.empty_like(tilt).exponential_(generator=generator).log()
+        noisy = tilt - noise
+        best = noisy == groups.spread(groups.max(noisy))
+        times += groups.first(best) & (tilt > -torch.inf)
+    return times

@@ -1,0 +1,180 @@
+"""The closed forms against the reference: values, slopes, extremes and layouts."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pyfast.losses import fused, plackett_luce, plackett_luce_top1, reference
+
+SIZES = [3, 1, 4, 1, 6, 2, 17, 33]
+
+
+def ragged(dtype=torch.float64, sizes=SIZES, scale=3.0, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    offsets = torch.tensor([0, *sizes]).cumsum(0)
+    total = int(offsets[-1])
+    scores = (scale * torch.randn(total, generator=generator, dtype=torch.float64)).to(dtype)
+    positive = torch.rand(total, generator=generator) < 0.4
+    positive[offsets[:-1]] = True
+    weights = torch.randn(total, generator=generator, dtype=torch.float64).to(dtype)
+    weights[torch.rand(total, generator=generator) < 0.3] = -math.inf
+    return scores, positive, weights, offsets
+
+
+def both(name, scores, *arguments, **keywords):
+    """Loss and gradient by the reference and by the closed form."""
+    outcomes = []
+    for module in (reference, fused):
+        leaf = scores.clone().requires_grad_()
+        loss = getattr(module, name)(leaf, *arguments, **keywords)
+        weights = torch.linspace(0.5, 2.0, loss.numel(), dtype=loss.dtype).reshape(loss.shape)
+        (gradient,) = torch.autograd.grad((loss * weights).sum(), leaf)
+        outcomes.append((loss.detach(), gradient))
+    return outcomes
+
+
+CASES = [
+    (use_positive, use_weights, margin)
+    for use_positive in (False, True)
+    for use_weights in (False, True)
+    for margin in (0.0, 0.7, -2.0)
+]
+
+
+@pytest.mark.parametrize(("use_positive", "use_weights", "margin"), CASES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_contrast_is_the_reference(use_positive, use_weights, margin, dtype):
+    scores, positive, weights, offsets = ragged(dtype)
+    (loss, gradient), (fast, slope) = both(
+        "contrast",
+        scores,
+        positive if use_positive else None,
+        weights if use_weights else None,
+        offsets,
+        margin,
+    )
+    tolerance = 1e-12 if dtype is torch.float64 else 2e-6
+    torch.testing.assert_close(fast, loss, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(slope, gradient, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("margin", [0.0, 1.5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_listwise_is_the_reference(margin, dtype):
+    scores, _, _, offsets = ragged(dtype)
+    (loss, gradient), (fast, slope) = both("listwise", scores, offsets, margin)
+    tolerance = 1e-12 if dtype is torch.float64 else 2e-6
+    torch.testing.assert_close(fast, loss, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(slope, gradient, rtol=tolerance, atol=tolerance)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.lists(
+        st.lists(st.sampled_from([-1e4, -89.0, -1.0, 0.0, 0.5, 88.0, 1e4]), min_size=1, max_size=9),
+        min_size=1,
+        max_size=5,
+    )
+)
+def test_extremes_and_ties_agree_in_float32(groups):
+    offsets = torch.tensor([0, *(len(group) for group in groups)]).cumsum(0)
+    scores = torch.tensor([score for group in groups for score in group])
+    for name, arguments in (("contrast", (None, None, offsets)), ("listwise", (offsets,))):
+        _, (loss, slope) = both(name, scores, *arguments)
+        (exact, gradient), _ = both(name, scores.double(), *arguments)
+        torch.testing.assert_close(loss.double(), exact, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(slope.double(), gradient, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["contrast", "listwise"])
+def test_layouts_agree_to_the_bit(name):
+    scores = torch.randn(7, 5)
+    offsets = torch.arange(8) * 5
+    _, (batch, slope) = both(name, scores)
+    keywords = {"offsets": offsets}
+    _, (flat, flat_slope) = both(name, scores.reshape(-1), **keywords)
+    one = [both(name, row)[1][0] for row in scores]
+    assert torch.equal(batch, flat)
+    assert torch.equal(slope.reshape(-1), flat_slope)
+    assert torch.equal(batch, torch.stack(one))
+    assert one[0].shape == ()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", ["contrast", "listwise"])
+def test_half_types_are_computed_in_float32(name, dtype):
+    scores = torch.randn(4, 6).to(dtype).requires_grad_()
+    wide = scores.detach().float().requires_grad_()
+    loss, expected = getattr(fused, name)(scores), getattr(fused, name)(wide)
+    loss.sum().backward()
+    expected.sum().backward()
+    assert loss.dtype is torch.float32
+    assert torch.equal(loss, expected)
+    assert torch.equal(scores.grad, wide.grad.to(dtype))
+
+
+@pytest.mark.parametrize("name", ["contrast", "listwise"])
+def test_first_and_second_derivatives(name):
+    offsets = torch.tensor([0, 3, 4, 9])
+    scores = torch.randn(9, dtype=torch.float64, requires_grad=True)
+    keywords = {"offsets": offsets, "margin": 0.3}
+
+    def loss(s):
+        return getattr(fused, name)(s, **keywords)
+
+    assert torch.autograd.gradcheck(loss, (scores,))
+    assert torch.autograd.gradgradcheck(loss, (scores,))
+
+
+def test_weights_that_need_a_gradient_go_through_the_reference():
+    scores, _, _, offsets = ragged()
+    weights = torch.randn(scores.shape, dtype=torch.float64, requires_grad=True)
+
+    def loss(s, w):
+        return fused.contrast(s, None, w, offsets)
+
+    assert torch.autograd.gradcheck(loss, (scores.requires_grad_(), weights))
+
+
+def test_groups_of_1_to_1000():
+    sizes = [1, 1000, 2, 999, 1, 17]
+    scores, positive, weights, offsets = ragged(torch.float32, sizes, scale=3e3)
+    for name, arguments in (
+        ("contrast", (positive, weights, offsets)),
+        ("listwise", (offsets,)),
+    ):
+        _, (loss, slope) = both(name, scores, *arguments)
+        wide = [x.double() if x.is_floating_point() else x for x in arguments]
+        (exact, gradient), _ = both(name, scores.double(), *wide)
+        torch.testing.assert_close(loss.double(), exact, rtol=1e-5, atol=2e-3)
+        torch.testing.assert_close(slope.double(), gradient, rtol=1e-3, atol=2e-3)
+
+
+def test_backends_by_name(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    policy, ref = torch.zeros(3), torch.zeros(3)
+    expected = plackett_luce_top1(policy, ref, backend="reference")
+    assert expected.item() == pytest.approx(math.log(3))
+    with pytest.raises(ValueError, match="backend must be one of auto, reference, triton"):
+        plackett_luce_top1(policy, ref, backend="x")
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match=r"^backend triton cannot be used: .*(GPU|triton)"):
+            plackett_luce(policy, ref, backend="triton")
+
+
+def test_compiles_without_a_graph_break():
+    policy, ref = torch.randn(4, 5), torch.randn(4, 5)
+
+    def step(p, r):
+        return plackett_luce_top1(p, r, beta=0.5)
+
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    mine, plain = policy.clone().requires_grad_(), policy.clone().requires_grad_()
+    loss, expected = compiled(mine, ref), step(plain, ref)
+    loss.backward()
+    expected.backward()
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(mine.grad, plain.grad)
