@@ -237,6 +237,7 @@ void axpy(double a, const double* x, double* y, index n) {
 }
 
 #include "simd/search_kernels.hpp"
+#include "simd/sketch_kernels.hpp"
 
 }  // namespace
 
@@ -268,6 +269,8 @@ const Kernels PYFAST_JOIN(kernels_, PYFAST_SIMD_LEVEL) = {
     below<double>,
     valid<float>,
     valid<double>,
+    philox,
+    add_stripe,
 };
 
 }  // namespace pyfast::simd

@@ -15,6 +15,7 @@ from pyfast._core import (
     opt_select,
     philox,
     random_subsets,
+    sketch_add,
     squared_norms,
 )
 
@@ -33,5 +34,6 @@ __all__ = [
     "opt_select",
     "philox",
     "random_subsets",
+    "sketch_add",
     "squared_norms",
 ]
