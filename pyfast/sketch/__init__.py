@@ -1,9 +1,10 @@
 """Gradient sketches: every response's LoRA gradient, projected, in the cost of one backward pass.
 
-Importing this package loads torch. ``reference`` holds the projection as slow, readable numpy.
+Importing this package loads torch. ``reference`` holds the same as slow, readable numpy and torch.
 """
 
 from pyfast.sketch import reference
+from pyfast.sketch._collector import GradientBatch, LoraGradients
 from pyfast.sketch._project import project
 
-__all__ = ["project", "reference"]
+__all__ = ["GradientBatch", "LoraGradients", "project", "reference"]

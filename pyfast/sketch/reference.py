@@ -73,3 +73,28 @@ def project_modules(parts: Iterable[Floats], dim: int, seed: int, modules: Itera
             total += chunk
     assert total is not None
     return total
+
+
+def lora_gradients(
+    model: Any, responses: Iterable[tuple[list[int], list[int]]], names: list[str]
+) -> Floats:
+    """Return ``grad log pi(y|x)``, float32 (R, p), by one backward pass per response.
+
+    `names` are of LoRA matrices, as `LoraGradients.names`; A comes transposed, [d_in, r].
+    """
+    import torch
+
+    weights = [model.get_submodule(name).weight for name in names]
+    rows = []
+    for prompt, response in responses:
+        ids = torch.tensor([[*prompt, *response]], device=weights[0].device)
+        logits = model(input_ids=ids, use_cache=False).logits.float()
+        logps = logits.log_softmax(-1)[0, len(prompt) - 1 : -1]
+        total = logps.gather(1, ids[0, len(prompt) :, None]).sum()
+        gradients = torch.autograd.grad(total, weights, allow_unused=True, materialize_grads=True)
+        flat = [
+            (gradient.T if ".lora_A." in name else gradient).float().reshape(-1)
+            for name, gradient in zip(names, gradients, strict=True)
+        ]
+        rows.append(torch.cat(flat).cpu().numpy())
+    return np.stack(rows)
