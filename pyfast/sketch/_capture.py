@@ -28,7 +28,7 @@ class _Tap(torch.autograd.Function):
         return output.view_as(output)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         ctx.capture.add(ctx.number, ctx.layout, ctx.saved_tensors[0], gradients[0])
         return gradients[0], None, None, None
 
@@ -77,7 +77,7 @@ class Capture:
                     f"expected {(*self.layout.shape, x.shape[-1])}: whose tokens these are cannot "
                     "be told (a mixture of experts?)"
                 )
-            tapped: Tensor = _Tap.apply(output, x, self, number)
+            tapped: Tensor = _Tap.apply(output, x, self, number)  # type: ignore[no-untyped-call]
             return tapped
 
         return hook

@@ -246,7 +246,7 @@ class LoraGradients:
             ).last_hidden_state
             gradient = self._run_head(hidden, tokens, capture, logps)
             capture.backward = True
-            hidden.backward(gradient)
+            torch.autograd.backward(hidden, gradient)
         return logps.cpu().numpy()
 
     def _run_head(self, hidden: Tensor, tokens: Tokens, capture: Capture, logps: Tensor) -> Tensor:
@@ -257,8 +257,8 @@ class LoraGradients:
         """
         gradient = torch.zeros_like(hidden)
         rows, columns = tokens.response_mask.nonzero(as_tuple=True)
-        weight = getattr(self._head, "weight", None)
-        step = len(rows) if self._head_is_adapted() else max(1, _LOGITS // len(weight))
+        vocabulary = self._backbone.config.get_text_config().vocab_size
+        step = len(rows) if self._head_is_adapted() else max(1, _LOGITS // vocabulary)
         for start in range(0, len(rows), step):
             row, column = rows[start : start + step], columns[start : start + step]
             owners, targets = tokens.owners[row, column], tokens.input_ids[row, column]
@@ -266,8 +266,7 @@ class LoraGradients:
             capture.layout = Layout.of_owners(owners, tokens.responses)
             logits = self._head(place).float()
             token_logps = -torch.nn.functional.cross_entropy(logits, targets, reduction="none")
-            token_logps.sum().backward()
-            gradient[row, column - 1] = place.grad
+            gradient[row, column - 1] = torch.autograd.grad(token_logps.sum(), place)[0]
             logps.index_add_(0, owners, token_logps.detach().double())
         capture.layout = tokens.layout
         return gradient
@@ -318,6 +317,8 @@ def pad(responses: Sequence[Response]) -> tuple[Tensor, Tensor, Tensor]:
 
 def _squared_norms(flat: Tensor, threads: int) -> NDArray[np.float64]:
     if flat.device.type == "cpu":
+        # A second team of threads beside torch's costs more than it saves on small matrices.
+        threads = min(threads, 1 + flat.numel() // 1_000_000)
         return _native.squared_norms(flat.numpy(), threads)
     result: NDArray[np.float64] = flat.double().square().sum(dim=1).cpu().numpy()
     return result

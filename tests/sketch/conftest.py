@@ -55,6 +55,15 @@ def make_responses(count, seed=0, *, longest=12):
     return [(tokens(1, 6), tokens(1, longest)) for _ in range(count)]
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Tiny matrices gain nothing from threads, and lose much on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def tiny():
     """Return what the made-up model and its responses are made of."""

@@ -1,4 +1,4 @@
-"""The collector against one backward pass per response, over the models and batches it must bear."""
+"""The collector against one backward pass per response, on all that it must bear."""
 
 import warnings
 
@@ -235,14 +235,14 @@ def test_frozen_matrices_are_left_out(tiny):
     assert not any("layers.0." in name for name in collector.names)
     check(model, tiny.responses(3))
     model.requires_grad_(False)
-    with pytest.raises(ValueError, match="expected trainable LoRA weights.*is_trainable=True"):
+    with pytest.raises(ValueError, match=r"expected trainable LoRA weights.*is_trainable=True"):
         sketch.LoraGradients(model)
 
 
 def test_an_adapter_that_is_off_is_refused(tiny):
     model, responses = tiny.lora(), tiny.responses(2)
     collector = sketch.LoraGradients(model, 256)
-    with model.disable_adapter(), pytest.raises(ValueError, match="adapter of .*q_proj is disab"):
+    with model.disable_adapter(), pytest.raises(ValueError, match=r"adapter of .*q_proj is disab"):
         collector.responses(responses)
     model.merge_adapter()
     with pytest.raises(ValueError, match="q_proj is merged; call unmerge_adapter"):
@@ -252,7 +252,7 @@ def test_an_adapter_that_is_off_is_refused(tiny):
 
     model.add_adapter("other", LoraConfig(r=2, target_modules="all-linear"))
     model.set_adapter("other")
-    with pytest.raises(ValueError, match="the active adapter of .* changed"):
+    with pytest.raises(ValueError, match=r"the active adapter of .* changed"):
         collector.responses(responses)
     assert sketch.LoraGradients(model, 256).names[0].endswith("lora_A.other")
 
@@ -299,8 +299,8 @@ def test_other_trainable_parameters_are_said(tiny):
     with pytest.warns(UserWarning, match="1 trainable parameters.*left out.*model.norm.weight"):
         collector = sketch.LoraGradients(model, 256)
     assert collector.left_out == ["base_model.model.model.norm.weight"]
+    model = tiny.lora(target_modules=["q_proj", "embed_tokens"])
     with pytest.warns(UserWarning, match="lora_embedding_A"):
-        model = tiny.lora(target_modules=["q_proj", "embed_tokens"])
         collector = sketch.LoraGradients(model, 256)
     assert any("lora_embedding_B" in name for name in collector.left_out)
     assert len(collector.names) == 4
