@@ -5,6 +5,15 @@ Importing this package loads torch. ``reference`` holds the same as slow, readab
 
 from pyfast.sketch import reference
 from pyfast.sketch._collector import GradientBatch, LoraGradients
+from pyfast.sketch._pool import SketchPool, collect, response_pairs
 from pyfast.sketch._project import project
 
-__all__ = ["GradientBatch", "LoraGradients", "project", "reference"]
+__all__ = [
+    "GradientBatch",
+    "LoraGradients",
+    "SketchPool",
+    "collect",
+    "project",
+    "reference",
+    "response_pairs",
+]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +16,9 @@ from pyfast._threads import get_num_threads
 from pyfast.select import _arguments as args
 from pyfast.select import _native
 from pyfast.sketch._capture import Capture
+from pyfast.sketch._guards import check_finite, check_not_zero
 from pyfast.sketch._layout import Layout, Tokens, check_tokens
-from pyfast.sketch._parts import Frozen, Part, check_ready, find_parts
+from pyfast.sketch._parts import Frozen, check_ready, find_parts
 from pyfast.sketch._project import add_projection, check_dim
 
 _LOGITS = 1 << 23  # that exist at a time
@@ -180,6 +181,37 @@ class LoraGradients:
         tokens = check_tokens(
             input_ids, response_mask, attention_mask, position_ids, segments, self.device
         )
+        return self._sketch(tokens, range(tokens.responses))
+
+    def stream(
+        self, responses: Sequence[Response], max_tokens: int = 4096, *, skip: Collection[int] = ()
+    ) -> Iterator[tuple[list[int], GradientBatch]]:
+        """Sketch many responses, batch by batch, those of like lengths together.
+
+        Parameters
+        ----------
+        responses : sequence of (prompt_ids, response_ids)
+            As for :meth:`responses`.
+        max_tokens : int
+            Tokens of a batch, padding included: the bound on memory.
+        skip : collection of int
+            Numbers of responses that are there already. The batches stay the same; one of which
+            all are there is left out.
+
+        Yields
+        ------
+        list of int, GradientBatch
+            The numbers of the batch's responses, and what they give. The longest come first, so
+            that what does not fit into memory fails at once.
+        """
+        for numbers in plan(responses, max_tokens):
+            if not all(number in skip for number in numbers):
+                batch = pad([responses[number] for number in numbers])
+                tokens = check_tokens(*batch, None, None, self.device)
+                yield numbers, self._sketch(tokens, numbers)
+
+    def _sketch(self, tokens: Tokens, numbers: Sequence[int]) -> GradientBatch:
+        """Sketch a checked batch; `numbers` name its responses in errors."""
         sketches = torch.zeros(tokens.responses, self.dim, device=self.device)
         norms = np.zeros((tokens.responses, len(self.parts)))
         threads = get_num_threads()
@@ -190,8 +222,10 @@ class LoraGradients:
             add_projection(flat, sketches, self.seed, number, threads)
 
         logps = self._run(tokens, sink)
-        self._check_finite(norms)
-        return GradientBatch(sketches, norms.sum(axis=1), norms, logps, tokens.counts.cpu().numpy())
+        lengths = tokens.counts.cpu().numpy()
+        check_finite(norms, self.names, numbers)
+        check_not_zero(norms, lengths, self.names, numbers)
+        return GradientBatch(sketches, norms.sum(axis=1), norms, logps, lengths)
 
     def gradients(
         self,
@@ -287,16 +321,6 @@ class LoraGradients:
                 "soft-capping), which is not supported"
             )
 
-    def _check_finite(self, norms: NDArray[np.float64]) -> None:
-        bad = ~np.isfinite(norms)
-        if bad.any():
-            response = int(np.argmax(bad.any(axis=1)))
-            part = int(np.flatnonzero(bad[response])[-1])  # the first that the pass came to
-            raise ValueError(
-                f"gradient of response {response} is not finite in {self.parts[part].name}"
-                f" ({int(bad[response].sum())} of {len(self.parts)} matrices)"
-            )
-
 
 def pad(responses: Sequence[Response]) -> tuple[Tensor, Tensor, Tensor]:
     """Return (input_ids, response_mask, attention_mask) of responses, padded on the right."""
@@ -315,6 +339,25 @@ def pad(responses: Sequence[Response]) -> tuple[Tensor, Tensor, Tensor]:
     return ids, mask, real
 
 
+def plan(responses: Sequence[Response], max_tokens: int) -> list[list[int]]:
+    """Share responses out to batches of at most `max_tokens` padded tokens, the longest first."""
+    max_tokens = args.check_int(max_tokens, "max_tokens", 1)
+    sizes = np.array([len(prompt) + len(response) for prompt, response in responses], np.int64)
+    batches: list[list[int]] = []
+    for number in np.argsort(-sizes, kind="stable").tolist():
+        if sizes[number] > max_tokens:
+            raise ValueError(
+                f"max_tokens: expected at least {sizes[number]}, the tokens of response {number}; "
+                f"got {max_tokens}"
+            )
+        longest = sizes[batches[-1][0]] if batches else 0
+        if batches and (len(batches[-1]) + 1) * longest <= max_tokens:
+            batches[-1].append(number)
+        else:
+            batches.append([number])
+    return batches
+
+
 def _squared_norms(flat: Tensor, threads: int) -> NDArray[np.float64]:
     if flat.device.type == "cpu":
         # A second team of threads beside torch's costs more than it saves on small matrices.
@@ -322,6 +365,3 @@ def _squared_norms(flat: Tensor, threads: int) -> NDArray[np.float64]:
         return _native.squared_norms(flat.numpy(), threads)
     result: NDArray[np.float64] = flat.double().square().sum(dim=1).cpu().numpy()
     return result
-
-
-__all__ = ["GradientBatch", "LoraGradients", "Part", "pad"]
