@@ -1,8 +1,8 @@
 """XOR stripes, version 1, over materialised gradients: the same bits as the CPU's.
 
-docs/xor-stripes.md is the definition. A program owns 1024 numbers of one row's sketch; it walks over
-all stripes, gathers from each the 1024 numbers that belong there (aligned groups of them lie
-together), and adds in the defined order. Nothing is scattered, so there are no atomic operations.
+docs/xor-stripes.md is the definition. A program owns 1024 numbers of one row's sketch; it walks
+over all stripes, gathers from each the 1024 numbers that belong there (aligned groups of them lie
+together), and adds in the defined order. Nothing is scattered, so nothing is atomic.
 """
 
 import torch
@@ -11,6 +11,7 @@ import triton.language as tl
 
 BLOCK = 1024  # numbers of a sketch in one program; a multiple of 128
 CHUNK = 64  # stripes whose sum starts from zero
+MOST_ROWS = 65535  # of one launch, the limit of a grid's second axis
 
 
 @triton.jit
@@ -53,11 +54,11 @@ def add_stripes_kernel(
     for start in range(0, stripes, CHUNK):
         chunk = tl.zeros([blocks, 128], tl.float32)
         for g in range(start, tl.minimum(start + CHUNK, stripes)):
-            stripe = zero + g.to(tl.uint32)
+            stripe = (zero.to(tl.int32) + g).to(tl.uint32)
             x0, _, _, _ = _philox(stripe, zero, m, zero, k0, k1)
             s0, s1, s2, s3 = _philox(stripe, block.to(tl.uint32), m, zero + 1, k0, k1)
             words = tl.where(word < 2, tl.where(word == 0, s0, s1), tl.where(word == 2, s2, s3))
-            at = g.to(tl.int64) * DIM + (w ^ (x0 & (DIM - 1)).to(tl.int32))
+            at = stripe.to(tl.int64) * DIM + (w ^ (x0 & (DIM - 1)).to(tl.int32))
             value = tl.load(v_ptr + row * row_stride + at, mask=at < columns, other=0.0)
             value = value.to(tl.float32)
             chunk += tl.where(((words >> bit) & 1) == 1, -value, value)
@@ -84,26 +85,26 @@ def add_sketch(v: torch.Tensor, y: torch.Tensor, seed: int, module: int = 0) -> 
         v = v.float()
     if v.stride(1) != 1:
         v = v.contiguous()
-    rows, columns = v.shape
-    dim = y.shape[1]
+    columns, dim = v.shape[1], y.shape[1]
     block = min(dim, BLOCK)
-    stripes = triton.cdiv(columns, dim)
-    with torch.device(v.device):
-        add_stripes_kernel[(dim // block, rows)](
-            v,
-            y,
-            columns,
-            v.stride(0),
-            stripes,
-            signed(seed & 0xFFFFFFFF),
-            signed(seed >> 32),
-            signed(module),
-            DIM=dim,
-            BLOCK=block,
-            CHUNK=CHUNK,
-        )
+    for first in range(0, len(v), MOST_ROWS):
+        some, sums = v[first : first + MOST_ROWS], y[first : first + MOST_ROWS]
+        with torch.device(v.device):
+            add_stripes_kernel[(dim // block, len(some))](
+                some,
+                sums,
+                columns,
+                v.stride(0),
+                triton.cdiv(columns, dim),
+                signed(seed & 0xFFFFFFFF),
+                signed(seed >> 32),
+                signed(module),
+                DIM=dim,
+                BLOCK=block,
+                CHUNK=CHUNK,
+            )
 
 
 def signed(word: int) -> int:
-    """Return the int32 with the bits of a 32-bit word, so that every word is one type of argument."""
+    """Return the int32 with the bits of a 32-bit word, so that all words are one type."""
     return word - (1 << 32) if word >= 1 << 31 else word
