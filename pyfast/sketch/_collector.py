@@ -251,6 +251,29 @@ class LoraGradients:
         tokens = check_tokens(
             input_ids, response_mask, attention_mask, position_ids, segments, self.device
         )
+        return self._whole(tokens)
+
+    def stream_gradients(
+        self, responses: Sequence[Response], max_tokens: int = 4096
+    ) -> Iterator[tuple[list[int], Tensor]]:
+        """Yield what :meth:`gradients` returns, in the batches of :meth:`stream`.
+
+        Parameters
+        ----------
+        responses, max_tokens
+            As for :meth:`stream`.
+
+        Yields
+        ------
+        list of int, float32 tensor (batch, p)
+            The numbers of the batch's responses, and their gradients.
+        """
+        for numbers in plan(responses, max_tokens):
+            batch = pad([responses[number] for number in numbers])
+            yield numbers, self._whole(check_tokens(*batch, None, None, self.device))
+
+    def _whole(self, tokens: Tokens) -> Tensor:
+        """Return a checked batch's gradients."""
         out = torch.zeros(tokens.responses, self.size, device=self.device)
         ends = np.cumsum([part.size for part in self.parts])
 
