@@ -1,6 +1,7 @@
 """Selectors, losses and gradient sketches for preference optimisation of language models.
 
-``pyfast.select`` needs numpy alone; ``pyfast.losses`` loads torch when it is first used.
+``pyfast.select`` needs numpy alone; ``pyfast.losses`` and ``pyfast.sketch`` load torch when first
+used.
 """
 
 from importlib import import_module
@@ -10,11 +11,11 @@ from types import ModuleType
 from pyfast._threads import get_num_threads, set_num_threads
 
 __version__ = _version("pyfast-align")
-__all__ = ["__version__", "get_num_threads", "losses", "select", "set_num_threads"]
+__all__ = ["__version__", "get_num_threads", "losses", "select", "set_num_threads", "sketch"]
 
 
 def __getattr__(name: str) -> ModuleType:
-    if name in {"losses", "select"}:
+    if name in {"losses", "select", "sketch"}:
         return import_module(f"pyfast.{name}")
     raise AttributeError(f"module 'pyfast' has no attribute {name!r}")
 

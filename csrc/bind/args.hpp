@@ -97,6 +97,7 @@ void bind_kmedoids(py::module_& m);
 void bind_groups(py::module_& m);
 void bind_logdet(py::module_& m);
 void bind_plain(py::module_& m);
+void bind_sketch(py::module_& m);
 void bind_support(py::module_& m);
 
 }  // namespace pyfast::bind

@@ -8,5 +8,6 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
   pyfast::bind::bind_groups(m);
   pyfast::bind::bind_logdet(m);
   pyfast::bind::bind_plain(m);
+  pyfast::bind::bind_sketch(m);
   pyfast::bind::bind_support(m);
 }

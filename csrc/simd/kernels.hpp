@@ -349,6 +349,7 @@ void axpy(double a, const double* x, double* y, index n) {
 #include "simd/kmedoids_kernels.hpp"
 #include "simd/logdet_kernels.hpp"
 #include "simd/search_kernels.hpp"
+#include "simd/sketch_kernels.hpp"
 
 }  // namespace
 
@@ -390,6 +391,8 @@ const Kernels PYFAST_JOIN(kernels_, PYFAST_SIMD_LEVEL) = {
     squared_norms<float>,
     squared_norms<double>,
     rough_dots,
+    philox,
+    add_stripe,
 };
 
 }  // namespace pyfast::simd

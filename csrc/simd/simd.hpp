@@ -57,6 +57,19 @@ template <class T>
 using PairSquares = void (*)(const T* const* x, index n, index d, T* out, index out_stride,
                              const Ahead& ahead);
 constexpr index kSpareRows = 5;
+// What one stripe gives to a slab of sums (core/sketch.hpp): to[w] += (-1)^S(w) from[w ^ x], for
+// all w such that w ^ x < count.
+struct StripePiece {
+  const float* from;
+  const float* next;           // where the next piece begins, to have it fetched meanwhile
+  index count;                 // at most the slab's size, which is a multiple of 128
+  std::uint32_t x;             // below the slab's size
+  const std::uint32_t* words;  // S(w) = bit (w & 31) of words[((w >> 5) & 3) * plane + (w >> 7)]
+  index plane;
+  float* to;
+};
+
+constexpr index kPhiloxLanes = 16;
 
 struct Kernels {
   const char* level;
@@ -135,6 +148,12 @@ struct Kernels {
   // levels. On its way to the sum a product meets at most 75 + d / 256 roundings.
   void (*rough_dots)(const float* const* rows, index n_rows, const float* columns, index n_columns,
                      index column_stride, index d, float* out, index out_stride);
+  // The Philox4x32-10 block of counter (c0[i], c1[i], c2, c3), its word j to out[j * count + i];
+  // `count` is a multiple of kPhiloxLanes.
+  void (*philox)(const std::uint32_t* c0, const std::uint32_t* c1, std::uint32_t c2,
+                 std::uint32_t c3, const std::uint32_t* key, index count, std::uint32_t* out);
+
+  void (*add_stripe)(const StripePiece& piece);
 };
 
 // The level in use. Throws std::invalid_argument if PYFAST_SIMD names one that is unknown, or that

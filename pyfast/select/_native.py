@@ -16,6 +16,7 @@ from pyfast._core import (
     opt_select,
     philox,
     random_subsets,
+    sketch_add,
     squared_norms,
     surely_distances,
 )
@@ -36,6 +37,7 @@ __all__ = [
     "opt_select",
     "philox",
     "random_subsets",
+    "sketch_add",
     "squared_norms",
     "surely_distances",
 ]

@@ -1,0 +1,390 @@
+"""`LoraGradients`: the sketch of every response's gradient in one forward and backward pass."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pyfast._threads import get_num_threads
+from pyfast.select import _arguments as args
+from pyfast.select import _native
+from pyfast.sketch._capture import Capture
+from pyfast.sketch._guards import check_finite, check_not_zero
+from pyfast.sketch._layout import Layout, Tokens, check_tokens
+from pyfast.sketch._parts import Frozen, check_ready, find_parts
+from pyfast.sketch._project import add_projection, check_dim
+
+_LOGITS = 1 << 23  # that exist at a time
+
+Response = tuple[Sequence[int], Sequence[int]]
+
+
+@dataclass(frozen=True)
+class GradientBatch:
+    """What one pass gives for its R responses.
+
+    Attributes
+    ----------
+    sketches : float32 tensor, shape (R, dim)
+        Sketches of the gradients of log pi(y|x), on the model's device; not normalised.
+    squared_norms : float64 array, shape (R,)
+        Exact squared lengths of the gradients.
+    part_norms : float64 array, shape (R, parts)
+        The same for each LoRA matrix; the columns are `LoraGradients.names`.
+    logps : float64 array, shape (R,)
+        log pi(y|x), summed over the response tokens, in nats.
+    lengths : int64 array, shape (R,)
+        Response tokens. A response without any has a sketch of zeros.
+    """
+
+    sketches: Tensor
+    squared_norms: NDArray[np.float64]
+    part_norms: NDArray[np.float64]
+    logps: NDArray[np.float64]
+    lengths: NDArray[np.int64]
+
+
+class LoraGradients:
+    """Sketches of ``grad log pi(y|x)`` with respect to a model's LoRA weights, one per response.
+
+    log pi(y|x) is summed over the response tokens. The gradients with respect to A and B of every
+    adapted linear layer are projected to `dim` numbers as they appear, and dropped (XOR stripes,
+    version 1; docs/xor-stripes.md): a whole batch costs one forward and backward pass.
+
+    Parameters
+    ----------
+    model : peft model, or transformers causal language model with peft's LoRA layers in it
+        float32, bfloat16 or float16; plain LoRA, rsLoRA or DoRA (A and B, not the magnitudes).
+        Weights that do not require grad are frozen: they are not in the sketch. Other trainable
+        parameters are not either; a warning and ``left_out`` name them.
+    dim : int
+        Numbers in a sketch: a power of two, 2^7 to 2^20.
+    seed : int
+        0 to 2^64 - 1. Only sketches of one seed, dim and set of parts can be compared.
+
+    Attributes
+    ----------
+    names : list of str
+        The sketched matrices, in the order of their module numbers.
+    size : int
+        p, the numbers in a gradient.
+    left_out : list of str
+        Trainable parameters that are not sketched.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If an argument is out of its range or type, or the model has no trainable LoRA weights.
+
+    Notes
+    -----
+    The model stays as it is: in training or evaluation mode, its weights trainable or not, no
+    ``.grad`` touched. Never put several responses behind one shared prompt: prompt tokens would
+    mix their gradients. Memory beyond a pass with frozen weights: the inputs of the adapted
+    layers (gradient checkpointing drops them too), R x dim floats, and one matrix's gradients for
+    R responses.
+
+    Examples
+    --------
+    >>> collector = LoraGradients(model)                                        # doctest: +SKIP
+    >>> collector.responses([(prompt_ids, answer_ids), ...]).sketches.shape     # doctest: +SKIP
+    torch.Size([2, 65536])
+    """
+
+    def __init__(self, model: Any, dim: int = 65536, seed: int = 0) -> None:
+        self.dim = check_dim(dim)
+        self.seed = args.check_seed(seed)
+        self.model = model
+        self.parts, self.left_out = find_parts(model)
+        check_ready(model, self.parts)
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self._backbone = base.base_model
+        self._head = base.get_output_embeddings()
+        if self._head is None or self._backbone is base:
+            raise TypeError(f"model: expected a causal language model, got {type(base).__name__}")
+        self._check_head(base)
+
+    @property
+    def names(self) -> list[str]:
+        """The sketched matrices."""
+        return [part.name for part in self.parts]
+
+    @property
+    def size(self) -> int:
+        """Numbers in a gradient, p."""
+        return sum(part.size for part in self.parts)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device  # type: ignore[no-any-return]
+
+    def responses(self, responses: Sequence[Response]) -> GradientBatch:
+        """Sketch responses given as token ids; shorter ones are padded on the right.
+
+        Parameters
+        ----------
+        responses : sequence of (prompt_ids, response_ids)
+            Lists of token ids. The end token belongs to the response. A prompt has at least one
+            token; a response may be empty.
+
+        Returns
+        -------
+        GradientBatch
+            In the order given.
+        """
+        return self.batch(*pad(responses))
+
+    def batch(
+        self,
+        input_ids: Any,
+        response_mask: Any,
+        attention_mask: Any = None,
+        position_ids: Any = None,
+        segments: Any = None,
+    ) -> GradientBatch:
+        """Sketch a batch of rows, one response each, or of packed rows.
+
+        Parameters
+        ----------
+        input_ids : int tensor, shape (rows, T)
+            Prompts and responses, padded on either side.
+        response_mask : 0/1 tensor, shape (rows, T)
+            1 at the tokens of the response.
+        attention_mask : 0/1 tensor, shape (rows, T), optional
+            0 at padding. Padding on the right may do without.
+        position_ids : int tensor, shape (rows, T), optional
+            By default positions count the tokens that are not padding.
+        segments : int tensor, shape (rows, T), optional
+            For packed rows, the number 0 .. R - 1 of the response that each token, prompts
+            included, belongs to, -1 for padding; `position_ids` restart in each. The model must
+            keep segments apart by these positions, as transformers' attention masks do.
+
+        Returns
+        -------
+        GradientBatch
+            One line a row, or a segment.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If an argument is out of shape or type, the model's adapter is off or its dropout on,
+            or a gradient is not finite; the message says where.
+        """
+        tokens = check_tokens(
+            input_ids, response_mask, attention_mask, position_ids, segments, self.device
+        )
+        return self._sketch(tokens, range(tokens.responses))
+
+    def stream(
+        self, responses: Sequence[Response], max_tokens: int = 4096, *, skip: Collection[int] = ()
+    ) -> Iterator[tuple[list[int], GradientBatch]]:
+        """Sketch many responses, batch by batch, those of like lengths together.
+
+        Parameters
+        ----------
+        responses : sequence of (prompt_ids, response_ids)
+            As for :meth:`responses`.
+        max_tokens : int
+            Tokens of a batch, padding included: the bound on memory.
+        skip : collection of int
+            Numbers of responses that are there already. The batches stay the same; one of which
+            all are there is left out.
+
+        Yields
+        ------
+        list of int, GradientBatch
+            The numbers of the batch's responses, and what they give. The longest come first, so
+            that what does not fit into memory fails at once.
+        """
+        for numbers in plan(responses, max_tokens):
+            if not all(number in skip for number in numbers):
+                batch = pad([responses[number] for number in numbers])
+                tokens = check_tokens(*batch, None, None, self.device)
+                yield numbers, self._sketch(tokens, numbers)
+
+    def _sketch(self, tokens: Tokens, numbers: Sequence[int]) -> GradientBatch:
+        """Sketch a checked batch; `numbers` name its responses in errors."""
+        sketches = torch.zeros(tokens.responses, self.dim, device=self.device)
+        norms = np.zeros((tokens.responses, len(self.parts)))
+        threads = get_num_threads()
+
+        def sink(number: int, tile: Tensor) -> None:
+            flat = tile.view(tokens.responses, -1)
+            norms[:, number] = _squared_norms(flat, threads)
+            add_projection(flat, sketches, self.seed, number, threads)
+
+        logps = self._run(tokens, sink)
+        lengths = tokens.counts.cpu().numpy()
+        check_finite(norms, self.names, numbers)
+        check_not_zero(norms, lengths, self.names, numbers)
+        return GradientBatch(sketches, norms.sum(axis=1), norms, logps, lengths)
+
+    def gradients(
+        self,
+        input_ids: Any,
+        response_mask: Any,
+        attention_mask: Any = None,
+        position_ids: Any = None,
+        segments: Any = None,
+    ) -> Tensor:
+        """Return the gradients themselves, float32 (R, p): for checks, or another projection.
+
+        Parameters
+        ----------
+        input_ids, response_mask, attention_mask, position_ids, segments
+            As for :meth:`batch`.
+
+        Returns
+        -------
+        float32 tensor, shape (R, p)
+            The matrices of ``names`` side by side, A transposed: [d_in, r], B as it is: [d_out, r].
+            R p 4 bytes of memory.
+        """
+        tokens = check_tokens(
+            input_ids, response_mask, attention_mask, position_ids, segments, self.device
+        )
+        return self._whole(tokens)
+
+    def stream_gradients(
+        self, responses: Sequence[Response], max_tokens: int = 4096
+    ) -> Iterator[tuple[list[int], Tensor]]:
+        """Yield what :meth:`gradients` returns, in the batches of :meth:`stream`.
+
+        Parameters
+        ----------
+        responses, max_tokens
+            As for :meth:`stream`.
+
+        Yields
+        ------
+        list of int, float32 tensor (batch, p)
+            The numbers of the batch's responses, and their gradients.
+        """
+        for numbers in plan(responses, max_tokens):
+            batch = pad([responses[number] for number in numbers])
+            yield numbers, self._whole(check_tokens(*batch, None, None, self.device))
+
+    def _whole(self, tokens: Tokens) -> Tensor:
+        """Return a checked batch's gradients."""
+        out = torch.zeros(tokens.responses, self.size, device=self.device)
+        ends = np.cumsum([part.size for part in self.parts])
+
+        def sink(number: int, tile: Tensor) -> None:
+            end = int(ends[number])
+            out[:, end - self.parts[number].size : end] = tile.view(tokens.responses, -1)
+
+        self._run(tokens, sink)
+        return out
+
+    def _run(self, tokens: Tokens, sink: Callable[[int, Tensor], None]) -> NDArray[np.float64]:
+        """Run forward and backward once; return log pi of each response."""
+        check_ready(self.model, self.parts)
+        logps = torch.zeros(tokens.responses, dtype=torch.float64, device=self.device)
+        if not bool(tokens.response_mask.any()):
+            return logps.cpu().numpy()
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(torch.enable_grad())
+            stack.enter_context(Frozen(self.model))
+            capture = stack.enter_context(Capture(self.parts, sink))
+            capture.layout = tokens.layout
+            hidden = self._backbone(
+                input_ids=tokens.input_ids,
+                attention_mask=tokens.attention_mask,
+                position_ids=tokens.position_ids,
+                use_cache=False,
+            ).last_hidden_state
+            gradient = self._run_head(hidden, tokens, capture, logps)
+            capture.backward = True
+            torch.autograd.backward(hidden, gradient)
+        return logps.cpu().numpy()
+
+    def _run_head(self, hidden: Tensor, tokens: Tokens, capture: Capture, logps: Tensor) -> Tensor:
+        """Add log pi to `logps`, and return its gradient with respect to `hidden`.
+
+        The head sees the places that predict response tokens, some at a time: their logits are
+        dropped before the backward pass through the layers begins.
+        """
+        gradient = torch.zeros_like(hidden)
+        rows, columns = tokens.response_mask.nonzero(as_tuple=True)
+        vocabulary = self._backbone.config.get_text_config().vocab_size
+        step = len(rows) if self._head_is_adapted() else max(1, _LOGITS // vocabulary)
+        for start in range(0, len(rows), step):
+            row, column = rows[start : start + step], columns[start : start + step]
+            owners, targets = tokens.owners[row, column], tokens.input_ids[row, column]
+            place = hidden.detach()[row, column - 1].requires_grad_()
+            capture.layout = Layout.of_owners(owners, tokens.responses)
+            logits = self._head(place).float()
+            token_logps = -torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+            gradient[row, column - 1] = torch.autograd.grad(token_logps.sum(), place)[0]
+            logps.index_add_(0, owners, token_logps.detach().double())
+        capture.layout = tokens.layout
+        return gradient
+
+    def _head_is_adapted(self) -> bool:
+        inside = {id(module) for module in self._head.modules()}
+        return any(id(part.module) in inside for part in self.parts)
+
+    @torch.no_grad()
+    def _check_head(self, base: Any) -> None:
+        """Refuse a model whose logits are more than its head times its hidden states."""
+        ids = torch.tensor([[0, 1]], device=self.device)
+        hidden = self._backbone(input_ids=ids, use_cache=False).last_hidden_state
+        theirs = base(input_ids=ids, use_cache=False).logits.float()
+        if not torch.allclose(self._head(hidden).float(), theirs, rtol=1e-3, atol=1e-3):
+            raise ValueError(
+                f"model: {type(base).__name__} changes its logits after the head (scaling or "
+                "soft-capping), which is not supported"
+            )
+
+
+def pad(responses: Sequence[Response]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return (input_ids, response_mask, attention_mask) of responses, padded on the right."""
+    longest = 0
+    for number, (prompt, response) in enumerate(responses):
+        if len(prompt) == 0:
+            raise ValueError(f"responses: expected a prompt of at least one token, at {number}")
+        longest = max(longest, len(prompt) + len(response))
+    ids = torch.zeros(len(responses), longest, dtype=torch.long)
+    mask, real = torch.zeros_like(ids), torch.zeros_like(ids)
+    for row, (prompt, response) in enumerate(responses):
+        end = len(prompt) + len(response)
+        ids[row, :end] = torch.tensor([*prompt, *response])
+        mask[row, len(prompt) : end] = 1
+        real[row, :end] = 1
+    return ids, mask, real
+
+
+def plan(responses: Sequence[Response], max_tokens: int) -> list[list[int]]:
+    """Share responses out to batches of at most `max_tokens` padded tokens, the longest first."""
+    max_tokens = args.check_int(max_tokens, "max_tokens", 1)
+    sizes = np.array([len(prompt) + len(response) for prompt, response in responses], np.int64)
+    batches: list[list[int]] = []
+    for number in np.argsort(-sizes, kind="stable").tolist():
+        if sizes[number] > max_tokens:
+            raise ValueError(
+                f"max_tokens: expected at least {sizes[number]}, the tokens of response {number}; "
+                f"got {max_tokens}"
+            )
+        longest = sizes[batches[-1][0]] if batches else 0
+        if batches and (len(batches[-1]) + 1) * longest <= max_tokens:
+            batches[-1].append(number)
+        else:
+            batches.append([number])
+    return batches
+
+
+def _squared_norms(flat: Tensor, threads: int) -> NDArray[np.float64]:
+    if flat.device.type == "cpu":
+        # A second team of threads beside torch's costs more than it saves on small matrices.
+        threads = min(threads, 1 + flat.numel() // 1_000_000)
+        return _native.squared_norms(flat.numpy(), threads)
+    result: NDArray[np.float64] = flat.double().square().sum(dim=1).cpu().numpy()
+    return result

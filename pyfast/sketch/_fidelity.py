@@ -1,0 +1,196 @@
+"""How faithful a run's sketches are: exact inner products beside sketched ones."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyfast.sketch._collector import LoraGradients, Response
+from pyfast.sketch._guards import check_distinct
+
+Doubles = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Drift:
+    """How far one model's gradients are from another's, response by response.
+
+    Attributes
+    ----------
+    least_cosine, mean_cosine : float
+        Of the angle between the two gradients of a response.
+    largest_relative_error : float
+        Length of the difference by the length of the other model's gradient.
+    """
+
+    least_cosine: float
+    mean_cosine: float
+    largest_relative_error: float
+
+
+@dataclass(frozen=True)
+class FidelityReport:
+    """Exact Gram against sketched Gram; all inner products are those of unit vectors.
+
+    Attributes
+    ----------
+    responses, pairs, size, dim : int
+        Responses compared, pairs of them, numbers in a gradient and in a sketch.
+    rms_error, largest_error : float
+        Of the sketched cosine, over the pairs.
+    theory : float
+        ``sqrt(mean((1 + cos^2) / dim))``, what rms_error is expected to be at most.
+    largest_norm_error : float
+        Relative error of a sketch's length.
+    least_cosine, largest_cosine : float
+        Range of the exact cosines.
+    silent : list of str
+        Matrices whose gradient is zero in every response (A, while B is 0).
+    drift : Drift or None
+        Against another model, where asked.
+    """
+
+    responses: int
+    pairs: int
+    size: int
+    dim: int
+    rms_error: float
+    largest_error: float
+    theory: float
+    largest_norm_error: float
+    least_cosine: float
+    largest_cosine: float
+    silent: list[str]
+    drift: Drift | None
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.responses} responses, {self.pairs} pairs: p = {self.size} to {self.dim}",
+            f"exact cosines        {self.least_cosine:+.4f} to {self.largest_cosine:+.4f}",
+            f"error of cosines     {self.rms_error:.5f} rms, {self.largest_error:.5f} at most",
+            f"theory               {self.theory:.5f} (ratio {self.rms_error / self.theory:.3f})",
+            f"error of lengths     {self.largest_norm_error:.2%} at most",
+            f"matrices without any {len(self.silent)}",
+        ]
+        if self.drift is not None:
+            lines.append(
+                f"drift                cosine {self.drift.least_cosine:.6f} at least, "
+                f"{self.drift.mean_cosine:.6f} on average, relative error "
+                f"{self.drift.largest_relative_error:.2e} at most"
+            )
+        return "\n".join(lines)
+
+    def save(self, path: str | Path) -> None:
+        """Write the report as JSON."""
+        Path(path).write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+
+
+def fidelity(
+    collector: LoraGradients,
+    responses: Sequence[Response],
+    *,
+    against: LoraGradients | None = None,
+    max_tokens: int = 4096,
+) -> FidelityReport:
+    """Compare exact and sketched inner products of some responses' gradients.
+
+    Parameters
+    ----------
+    collector : LoraGradients
+        Of the run.
+    responses : sequence of (prompt_ids, response_ids)
+        At least two that have tokens; about 32 tell enough. Their gradients are held in memory:
+        R x p x 4 bytes, twice that with `against`.
+    against : LoraGradients, optional
+        Of the same adapter on another model, float32 beside bfloat16 say: adds `Drift`.
+    max_tokens : int
+        Tokens of a batch, padding included.
+
+    Returns
+    -------
+    FidelityReport
+        Print it, or save it.
+
+    Raises
+    ------
+    ValueError
+        If a gradient is not finite or zero (the message names matrix and response), or all are
+        equal, or `against` has other matrices.
+    """
+    if sum(len(response) > 0 for _, response in responses) < 2:
+        raise ValueError("responses: expected at least two that have tokens")
+    if against is not None and against.names != collector.names:
+        raise ValueError("against: expected the same LoRA matrices as collector")
+    rows = [number for number, (_, response) in enumerate(responses) if len(response) > 0]
+    kept = [responses[number] for number in rows]
+    sketches = np.empty((len(kept), collector.dim), np.float32)
+    norms, part_norms = np.empty(len(kept)), np.empty((len(kept), len(collector.parts)))
+    for numbers, batch in collector.stream(kept, max_tokens):
+        sketches[numbers] = batch.sketches.cpu().numpy()
+        norms[numbers], part_norms[numbers] = batch.squared_norms, batch.part_norms
+    check_distinct(sketches, norms, np.ones(len(kept), np.int64))
+    exact = _gradients(collector, kept, max_tokens)
+    cosines, lengths = _cosines(exact)
+    sketched = sketches.astype(np.float64)
+    sketched /= lengths[:, None]
+    above = np.triu_indices(len(kept), 1)
+    error = (sketched @ sketched.T - cosines)[above]
+    drift = None
+    if against is not None:
+        drift = _drift(exact, _gradients(against, kept, max_tokens))
+    return FidelityReport(
+        responses=len(kept),
+        pairs=len(error),
+        size=collector.size,
+        dim=collector.dim,
+        rms_error=float(np.sqrt(np.mean(error**2))),
+        largest_error=float(np.abs(error).max()),
+        theory=float(np.sqrt(np.mean(1 + cosines[above] ** 2) / collector.dim)),
+        largest_norm_error=float(np.abs(np.linalg.norm(sketched, axis=1) - 1).max()),
+        least_cosine=float(cosines[above].min()),
+        largest_cosine=float(cosines[above].max()),
+        silent=[
+            name
+            for name, silent in zip(collector.names, (part_norms == 0).all(axis=0), strict=True)
+            if silent
+        ],
+        drift=drift,
+    )
+
+
+def _gradients(collector: LoraGradients, responses: Sequence[Response], max_tokens: int) -> Any:
+    """Return all gradients, float32 (R, p)."""
+    out = np.empty((len(responses), collector.size), np.float32)
+    for numbers, gradients in collector.stream_gradients(responses, max_tokens):
+        out[numbers] = gradients.cpu().numpy()
+    return out
+
+
+def _blocks(size: int) -> list[slice]:
+    return [slice(start, start + (1 << 18)) for start in range(0, size, 1 << 18)]
+
+
+def _cosines(gradients: NDArray[np.float32]) -> tuple[Doubles, Doubles]:
+    """Return the cosines and the lengths, summed in float64."""
+    gram = np.zeros((len(gradients), len(gradients)))
+    for block in _blocks(gradients.shape[1]):
+        some = gradients[:, block].astype(np.float64)
+        gram += some @ some.T
+    lengths = np.sqrt(np.diag(gram))
+    return gram / np.outer(lengths, lengths), lengths
+
+
+def _drift(gradients: NDArray[np.float32], other: NDArray[np.float32]) -> Drift:
+    sums = np.zeros((4, len(gradients)))
+    for block in _blocks(gradients.shape[1]):
+        a, b = gradients[:, block].astype(np.float64), other[:, block].astype(np.float64)
+        sums += [(a * a).sum(1), (b * b).sum(1), (a * b).sum(1), ((a - b) ** 2).sum(1)]
+    cosines = sums[2] / np.sqrt(sums[0] * sums[1])
+    errors = np.sqrt(sums[3] / sums[1])
+    return Drift(float(cosines.min()), float(cosines.mean()), float(errors.max()))

@@ -1,0 +1,177 @@
+"""Which token belongs to which response: rows with padding on either side, or packed rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the tokens of a batch fall into R responses.
+
+    ``shape`` is the tokens' leading shape: (rows, T), or (n,). ``places`` is None where row b is
+    response b; else it holds, (R, longest), the flat positions of each response's tokens, and
+    ``real``, of the same shape, is False where a response is shorter.
+    """
+
+    shape: tuple[int, ...]
+    responses: int
+    places: Tensor | None = None
+    real: Tensor | None = None
+
+    @classmethod
+    def of_rows(cls, rows: int, length: int) -> Layout:
+        """One response a row."""
+        return cls((rows, length), rows)
+
+    @classmethod
+    def of_owners(cls, owners: Tensor, responses: int) -> Layout:
+        """Response `owners[t]` owns token t; -1 is nobody's. Any shape."""
+        flat = owners.reshape(-1)
+        order = torch.argsort(flat, stable=True)
+        order = order[flat[order] >= 0]
+        counts = torch.bincount(flat[order], minlength=responses)
+        starts = counts.cumsum(0) - counts
+        longest = max(1, int(counts.max()))
+        within = torch.arange(longest, device=flat.device)
+        real = within < counts[:, None]
+        if len(order) == 0:
+            order = torch.zeros(1, dtype=torch.long, device=flat.device)
+        places = order[(starts[:, None] + within).clamp(max=len(order) - 1)]
+        return cls(tuple(owners.shape), responses, places, real)
+
+    def fits(self, values: Tensor) -> bool:
+        """Tell whether `values` (..., d) holds one vector for each token."""
+        lead = tuple(values.shape[:-1])
+        return lead == self.shape or lead == (_product(self.shape),)
+
+    def per_response(self, values: Tensor) -> Tensor:
+        """Return values (..., d) of the tokens as (R, longest, d), zero past a response's end."""
+        flat = values.reshape(-1, values.shape[-1])
+        if self.places is None or self.real is None:
+            return flat.view(self.responses, -1, flat.shape[-1])
+        return flat[self.places].masked_fill_(~self.real[..., None], 0)
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    total = 1
+    for size in shape:
+        total *= size
+    return total
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A checked batch for the model, on its device.
+
+    ``input_ids``, ``response_mask`` and ``owners`` have shape (rows, T); ``attention_mask`` and
+    ``position_ids`` too, or are None.
+    """
+
+    input_ids: Tensor
+    response_mask: Tensor
+    attention_mask: Tensor | None
+    position_ids: Tensor | None
+    owners: Tensor
+    responses: int
+    layout: Layout
+
+    @property
+    def counts(self) -> Tensor:
+        """Response tokens of each response, (R,)."""
+        return torch.bincount(self.owners[self.response_mask], minlength=self.responses)
+
+
+def check_tokens(
+    input_ids: Any,
+    response_mask: Any,
+    attention_mask: Any,
+    position_ids: Any,
+    segments: Any,
+    device: torch.device,
+) -> Tokens:
+    """Check a batch's tensors and say whose each token is. `LoraGradients.batch` names them."""
+    ids = _integers(input_ids, "input_ids", None).to(device)
+    if ids.ndim != 2 or 0 in ids.shape:
+        raise ValueError(f"input_ids: expected shape (rows, T), got {tuple(ids.shape)}")
+    mask = _mask(response_mask, "response_mask", ids)
+    if segments is not None and attention_mask is not None:
+        raise ValueError("attention_mask: expected none beside segments; give padding segment -1")
+    real = None if attention_mask is None else _mask(attention_mask, "attention_mask", ids)
+    if real is not None:
+        _refuse_at(mask & ~real, "response_mask", "no response token where attention_mask is 0")
+        if bool((real[:, :-1] >= real[:, 1:]).all()):
+            real = None  # padding on the right: causal attention never looks at it
+    positions = None
+    if position_ids is not None:
+        positions = _integers(position_ids, "position_ids", ids.shape).to(device)
+    if segments is None:
+        rows, length = ids.shape
+        owners = torch.arange(rows, device=device)[:, None].expand(rows, length)
+        first = torch.zeros_like(mask)
+        first[:, 0] = True
+        if real is not None:  # the first real token of a row
+            first = real & (real.cumsum(1) == 1)
+        responses, layout = rows, Layout.of_rows(rows, length)
+        if positions is None and real is not None:
+            positions = (real.cumsum(1) - 1).clamp(min=0)
+    else:
+        owners, responses, first = _packed(segments, mask, positions, ids)
+        layout = Layout.of_owners(owners, responses)
+    _refuse_at(mask & first, "response_mask", "a token before the first one of the response")
+    attention = None if real is None else real.long()
+    return Tokens(ids, mask, attention, positions, owners, responses, layout)
+
+
+def _packed(
+    segments: Any, mask: Tensor, positions: Tensor | None, ids: Tensor
+) -> tuple[Tensor, int, Tensor]:
+    """Check packed rows; return the owners, their number, and where each begins."""
+    owners = _integers(segments, "segments", ids.shape).to(ids.device)
+    if positions is None:
+        raise ValueError("position_ids: expected beside segments, restarting in each of them")
+    responses = int(owners.max()) + 1
+    present = torch.bincount((owners + 1).clamp(min=0).reshape(-1), minlength=responses + 1)[1:]
+    if responses < 1 or bool((owners < -1).any()) or bool((present == 0).any()):
+        raise ValueError("segments: expected 0 to R - 1, each at least once, and -1 for padding")
+    before = torch.full_like(owners[:, :1], -2)
+    first = owners != torch.cat([before, owners[:, :-1]], dim=1)
+    starts = torch.bincount(owners[first & (owners >= 0)], minlength=responses)
+    if bool((starts != 1).any()):
+        bad = int((starts != 1).int().argmax())
+        raise ValueError(f"segments: expected segment {bad} in one piece, within one row")
+    # A model tells segments apart by positions that do not rise by one.
+    rises = torch.zeros_like(first)
+    rises[:, 1:] = positions[:, 1:] == positions[:, :-1] + 1
+    _refuse_at(first & rises & (owners >= 0), "position_ids", "positions that restart there")
+    _refuse_at(~first & ~rises & (owners >= 0), "position_ids", "positions that rise by one there")
+    _refuse_at(mask & (owners < 0), "response_mask", "no response token outside the segments")
+    return owners, responses, first
+
+
+def _integers(value: Any, name: str, shape: Any) -> Tensor:
+    tensor = torch.as_tensor(value)
+    if tensor.dtype.is_floating_point or tensor.dtype.is_complex or tensor.dtype == torch.bool:
+        raise TypeError(f"{name}: expected integers, got {tensor.dtype}")
+    if shape is not None and tensor.shape != shape:
+        raise ValueError(f"{name}: expected shape {tuple(shape)}, got {tuple(tensor.shape)}")
+    return tensor.long()
+
+
+def _mask(value: Any, name: str, like: Tensor) -> Tensor:
+    tensor = torch.as_tensor(value)
+    if tensor.shape != like.shape:
+        raise ValueError(f"{name}: expected shape {tuple(like.shape)}, got {tuple(tensor.shape)}")
+    if tensor.dtype != torch.bool and bool(((tensor != 0) & (tensor != 1)).any()):
+        raise ValueError(f"{name}: expected only 0 and 1")
+    return tensor.to(device=like.device, dtype=torch.bool)
+
+
+def _refuse_at(bad: Tensor, name: str, expected: str) -> None:
+    if bool(bad.any()):
+        row, column = (int(i) for i in bad.nonzero()[0])
+        raise ValueError(f"{name}: expected {expected}, at row {row}, column {column}")

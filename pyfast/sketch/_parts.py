@@ -1,0 +1,140 @@
+"""The parts of a sketched gradient: which LoRA matrices of a model are in it, in which order."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Part:
+    """One trainable LoRA matrix.
+
+    Attributes
+    ----------
+    name : str
+        Of its module, in the model's `named_modules`.
+    module : nn.Linear
+        Maps d_in to r (A) or r to d_out (B).
+    long, rank : int
+        Its gradient is laid out [long, rank]: A transposed, B as it is.
+    transposed : bool
+        True for A.
+    """
+
+    name: str
+    module: nn.Linear
+    long: int
+    rank: int
+    transposed: bool
+
+    @property
+    def size(self) -> int:
+        """Numbers in its gradient."""
+        return self.long * self.rank
+
+
+def lora_layers(model: Any) -> list[tuple[str, Any]]:
+    """Return peft's LoRA layers by name, in the order of the model's `named_modules`."""
+    from peft.tuners.lora import LoraLayer
+
+    return [(n, m) for n, m in model.named_modules() if isinstance(m, LoraLayer)]
+
+
+def find_parts(model: Any) -> tuple[list[Part], list[str]]:
+    """Return the trainable A and B of the active adapters, and the other trainable parameters.
+
+    A matrix whose weight does not require grad is frozen, and left out.
+    """
+    parts: list[Part] = []
+    for name, layer in lora_layers(model):
+        for adapter in layer.active_adapters:
+            for kind, transposed in (("lora_A", True), ("lora_B", False)):
+                modules = getattr(layer, kind)
+                if adapter not in modules or type(modules[adapter]) is not nn.Linear:
+                    continue
+                if modules[adapter].weight.requires_grad:
+                    parts.append(_part(f"{name}.{kind}.{adapter}", modules[adapter], transposed))
+    ours = {id(part.module.weight) for part in parts}
+    others = [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in ours]
+    if not parts:
+        raise ValueError(
+            "model: expected trainable LoRA weights in linear layers; found none (load the "
+            "adapter with is_trainable=True, or switch it on with set_adapter)"
+        )
+    if others:
+        shown = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
+        warnings.warn(
+            f"{len(others)} trainable parameters are no LoRA A or B of a linear layer and are left "
+            f"out of the sketches: {shown}",
+            stacklevel=3,
+        )
+    return parts, others
+
+
+def _part(name: str, module: nn.Linear, transposed: bool) -> Part:
+    rows, columns = module.weight.shape
+    long, rank = (columns, rows) if transposed else (rows, columns)
+    return Part(name, module, long, rank, transposed)
+
+
+def check_ready(model: Any, parts: list[Part]) -> None:
+    """Refuse a model whose forward pass would not go through the parts, or would draw at random."""
+    wanted = {id(part.module): part.name for part in parts}
+    for name, layer in lora_layers(model):
+        modules = [m for d in (layer.lora_A, layer.lora_B) for m in d.values()]
+        if not any(id(m) in wanted for m in modules):
+            continue
+        if layer.disable_adapters:
+            raise ValueError(f"model: the adapter of {name} is disabled; its gradient is not there")
+        if layer.merged:
+            raise ValueError(
+                f"model: the adapter of {name} is merged; call unmerge_adapter() first"
+            )
+        both = (layer.lora_A, layer.lora_B)
+        active = {id(d[a]) for d in both for a in layer.active_adapters if a in d}
+        if not active >= {id(m) for m in modules if id(m) in wanted}:
+            raise ValueError(f"model: the active adapter of {name} changed; make a new collector")
+    for name, module in model.named_modules():
+        rate = _dropout(module)
+        if module.training and rate:
+            raise ValueError(
+                f"model: {name or 'it'} drops out at rate {rate}, which makes gradients random; "
+                "call model.eval() or set the rate to 0"
+            )
+
+
+def _dropout(module: nn.Module) -> float:
+    """Return the largest dropout rate that a module names."""
+    if isinstance(module, nn.modules.dropout._DropoutNd):
+        return float(module.p)
+    rates = [v for k, v in vars(module).items() if "dropout" in k and isinstance(v, float)]
+    return max(rates, default=0.0)
+
+
+class Frozen:
+    """For a while, no parameter requires grad and the embeddings' output does.
+
+    Then the backward pass carries gradients down to every layer and computes none of any weight.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._trainable: list[torch.nn.Parameter] = []
+        self._hook: Any = None
+
+    def __enter__(self) -> None:
+        self._trainable = [p for p in self._model.parameters() if p.requires_grad]
+        for parameter in self._trainable:
+            parameter.requires_grad_(False)
+        embeddings = self._model.get_input_embeddings()
+        self._hook = embeddings.register_forward_hook(lambda _m, _i, out: out.requires_grad_(True))
+
+    def __exit__(self, *_: object) -> None:
+        self._hook.remove()
+        for parameter in self._trainable:
+            parameter.requires_grad_(True)

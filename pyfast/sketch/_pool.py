@@ -1,0 +1,280 @@
+"""A pool of sketches on disk: written whole or not at all, resumed where it stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from pyfast.select import _arguments as args
+from pyfast.sketch._collector import GradientBatch, LoraGradients, Response, plan
+from pyfast.sketch._guards import check_distinct
+
+_FORMAT = {"format": "pyfast sketch pool", "version": 1, "projection": "xor-stripes-v1"}
+_ARRAYS = ("sketches", "squared_norms", "logps", "lengths")
+
+
+@dataclass(frozen=True)
+class SketchPool:
+    """Sketches of N responses, memory-mapped from a folder of .npy files and a pool.json.
+
+    Pass ``sketches`` to `select.active_dpo`, which reads them where they lie, normalises each
+    response (or each pair) and takes differences by linearity.
+
+    Attributes
+    ----------
+    sketches : float32 array, shape (N, dim)
+        As `LoraGradients` gives them; read-only, on disk until read.
+    squared_norms, logps : float64 array, shape (N,)
+        Exact squared lengths of the gradients; log pi(y|x).
+    lengths : int64 array, shape (N,)
+        Response tokens.
+    info : dict
+        Format, projection, dim, seed, names of the matrices, and a fingerprint of the adapter's
+        weights, the tokens and the settings.
+    """
+
+    sketches: NDArray[np.float32]
+    squared_norms: NDArray[np.float64]
+    logps: NDArray[np.float64]
+    lengths: NDArray[np.int64]
+    info: dict[str, Any]
+
+    @classmethod
+    def open(cls, folder: str | Path) -> SketchPool:
+        """Open a folder that `collect` wrote.
+
+        Parameters
+        ----------
+        folder : str or Path
+            Where it is.
+
+        Raises
+        ------
+        ValueError
+            If there is no pool of this version, or its files do not fit together.
+        """
+        folder = Path(folder)
+        try:
+            info = json.loads((folder / "pool.json").read_text(encoding="utf-8"))
+            arrays = [
+                np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+                for name in _ARRAYS
+            ]
+        except (OSError, ValueError) as error:
+            raise ValueError(f"folder: expected a sketch pool at {folder} ({error})") from None
+        if {key: info.get(key) for key in _FORMAT} != _FORMAT:
+            raise ValueError(f"folder: expected {_FORMAT} in {folder / 'pool.json'}")
+        want = [(info["count"], info["dim"])] + [(info["count"],)] * 3
+        if [array.shape for array in arrays] != want:
+            raise ValueError(f"folder: the arrays in {folder} do not have the shapes of pool.json")
+        sketches, squared_norms, logps, lengths = arrays
+        return cls(sketches, np.array(squared_norms), np.array(logps), np.array(lengths), info)
+
+
+def collect(
+    collector: LoraGradients,
+    responses: Sequence[Response],
+    folder: str | Path,
+    *,
+    max_tokens: int = 4096,
+    resume: bool = True,
+    progress: bool = True,
+) -> SketchPool:
+    """Sketch many responses into a folder on disk.
+
+    The folder appears when it is complete; until then the work lies beside it, in
+    ``.NAME.partial``, and a call that was interrupted goes on where it stopped, to the same bits.
+
+    Parameters
+    ----------
+    collector : LoraGradients
+        The model and the projection.
+    responses : sequence of (prompt_ids, response_ids)
+        Lists of token ids; the end token belongs to the response.
+    folder : str or Path
+        Where the pool goes; nothing may be there yet.
+    max_tokens : int
+        Tokens of a batch, padding included: the bound on memory, with dim x 4 bytes a response
+        of the batch. The pool itself stays on disk.
+    resume : bool
+        Go on with what is left of an interrupted call; False starts anew.
+    progress : bool
+        Show a progress bar (needs tqdm).
+
+    Returns
+    -------
+    SketchPool
+        Opened.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If the folder exists, what is left belongs to other weights, tokens or settings, a gradient
+        is not finite or zero, or all are equal; the message says which response.
+    """
+    folder = Path(folder)
+    if folder.exists():
+        raise ValueError(f"folder: {folder} is there already; open it with SketchPool.open")
+    if len(responses) == 0:
+        raise ValueError("responses: expected at least one")
+    plan(responses, max_tokens)  # refuses what does not fit before any work
+    beside = folder.with_name(f".{folder.name}.partial")
+    info = {
+        **_FORMAT,
+        "count": len(responses),
+        "dim": collector.dim,
+        "seed": collector.seed,
+        "names": collector.names,
+        "sizes": [part.size for part in collector.parts],
+        "fingerprint": _fingerprint(collector, responses, max_tokens),
+    }
+    if not resume:
+        shutil.rmtree(beside, ignore_errors=True)
+    arrays = _resumed(beside, info) if beside.exists() else _begun(beside, info)
+    done = arrays["done"]
+    skip = set(np.flatnonzero(done).tolist())
+    with _Bar(len(responses), len(skip), progress) as bar:
+        for numbers, batch in collector.stream(responses, max_tokens, skip=skip):
+            _write(arrays, numbers, batch)
+            bar.update(len(numbers))
+    check_distinct(arrays["sketches"], arrays["squared_norms"], arrays["lengths"])
+    del arrays, done
+    _finish(beside, folder)
+    return SketchPool.open(folder)
+
+
+def response_pairs(offsets: ArrayLike) -> NDArray[np.int64]:
+    """Return all pairs of responses to the same prompt, for `select.active_dpo`.
+
+    Parameters
+    ----------
+    offsets : array_like of int, shape (prompts + 1,)
+        Prompt i has the responses ``offsets[i]`` to ``offsets[i+1] - 1``.
+
+    Returns
+    -------
+    int64 array, shape (P, 2)
+        Rows of the pool, prompt by prompt.
+
+    Examples
+    --------
+    >>> response_pairs([0, 3, 5]).tolist()
+    [[0, 1], [0, 2], [1, 2], [3, 4]]
+    """
+    total = np.asarray(offsets).reshape(-1)[-1] if np.size(offsets) else 0
+    edges = args.check_offsets(offsets, int(total))
+    pairs = [
+        start + np.stack(np.triu_indices(end - start, 1), axis=1)
+        for start, end in pairwise(edges.tolist())
+    ]
+    return np.concatenate(pairs).astype(np.int64)
+
+
+def _begun(beside: Path, info: dict[str, Any]) -> dict[str, Any]:
+    """Make the files, full of zeros."""
+    beside.mkdir(parents=True)
+    count, dim = info["count"], info["dim"]
+    kinds: dict[str, tuple[type, tuple[int, ...]]] = {
+        "sketches": (np.float32, (count, dim)),
+        "squared_norms": (np.float64, (count,)),
+        "logps": (np.float64, (count,)),
+        "lengths": (np.int64, (count,)),
+        "done": (np.uint8, (count,)),
+    }
+    for name, (dtype, shape) in kinds.items():
+        np.lib.format.open_memmap(beside / f"{name}.npy", "w+", dtype, shape)
+    (beside / "pool.json").write_text(json.dumps(info, indent=1) + "\n", encoding="utf-8")
+    return _mapped(beside)
+
+
+def _resumed(beside: Path, info: dict[str, Any]) -> dict[str, Any]:
+    """Open what an interrupted call left, if it is of this very call."""
+    try:
+        left = json.loads((beside / "pool.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # stopped before it began
+        shutil.rmtree(beside)
+        return _begun(beside, info)
+    if left != info:
+        raise ValueError(
+            f"folder: {beside} was left by a call with other weights, tokens or settings; "
+            "pass resume=False to start anew"
+        )
+    return _mapped(beside)
+
+
+def _mapped(beside: Path) -> dict[str, Any]:
+    return {
+        name: np.load(beside / f"{name}.npy", mmap_mode="r+", allow_pickle=False)
+        for name in (*_ARRAYS, "done")
+    }
+
+
+def _write(arrays: dict[str, Any], numbers: list[int], batch: GradientBatch) -> None:
+    """Write a batch's rows, and only when they are on disk that they are done."""
+    arrays["sketches"][numbers] = batch.sketches.cpu().numpy()
+    arrays["squared_norms"][numbers] = batch.squared_norms
+    arrays["logps"][numbers] = batch.logps
+    arrays["lengths"][numbers] = batch.lengths
+    for name in _ARRAYS:
+        arrays[name].flush()
+    arrays["done"][numbers] = 1
+    arrays["done"].flush()
+
+
+def _finish(beside: Path, folder: Path) -> None:
+    (beside / "done.npy").unlink()
+    for path in [*beside.iterdir(), beside]:
+        if os.name == "nt" and path.is_dir():  # Windows cannot open folders
+            continue
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    beside.rename(folder)
+
+
+def _fingerprint(collector: LoraGradients, responses: Sequence[Response], max_tokens: int) -> str:
+    digest = hashlib.sha256(f"{max_tokens} {len(responses)}".encode())
+    for part in collector.parts:
+        weight = part.module.weight.detach().float().cpu().contiguous().numpy()
+        digest.update(f"{part.name} {weight.shape}".encode())
+        digest.update(weight.tobytes())
+    for prompt, response in responses:
+        for ids in (prompt, response):
+            digest.update(len(ids).to_bytes(8, "little"))
+            digest.update(np.asarray(ids, np.int64).tobytes())
+    return digest.hexdigest()
+
+
+class _Bar:
+    """tqdm's progress bar, or nothing."""
+
+    def __init__(self, total: int, done: int, show: bool) -> None:
+        self._bar: Any = None
+        if show:
+            from tqdm.auto import tqdm
+
+            self._bar = tqdm(total=total, initial=done, desc="sketching", unit="response")
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def update(self, count: int) -> None:
+        """Move on by `count` responses."""
+        if self._bar is not None:
+            self._bar.update(count)

@@ -1,0 +1,467 @@
+"""The collector against one backward pass per response, on all that it must bear."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import pyfast
+from pyfast import sketch
+from pyfast.sketch import reference
+from pyfast.sketch._collector import pad
+
+
+def relative(got, want):
+    """Largest relative error of a response's gradient."""
+    lengths = np.linalg.norm(want, axis=1)
+    return float((np.linalg.norm(got - want, axis=1) / np.where(lengths > 0, lengths, 1)).max())
+
+
+def sketch_of(gradients, collector):
+    """The definition: parts with descending numbers."""
+    ends = np.cumsum([part.size for part in collector.parts])
+    parts = np.split(gradients, ends[:-1], axis=1)
+    numbers = list(range(len(parts)))[::-1]
+    return reference.project_modules(
+        [parts[m] for m in numbers], collector.dim, collector.seed, numbers
+    )
+
+
+def check(model, responses, batch=None, *, like=None, tolerance=1e-5):
+    """Hold a batch (by default padded on the right) to the loop over `responses`."""
+    collector = sketch.LoraGradients(model, dim=256, seed=5)
+    batch = batch or dict(
+        zip(("input_ids", "response_mask", "attention_mask"), pad(responses), strict=True)
+    )
+    found = collector.batch(**batch)
+    gradients = collector.gradients(**batch).numpy()
+    want = reference.lora_gradients(like or model, responses, collector.names)
+    assert relative(gradients, want) <= tolerance
+    assert found.sketches.numpy().tobytes() == sketch_of(gradients, collector).tobytes()
+    exact = (gradients.astype(np.float64) ** 2).sum(1)
+    np.testing.assert_allclose(found.squared_norms, exact, rtol=1e-12)
+    np.testing.assert_allclose(found.part_norms.sum(1), exact, rtol=1e-12)
+    assert found.lengths.tolist() == [len(response) for _, response in responses]
+    return found, gradients
+
+
+def left_padded(responses, by=0):
+    longest = max(len(p) + len(r) for p, r in responses) + by
+    ids, mask, real = (torch.zeros(len(responses), longest, dtype=torch.long) for _ in range(3))
+    for row, (prompt, response) in enumerate(responses):
+        ids[row, longest - len(prompt) - len(response) :] = torch.tensor([*prompt, *response])
+        mask[row, longest - len(response) :] = 1
+        real[row, longest - len(prompt) - len(response) :] = 1
+    return {"input_ids": ids, "response_mask": mask, "attention_mask": real}
+
+
+def packed(responses, rows, length):
+    """Fill `rows` rows one response after the other; what is left over is padding."""
+    ids, mask, positions = (torch.zeros(rows, length, dtype=torch.long) for _ in range(3))
+    segments = torch.full((rows, length), -1)
+    row = at = 0
+    for number, (prompt, response) in enumerate(responses):
+        size = len(prompt) + len(response)
+        if at + size > length:
+            row, at = row + 1, 0
+        ids[row, at : at + size] = torch.tensor([*prompt, *response])
+        mask[row, at + len(prompt) : at + size] = 1
+        positions[row, at : at + size] = torch.arange(size)
+        segments[row, at : at + size] = number
+        at += size
+    return {
+        "input_ids": ids,
+        "response_mask": mask,
+        "position_ids": positions,
+        "segments": segments,
+    }
+
+
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_a_batch_is_the_loop(tiny, count):
+    responses = tiny.responses(count)
+    model = tiny.lora()
+    found, _ = check(model, responses)
+    logps = [
+        float(model(input_ids=torch.tensor([p + r])).logits.detach()[0, len(p) - 1 : -1]
+              .log_softmax(-1).gather(1, torch.tensor(r)[:, None]).sum())
+        for p, r in responses
+    ]  # fmt: skip
+    np.testing.assert_allclose(found.logps, logps, rtol=1e-5)
+
+
+@pytest.mark.parametrize("changes", [{"use_rslora": True}, {"use_dora": True}, {"rank": 1}])
+@pytest.mark.parametrize("training", [False, True])
+def test_kinds_of_lora(tiny, changes, training):
+    model = tiny.lora(**changes).train(training)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        check(model, tiny.responses(4))
+    if "use_dora" in changes:
+        assert any("lora_magnitude_vector" in str(w.message) for w in caught)
+
+
+def test_fresh_lora_has_gradients_in_b_alone(tiny):
+    found, _ = check(tiny.lora(fresh=True), [([1, 2, 3], [4, 5, 6]), ([7, 8], [9, 10])])
+    assert (found.part_norms[:, 0::2] == 0).all()
+    assert (found.part_norms[:, 1::2] > 0).all()
+
+
+def test_padding_on_the_left(tiny):
+    responses = tiny.responses(5)
+    model = tiny.lora()
+    check(model, responses, left_padded(responses))
+    check(model, responses, left_padded(responses, by=3))
+
+
+def test_padding_on_both_sides(tiny):
+    responses = tiny.responses(5)
+    batch = {k: nn.functional.pad(v, (0, 4)) for k, v in left_padded(responses, by=2).items()}
+    check(tiny.lora(), responses, batch)
+
+
+def test_packed_rows(tiny):
+    responses = tiny.responses(9)
+    batch = packed(responses, rows=5, length=32)
+    assert len({int(row) for row in (batch["segments"] >= 3).nonzero()[:, 0]}) > 1
+    check(tiny.lora(), responses, batch)
+
+
+def test_packed_rows_in_any_order_of_numbers(tiny):
+    responses = tiny.responses(6)
+    batch = packed(responses, rows=3, length=40)
+    order = torch.tensor([4, 2, 0, 5, 1, 3])
+    segments = batch["segments"]
+    batch["segments"] = torch.where(segments >= 0, order[segments.clamp(min=0)], segments)
+    moved = [responses[int((order == number).nonzero())] for number in range(6)]
+    check(tiny.lora(), moved, batch)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("changes", [{}, {"use_dora": True}])
+@pytest.mark.filterwarnings("ignore")
+def test_gradient_checkpointing(tiny, reentrant, changes):
+    model = tiny.lora(**changes)
+    responses = tiny.responses(5)
+    plain = sketch.LoraGradients(model, 256, 5).responses(responses)
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    model.train()
+    runs = []
+    hook = (
+        model.get_base_model().model.layers[0].mlp.register_forward_hook(lambda *_: runs.append(1))
+    )
+    found, _ = check(model, responses, like=tiny.lora(**changes))
+    assert len(runs) >= 4  # each of two passes ran the layer again
+    assert found.sketches.numpy().tobytes() == plain.sketches.numpy().tobytes()
+    hook.remove()
+
+
+def test_nonreentrant_checkpointing_keeps_no_inputs(tiny):
+    """Between the passes, the inputs of adapted layers inside a checkpoint are dropped."""
+    import gc
+    import weakref
+
+    model = tiny.lora()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.train()
+    alive, seen = [], []
+    inner = model.get_base_model().model.layers[0].mlp.down_proj.lora_A["default"]
+    hook = inner.register_forward_hook(lambda _m, i, _o: seen.append(weakref.ref(i[0])))
+
+    def look(*_):
+        gc.collect()
+        alive.append(seen[0]() is not None)
+
+    head = model.get_base_model().lm_head.register_forward_hook(look)
+    collector = sketch.LoraGradients(model, 256)
+    seen.clear()
+    alive.clear()
+    collector.responses(tiny.responses(3))
+    hook.remove()
+    head.remove()
+    assert alive
+    assert not any(alive)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("cast_adapter", [True, False])
+def test_half_precision_is_as_near_to_float32_as_the_loop(tiny, dtype, cast_adapter):
+    responses = tiny.responses(5)
+    exact_model, model = tiny.lora(), tiny.lora().to(dtype)
+    if cast_adapter:  # as peft does by default: the adapter in float32
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.data = dict(exact_model.named_parameters())[name].data.clone()
+    collector = sketch.LoraGradients(model, 256)
+    exact = reference.lora_gradients(exact_model, responses, collector.names)
+    loop = reference.lora_gradients(model, responses, collector.names)
+    got = collector.gradients(*pad(responses)).numpy()
+    assert relative(got, exact) <= 1.1 * relative(loop, exact) + 1e-5
+    assert relative(got, exact) < 0.2
+    assert collector.responses(responses).sketches.dtype == torch.float32
+
+
+def test_tied_weights(tiny):
+    model = tiny.lora(tiny.model(tie_word_embeddings=True))
+    base = model.get_base_model()
+    assert base.lm_head.weight is base.model.embed_tokens.weight
+    check(model, tiny.responses(4))
+
+
+@pytest.mark.parametrize("checkpoint", [None, False, True])
+@pytest.mark.filterwarnings("ignore")
+def test_a_module_used_twice_adds_up(tiny, checkpoint):
+    def make():
+        base = tiny.model(num_hidden_layers=3)
+        base.model.layers[2] = base.model.layers[0]
+        return tiny.lora(base)
+
+    model = make()
+    if checkpoint is not None:
+        model.gradient_checkpointing_enable({"use_reentrant": checkpoint})
+        model.train()
+    check(model, tiny.responses(4), like=make())
+
+
+def test_frozen_matrices_are_left_out(tiny):
+    model = tiny.lora()
+    for name, parameter in model.named_parameters():
+        if "layers.0." in name or ("lora_A" in name and "q_proj" in name):
+            parameter.requires_grad_(False)
+    collector = sketch.LoraGradients(model, 256)
+    assert len(collector.names) == 13
+    assert not any("layers.0." in name for name in collector.names)
+    check(model, tiny.responses(3))
+    model.requires_grad_(False)
+    with pytest.raises(ValueError, match=r"expected trainable LoRA weights.*is_trainable=True"):
+        sketch.LoraGradients(model)
+
+
+def test_an_adapter_that_is_off_is_refused(tiny):
+    model, responses = tiny.lora(), tiny.responses(2)
+    collector = sketch.LoraGradients(model, 256)
+    with model.disable_adapter(), pytest.raises(ValueError, match=r"adapter of .*q_proj is disab"):
+        collector.responses(responses)
+    model.merge_adapter()
+    with pytest.raises(ValueError, match="q_proj is merged; call unmerge_adapter"):
+        collector.responses(responses)
+    model.unmerge_adapter()
+    from peft import LoraConfig
+
+    model.add_adapter("other", LoraConfig(r=2, target_modules="all-linear"))
+    model.set_adapter("other")
+    with pytest.raises(ValueError, match=r"the active adapter of .* changed"):
+        collector.responses(responses)
+    assert sketch.LoraGradients(model, 256).names[0].endswith("lora_A.other")
+
+
+def test_dropout_is_refused_in_training_alone(tiny):
+    responses = tiny.responses(3)
+    model = tiny.lora(lora_dropout=0.25)
+    check(model, responses)
+    model.train()
+    with pytest.raises(ValueError, match=r"lora_dropout.* drops out at rate 0.25.*model.eval\(\)"):
+        sketch.LoraGradients(model, 256)
+    model = tiny.lora(tiny.model(attention_dropout=0.5))
+    collector = sketch.LoraGradients(model, 256)
+    model.train()
+    with pytest.raises(ValueError, match=r"self_attn drops out at rate 0.5"):
+        collector.responses(responses)
+    model = tiny.lora()
+    quiet = sketch.LoraGradients(model, 256).responses(responses).sketches
+    assert torch.equal(
+        sketch.LoraGradients(model.train(), 256).responses(responses).sketches, quiet
+    )
+
+
+def test_empty_responses_and_single_tokens(tiny):
+    model = tiny.lora()
+    responses = [([5, 6], []), ([7], [8]), ([9, 10, 11], [3, 4]), ([4], [])]
+    collector = sketch.LoraGradients(model, 256)
+    found = collector.responses(responses)
+    assert found.lengths.tolist() == [0, 1, 2, 0]
+    assert found.logps[0] == found.logps[3] == 0
+    assert not found.sketches[[0, 3]].any()
+    assert found.squared_norms[[0, 3]].tolist() == [0, 0]
+    gradients = collector.gradients(*pad(responses)).numpy()[1:3]
+    want = reference.lora_gradients(model, responses[1:3], collector.names)
+    assert relative(gradients, want) <= 1e-5
+    nothing = collector.responses([([5, 6], [])])
+    assert not nothing.sketches.any()
+    assert nothing.logps.tolist() == [0]
+
+
+def test_other_trainable_parameters_are_said(tiny):
+    model = tiny.lora()
+    model.get_base_model().model.norm.weight.requires_grad_(True)
+    with pytest.warns(UserWarning, match="1 trainable parameters.*left out.*model.norm.weight"):
+        collector = sketch.LoraGradients(model, 256)
+    assert collector.left_out == ["base_model.model.model.norm.weight"]
+    model = tiny.lora(target_modules=["q_proj", "embed_tokens"])
+    with pytest.warns(UserWarning, match="lora_embedding_A"):
+        collector = sketch.LoraGradients(model, 256)
+    assert any("lora_embedding_B" in name for name in collector.left_out)
+    assert len(collector.names) == 4
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_lora_on_the_head(tiny):
+    model = tiny.lora(target_modules=["q_proj", "lm_head"])
+    collector = sketch.LoraGradients(model, 256)
+    assert "lm_head" in collector.names[-1]
+    check(model, tiny.responses(5))
+    responses = tiny.responses(7)
+    check(model, responses, packed(responses, rows=4, length=32))
+
+
+def test_logits_in_pieces_are_the_logits(tiny, monkeypatch):
+    from pyfast.sketch import _collector
+
+    monkeypatch.setattr(_collector, "_LOGITS", 3 * tiny.vocabulary)
+    check(tiny.lora(), tiny.responses(5))
+
+
+def test_the_model_is_left_as_it_was(tiny):
+    model = tiny.lora()
+    model.get_base_model().model.norm.weight.grad = torch.ones(32)
+    collector = sketch.LoraGradients(model, 256)
+    before = [(n, p.requires_grad) for n, p in model.named_parameters()]
+    collector.responses(tiny.responses(3))
+    model.get_base_model().model.layers[1].mlp.up_proj.base_layer.weight.data[0, 0] = torch.nan
+    with pytest.raises(ValueError, match="is not finite"):
+        collector.responses(tiny.responses(3))
+    for name, requires in before:
+        parameter = model.get_parameter(name)
+        assert parameter.requires_grad == requires
+        assert (parameter.grad is None) == ("model.norm" not in name)
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_it_works_under_no_grad(tiny):
+    collector = sketch.LoraGradients(tiny.lora(), 256)
+    want = collector.responses(tiny.responses(3)).sketches
+    with torch.no_grad():
+        assert torch.equal(collector.responses(tiny.responses(3)).sketches, want)
+
+
+def test_a_gradient_that_is_not_finite_is_named(tiny):
+    model = tiny.lora()
+    model.get_base_model().model.embed_tokens.weight.data[7] = torch.nan
+    collector = sketch.LoraGradients(model, 256)
+    with pytest.raises(ValueError, match=r"gradient of response 2 is not finite in .*layers.1"):
+        collector.responses([([5], [6]), ([4], [4]), ([5, 7], [6]), ([7], [7])])
+
+
+def test_inputs_without_the_tokens_shape_are_refused(tiny):
+    model = tiny.lora()
+    mlp = model.get_base_model().model.layers[1].mlp
+    plain = mlp.forward
+    mlp.forward = lambda x: torch.cat([plain(x[:, :1]), plain(x[:, 1:])], dim=1)
+    with pytest.raises(ValueError, match=r"layers.1.mlp.*saw an input of shape .*mixture of exp"):
+        sketch.LoraGradients(model, 256).responses(tiny.responses(3))
+    mlp.forward = lambda x: plain(x.reshape(-1, x.shape[-1])).view(x.shape)
+    check(model, tiny.responses(3))
+
+
+def test_models_with_more_than_a_head_are_refused(tiny):
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    config = Gemma2Config(
+        vocab_size=60,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        initializer_range=0.5,
+        final_logit_softcapping=1.0,
+    )
+    with pytest.raises(ValueError, match="Gemma2ForCausalLM changes its logits"):
+        sketch.LoraGradients(tiny.lora(Gemma2ForCausalLM(config).eval()), 256)
+    with pytest.raises(TypeError, match="expected a causal language model, got LlamaModel"):
+        sketch.LoraGradients(tiny.lora(tiny.model().model), 256)
+
+
+def test_threads_do_not_change_a_bit(tiny):
+    model, responses = tiny.lora(), tiny.responses(6)
+    collector = sketch.LoraGradients(model, 4096)
+    found = []
+    for threads in (1, 3):
+        pyfast.set_num_threads(threads)
+        found.append(collector.responses(responses).sketches.numpy().tobytes())
+    pyfast.set_num_threads(None)
+    assert found[0] == found[1]
+
+
+def test_sketches_keep_inner_products(tiny):
+    model, responses = tiny.lora(), tiny.responses(6)
+    collector = sketch.LoraGradients(model, 65536)
+    gradients = collector.gradients(*pad(responses)).numpy().astype(np.float64)
+    sketches = collector.responses(responses).sketches.numpy().astype(np.float64)
+    scale = np.linalg.norm(gradients, axis=1)
+    error = (sketches @ sketches.T - gradients @ gradients.T) / np.outer(scale, scale)
+    assert np.abs(error).max() < 5 * np.sqrt(2 / 65536)
+
+
+IDS = torch.tensor([[5, 6, 7, 8], [5, 6, 7, 0]])
+MASK = torch.tensor([[0, 0, 1, 1], [0, 1, 1, 0]])
+REAL = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]])
+POSITIONS = torch.tensor([[0, 1, 0, 1], [0, 1, 2, 0]])
+SEGMENTS = torch.tensor([[0, 0, 1, 1], [2, 2, 2, -1]])
+ONES = torch.tensor([[0, 1, 0, 1], [0, 0, 1, 0]])
+
+
+@pytest.mark.parametrize(
+    ("batch", "error", "message"),
+    [
+        ((IDS[0], MASK[0]), ValueError, r"input_ids: expected shape \(rows, T\), got \(4,\)"),
+        ((IDS.float(), MASK), TypeError, "input_ids: expected integers, got torch.float32"),
+        ((IDS, MASK[:1]), ValueError, r"response_mask: expected shape \(2, 4\), got \(1, 4\)"),
+        ((IDS, 2 * MASK), ValueError, "response_mask: expected only 0 and 1"),
+        ((IDS, REAL), ValueError, "a token before the first one of the response, at row 0, colu"),
+        ((IDS, MASK, 1 - MASK), ValueError, "no response token where attention_mask is 0, at row"),
+        ((IDS, MASK, None, POSITIONS[:, :2]), ValueError, "position_ids: expected shape"),
+        ((IDS, ONES, REAL, POSITIONS, SEGMENTS), ValueError, "attention_mask: expected none"),
+        ((IDS, ONES, None, None, SEGMENTS), ValueError, "position_ids: expected beside segments"),
+        ((IDS, ONES, None, POSITIONS, SEGMENTS - 1), ValueError, "segments: expected 0 to R - 1"),
+        ((IDS, ONES, None, POSITIONS, SEGMENTS * 2), ValueError, "segments: expected 0 to R - 1"),
+        (
+            (IDS, ONES, None, POSITIONS, torch.tensor([[0, 1, 0, 1], [2, 2, 2, -1]])),
+            ValueError,
+            "segments: expected segment 0 in one piece",
+        ),
+        (
+            (IDS, ONES, None, torch.arange(4).expand(2, 4), SEGMENTS),
+            ValueError,
+            "position_ids: expected positions that restart there, at row 0, column 2",
+        ),
+        (
+            (IDS, ONES, None, POSITIONS * 2, SEGMENTS),
+            ValueError,
+            "position_ids: expected positions that rise by one there, at row 0, column 1",
+        ),
+        (
+            (IDS, torch.tensor([[0, 1, 0, 1], [0, 0, 1, 1]]), None, POSITIONS, SEGMENTS),
+            ValueError,
+            "no response token outside the segments, at row 1, column 3",
+        ),
+    ],
+)
+def test_bad_batches_are_named(tiny, batch, error, message):
+    with pytest.raises(error, match=message):
+        sketch.LoraGradients(tiny.lora(), 256).batch(*batch)
+
+
+def test_bad_settings_are_named(tiny):
+    model = tiny.lora()
+    with pytest.raises(ValueError, match="dim: expected a power of two, got 1000"):
+        sketch.LoraGradients(model, 1000)
+    with pytest.raises(ValueError, match="seed: expected 0 to"):
+        sketch.LoraGradients(model, seed=-1)
+    with pytest.raises(ValueError, match="expected trainable LoRA weights"):
+        sketch.LoraGradients(tiny.model())
+    with pytest.raises(ValueError, match="a prompt of at least one token, at 1"):
+        sketch.LoraGradients(model).responses([([1], [2]), ([], [2])])
