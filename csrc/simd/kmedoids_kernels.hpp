@@ -59,48 +59,78 @@ index within(const unsigned char* codes, const unsigned char* limits, index coun
   return found;
 }
 
-// x and y, whose difference is too large, or that are negative, or not finite. What is close here
-// is close in exact arithmetic: there is room for rounding.
+constexpr index kTile = 64;  // of mirrored()
+
+// to[i * kTile + j] = from[j * stride + i] for kTile x kTile numbers.
+inline void turn(const double* from, index stride, double* to) {
+  for (index i = 0; i < kTile; ++i) {
+    for (index j = 0; j < kTile; ++j) to[i * kTile + j] = from[j * stride + i];
+  }
+}
+inline void turn(const float* from, index stride, float* to) {
+  for (index j = 0; j < kTile; j += 4) {
+    for (index i = 0; i < kTile; i += 4) {
+      const float* at = from + j * stride + i;
+#if defined(__SSE2__)
+      __m128 a = _mm_loadu_ps(at), b = _mm_loadu_ps(at + stride);
+      __m128 c = _mm_loadu_ps(at + 2 * stride), d = _mm_loadu_ps(at + 3 * stride);
+      _MM_TRANSPOSE4_PS(a, b, c, d);
+      _mm_storeu_ps(to + i * kTile + j, a);
+      _mm_storeu_ps(to + (i + 1) * kTile + j, b);
+      _mm_storeu_ps(to + (i + 2) * kTile + j, c);
+      _mm_storeu_ps(to + (i + 3) * kTile + j, d);
+#else
+      for (index r = 0; r < 4; ++r) {
+        for (index c = 0; c < 4; ++c) to[(i + c) * kTile + j + r] = at[r * stride + c];
+      }
+#endif
+    }
+  }
+}
+
+// Whether all numbers of x are >= 0, and close to those of y, which are finite and >= 0. What is
+// close here is close in exact arithmetic: there is room for rounding.
 template <class T>
-inline auto far_apart(typename VectorOf<T>::type x, typename VectorOf<T>::type y) {
+inline auto mirrors(typename VectorOf<T>::type x, typename VectorOf<T>::type y) {
   constexpr T kRelative = T(0.99999e-5), kAbsolute = T(0.99999e-8);
   constexpr T kLargest = sizeof(T) == sizeof(float) ? T(3.4e38) : T(1.7e308);
   const auto difference = x > y ? x - y : y - x;
-  const auto fine = (difference <= kRelative * y + kAbsolute) & (x >= 0) & (y >= 0) &
-                    (x <= kLargest) & (y <= kLargest);
-  return ~fine;
+  return (difference <= kRelative * y + kAbsolute) & (x >= 0) & (y >= 0) & (y <= kLargest);
 }
 
-// Tile by tile, each turned first. The next one is asked for ahead of time, because no hardware
-// foresees the way down a column.
+// The next tiles are asked for ahead of time, because no hardware foresees the way down a column.
 template <class T>
 bool mirrored(const T* d, index n, index top) {
   typedef typename VectorOf<T>::type Vector;
-  constexpr index kTile = 64, kWidth = Lanes<T>::per_part, kLine = 64 / sizeof(T);
-  const index bottom = top + kTile < n ? top + kTile : n;
-  auto bad = Vector{} < Vector{};  // none
+  constexpr index kWidth = Lanes<T>::per_part, kLine = 64 / sizeof(T);
+  const index rows = n - top < kTile ? n - top : kTile;
+  T turned[kTile * kTile];
+  auto fine = Vector{} == Vector{};  // all
   for (index left = top; left < n; left += kTile) {
-    const index count = n - left < kTile ? n - left : kTile;
-    for (index i = top; i < bottom; ++i) {
-      const index row = left + kTile + i - top;
+    const index columns = n - left < kTile ? n - left : kTile, next = left + kTile;
+    if (columns < kTile) {  // at the edge
+      for (index i = 0; i < rows; ++i) {
+        for (index j = 0; j < columns; ++j) {
+          const T x = d[(top + i) * n + left + j], y = d[(left + j) * n + top + i];
+          fine &= mirrors<T>(x - Vector{}, y - Vector{});
+        }
+      }
+      continue;
+    }
+    turn(d + left * n + top, n, turned);
+    for (index i = 0; i < kTile; ++i) {
       for (index t = 0; t < kTile; t += kLine) {
-        if (left + kTile + t < n) __builtin_prefetch(d + i * n + left + kTile + t);
-        if (row < n) __builtin_prefetch(d + row * n + top + t);
+        if (next + t < n) __builtin_prefetch(d + (top + i) * n + next + t);
+        if (next + i < n) __builtin_prefetch(d + (next + i) * n + top + t);
       }
-      T here[kTile] = {}, turned[kTile] = {};
-      const T* from = d + i * n + left;
-      if (count < kTile) {
-        for (index j = 0; j < count; ++j) here[j] = from[j];
-        from = here;
-      }
-      for (index j = 0; j < count; ++j) turned[j] = d[(left + j) * n + i];
       for (index j = 0; j < kTile; j += kWidth) {
-        bad |= far_apart<T>(load(from + j, T{}), load(turned + j, T{}));
+        fine &=
+            mirrors<T>(load(d + (top + i) * n + left + j, T{}), load(turned + i * kTile + j, T{}));
       }
     }
   }
   for (index c = 0; c < kWidth; ++c) {
-    if (bad[c] != 0) return false;
+    if (fine[c] == 0) return false;
   }
   return true;
 }
