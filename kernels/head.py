@@ -1,7 +1,7 @@
 """Between the products of a language-model head: fold a tile of logits away, or make it slopes.
 
 A tile is (n, v): logits of n tokens for v words, float32, bfloat16 or float16, contiguous. Sums are
-float32 and in base 2: z = unit times the capped logit, with unit = log2(e) / temperature.
+float32. z is the capped logit, e = 2^(unit (z - top)) with unit = log2(e) / temperature.
 """
 
 import math
@@ -13,8 +13,8 @@ LOG2E = math.log2(math.e)
 
 
 @triton.jit
-def _scaled(z, unit, cap, rate, HAS_CAP: tl.constexpr):
-    """Return z in base 2 and the slope of the cap; tanh from 2^(rate |z|) = e^(-2 |z| / cap)."""
+def _capped(z, cap, rate, HAS_CAP: tl.constexpr):
+    """Return the capped logit and the slope; tanh from 2^(rate |z|) = e^(-2 |z| / cap)."""
     slope = 1.0
     if HAS_CAP:
         small = tl.exp2(tl.abs(z) * rate)
@@ -22,7 +22,7 @@ def _scaled(z, unit, cap, rate, HAS_CAP: tl.constexpr):
         bent = tl.where(z < 0, -bent, bent)
         slope = 1.0 - bent * bent
         z = cap * bent
-    return z * unit, slope
+    return z, slope
 
 
 @triton.jit
@@ -51,24 +51,24 @@ def fold_kernel(
     for base in range(0, width, BLOCK):
         inside = base + lanes < width
         z = tl.load(tile + row * width + base + lanes, mask=inside, other=0.0).to(tl.float32)
-        z, _ = _scaled(z, unit, cap, rate, HAS_CAP)
+        z, _ = _capped(z, cap, rate, HAS_CAP)
         best = tl.maximum(best, tl.where(inside, z, low))
     old = tl.load(top + row)
     new = tl.maximum(old, tl.max(best, axis=0))
     shift = tl.where(new == low, 0.0, new)
-    shrunk = tl.exp2(old - shift)
+    shrunk = tl.exp2((old - shift) * unit)
 
     sums = tl.zeros((BLOCK,), tl.float32)
     moments = tl.zeros((BLOCK,), tl.float32)
     for base in range(0, width, BLOCK):
         inside = base + lanes < width
         z = tl.load(tile + row * width + base + lanes, mask=inside, other=0.0).to(tl.float32)
-        z, slope = _scaled(z, unit, cap, rate, HAS_CAP)
+        z, slope = _capped(z, cap, rate, HAS_CAP)
         below = tl.where(inside, z - shift, low)
-        e = tl.exp2(below)
+        e = tl.exp2(below * unit)
         sums += e
         if HAS_MOMENT:
-            moments += e * tl.maximum(below, -200.0)  # 0 * -inf would be NaN
+            moments += e * tl.maximum(below, -200.0 / unit)  # 0 * -inf would be NaN
         if HAS_SHARES:
             share = (e * slope).to(shares.dtype.element_ty)
             tl.store(shares + row * width + base + lanes, share, mask=inside)
@@ -88,7 +88,8 @@ def fold_kernel(
 def slope_kernel(
     tile,
     out,
-    log_mass,
+    top,
+    mass,
     grad,
     labels,
     width,
@@ -98,13 +99,13 @@ def slope_kernel(
     HAS_CAP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Gradient in raw logits; log_mass in base 2. Each block of threads owns BLOCK words of one."""
+    """Gradient in the raw logits. Each block of threads owns BLOCK words of one token."""
     row = tl.program_id(0).to(tl.int64)
     word = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = word < width
     z = tl.load(tile + row * width + word, mask=inside, other=0.0).to(tl.float32)
-    z, slope = _scaled(z, unit, cap, rate, HAS_CAP)
-    p = tl.exp2(z - tl.load(log_mass + row))
+    z, slope = _capped(z, cap, rate, HAS_CAP)
+    p = tl.exp2((z - tl.load(top + row)) * unit) / tl.load(mass + row)
     own = tl.where(word == tl.load(labels + row), 1.0, 0.0)
     found = (own - p) * slope * tl.load(grad + row)
     tl.store(out + row * width + word, found.to(out.dtype.element_ty), mask=inside)
@@ -118,7 +119,7 @@ def fold(tile, shares, top, mass, moment, shrink, temperature, softcap):
     tile : Tensor
         (n, v) raw logits; not changed.
     shares : Tensor or None
-        (n, v), written: 2^(z - top) times the slope of the cap.
+        (n, v), written: e times the slope of the cap.
     top, mass, moment : Tensor
         (n, 1) float32, updated; `moment` may be None.
     shrink : Tensor
@@ -146,7 +147,7 @@ def fold(tile, shares, top, mass, moment, shrink, temperature, softcap):
     )
 
 
-def slope(tile, out, log_mass, grad, labels, temperature, softcap):
+def slope(tile, out, top, mass, grad, labels, temperature, softcap):
     """Write the gradient of sum(grad * logp) in a tile of raw logits.
 
     Parameters
@@ -155,8 +156,10 @@ def slope(tile, out, log_mass, grad, labels, temperature, softcap):
         (n, v) raw logits; not changed.
     out : Tensor
         (n, v), written.
-    log_mass, grad : Tensor
-        (n,) float32: log sum e^z over the whole vocabulary in nats, and the gradient in the logps.
+    top, mass : Tensor
+        (n, 1) float32, of the whole vocabulary, as :func:`fold` left them.
+    grad : Tensor
+        (n,) float32, the gradient in the logps.
     labels : Tensor
         (n,) integers: labels counted from the tile's first word, outside it where below 0 or not
         below v.
@@ -168,7 +171,8 @@ def slope(tile, out, log_mass, grad, labels, temperature, softcap):
     slope_kernel[(rows, triton.cdiv(width, block))](
         tile,
         out,
-        log_mass * LOG2E,
+        top,
+        mass,
         grad / temperature,
         labels,
         width,

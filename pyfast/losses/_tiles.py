@@ -1,7 +1,8 @@
 """The tiles of the language-model head: made, folded away, and made again for a trainable head.
 
-Logits are kept in base 2, as ``log2(e)`` times the natural ones: exp2 is the cheaper function, and
-the factor is one that the hidden states (or the kernel) carry along.
+Logits stay as they are made, capped where there is a softcap; the largest is subtracted before they
+are divided by the temperature and raised, which keeps their digits. Powers are of 2: exp2 is the
+cheaper function, and ``log2(e)`` goes with the temperature.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor
 
 LOG2E = math.log2(math.e)
 CPU_TOKENS, CPU_TILE = 512, 1 << 19  # rows, and numbers in a tile: 2 MB of float32 stay in cache
-GPU_TOKENS, GPU_TILE = 4096, 1 << 25
+GPU_TOKENS, GPU_TILE = 2048, 1 << 24  # 64 MB, large enough for products at full speed
 LEAST_WORDS, MOST_WORDS = 512, 1 << 14  # in a tile, however many tokens there are
 
 
@@ -40,7 +41,7 @@ def kernels_for(hidden: Tensor, backend: str) -> Any:
 
 @dataclass(frozen=True, eq=False)
 class Own:
-    """What the labels' own rows of the head give: logits (n,), and their slope in h (n, H)."""
+    """What the labels' own rows of the head give: capped logits (n,), their slope in h (n, H)."""
 
     logit: Tensor
     slope: Tensor
@@ -48,10 +49,11 @@ class Own:
 
 @dataclass(eq=False)
 class Running:
-    """Sums over the vocabulary so far, relative to the largest logit so far (base 2).
+    """Sums over the vocabulary so far, relative to the largest capped logit so far.
 
-    ``mass`` is the sum of e = 2^(z - top), ``moment`` that of e (z - top), ``sum`` that of
-    e f' W_v, where f' is the slope of the softcap. All but ``sum`` (n, H) are columns (n, 1).
+    With e = exp((z - top) / temperature), ``mass`` is the sum of e, ``moment`` that of e (z - top),
+    ``sum`` that of e f' W_v, where f' is the slope of the softcap. All but ``sum`` (n, H) are
+    columns (n, 1).
     """
 
     top: Tensor
@@ -61,7 +63,7 @@ class Running:
 
     @classmethod
     def start(cls, like: Tensor, width: int, with_entropy: bool, keep_mean: bool) -> Running:
-        """Begin with nothing."""
+        """Begin with nothing, for tokens as many as in `like` (n,)."""
         column = like.new_zeros(like.shape[0], 1)
         return cls(
             top=torch.full_like(column, -torch.inf),
@@ -70,14 +72,10 @@ class Running:
             sum=like.new_zeros(like.shape[0], width) if keep_mean else None,
         )
 
-    def log_mass(self) -> Tensor:
-        """Log sum_v e^(z_v) in nats, (n,)."""
-        return ((self.top + self.mass.log2()) / LOG2E).squeeze(1)
-
-    def entropy(self) -> Tensor:
+    def entropy(self, temperature: float) -> Tensor:
         """log(mass) - E[log e] in nats, (n,)."""
         assert self.moment is not None
-        return ((self.mass.log2() - self.moment / self.mass) / LOG2E).squeeze(1)
+        return (self.mass.log() - self.moment / (self.mass * temperature)).squeeze(1)
 
     def mean(self) -> Tensor:
         """E[f' W_v], (n, H)."""
@@ -119,7 +117,7 @@ class Head:
         return (slice(i, min(i + width, size)) for i in range(0, size, width))
 
     def own(self, rows: Tensor, labels: Tensor) -> Own:
-        """Compute the labels' own logits (in nats) from their rows of W, and the slopes."""
+        """Compute the labels' own logits from their rows of W, and the slopes."""
         dtype = self.dtype(rows)
         slope = self.weight.detach()[labels].to(dtype)
         logit = torch.linalg.vecdot(rows.to(dtype), slope)
@@ -129,7 +127,7 @@ class Head:
             bent = torch.tanh(logit / self.softcap)
             logit = self.softcap * bent
             slope = slope * (1 - bent * bent)[:, None]
-        return Own(logit / self.temperature, slope)
+        return Own(logit, slope)
 
     def fold(self, rows: Tensor, running: Running) -> None:
         """Go through the vocabulary once, adding every tile to the running sums."""
@@ -137,7 +135,7 @@ class Head:
         for part in self.vocabulary_tiles(rows.shape[0]):
             tile, weight = product.logits(part)
             if self.kernels is None:
-                tile = _fold_in_torch(self, tile, running)
+                tile = _fold_in_torch(self, tile, running).to(weight.dtype)
             else:
                 tile = _fold_in_triton(self, tile, running, weight.dtype)
             if running.sum is not None:
@@ -147,7 +145,8 @@ class Head:
         self,
         rows: Tensor,
         labels: Tensor,
-        log_mass: Tensor,
+        top: Tensor,
+        mass: Tensor,
         grad: Tensor,
         wanted: tuple[bool, bool, bool],
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
@@ -168,7 +167,7 @@ class Head:
             for part, product in zip(tokens, products, strict=True):
                 tile, weight = product.logits(words)
                 local = labels[part] - words.start
-                slope = self._slope(tile, log_mass[part], grad[part], local, weight.dtype)
+                slope = self._slope(tile, top[part], mass[part], grad[part], local, weight.dtype)
                 if grad_rows is not None:
                     _add_product(grad_rows[part], slope, weight)
                 if sums is not None:
@@ -182,20 +181,27 @@ class Head:
         return None if grad_rows is None else grad_rows.to(rows.dtype), grad_weight, grad_bias
 
     def _slope(
-        self, tile: Tensor, log_mass: Tensor, grad: Tensor, local: Tensor, dtype: torch.dtype
+        self,
+        tile: Tensor,
+        top: Tensor,
+        mass: Tensor,
+        grad: Tensor,
+        local: Tensor,
+        dtype: torch.dtype,
     ) -> Tensor:
         """Turn a tile of logits into the loss's gradient in W h + b."""
         if self.kernels is not None:
             out = torch.empty_like(tile, dtype=dtype)
-            self.kernels.slope(tile, out, log_mass, grad, local, self.temperature, self.softcap)
+            self.kernels.slope(tile, out, top, mass, grad, local, self.temperature, self.softcap)
             return out
         bend = _bend(self, tile)
-        slope = tile.sub_((log_mass * LOG2E)[:, None]).exp2_().neg_()
+        slope = tile.sub_(top).mul_(LOG2E / self.temperature).exp2_().div_(mass).neg_()
         inside = (local >= 0) & (local < tile.shape[1])
         row = inside.nonzero().squeeze(1)
         slope[row, local[row]] += 1
         slope.mul_((grad / self.temperature)[:, None])
-        return slope if bend is None else slope.mul_(bend)
+        slope = slope if bend is None else slope.mul_(bend)
+        return slope.to(dtype)
 
 
 class _Scratch:
@@ -220,19 +226,15 @@ class _Product:
         self.as_is = _multiplied_as_is(rows, head.weight)
         self.sums = head.dtype(rows)
         self.plain = rows if self.as_is else rows.to(self.sums)
-        # Plain logits take their factor from the product; capped ones, and the kernels, later.
-        scaled = head.kernels is None and head.softcap is None
-        self.factor = LOG2E / head.temperature if scaled else 1.0
 
     def logits(self, words: slice) -> tuple[Tensor, Tensor]:
         """Return the logits (n, v) of some words, to be overwritten, and their rows of W."""
         weight = self.head.weight.detach()[words]
         weight = weight if self.as_is else weight.to(self.sums)
         tile = self.scratch.tile((len(self.plain), len(weight)), self.sums, weight.device)
-        _product(self.plain, weight, self.factor, tile)
+        _product(self.plain, weight, tile)
         if self.head.bias is not None:
-            bias = self.head.bias.detach()[words].to(self.sums)
-            tile += bias * self.factor
+            tile += self.head.bias.detach()[words].to(self.sums)
         return tile, weight
 
 
@@ -242,10 +244,10 @@ def _multiplied_as_is(rows: Tensor, weight: Tensor) -> bool:
     return half and rows.device.type != "cpu"
 
 
-def _product(rows: Tensor, weight: Tensor, factor: float, out: Tensor) -> None:
-    """Out = factor rows weight^T, in float32 for half types where torch can; factor 1 for those."""
+def _product(rows: Tensor, weight: Tensor, out: Tensor) -> None:
+    """Write rows weight^T, in float32 for half types where torch can."""
     if rows.dtype == out.dtype:
-        torch.addmm(out, rows, weight.t(), beta=0, alpha=factor, out=out)
+        torch.mm(rows, weight.t(), out=out)
     elif _has_out_dtype():
         torch.mm(rows, weight.t(), out_dtype=out.dtype, out=out)
     else:
@@ -269,33 +271,33 @@ def _has_out_dtype() -> bool:
 
 
 def _bend(head: Head, tile: Tensor) -> Tensor | None:
-    """Apply the softcap to a tile in place, leaving base-2 logits; return its slope, if any."""
+    """Apply the softcap, if any, to a tile in place, and return its slope."""
     if head.softcap is None:
         return None
     bent = tile.div_(head.softcap).tanh_()
     slope = torch.square(bent).neg_().add_(1)
-    bent.mul_(head.softcap * LOG2E / head.temperature)
+    bent.mul_(head.softcap)
     return slope
 
 
 def _fold_in_torch(head: Head, tile: Tensor, running: Running) -> Tensor:
-    """Add a tile of base-2 logits to the sums, and leave e f' in its place."""
-    bend = _bend(head, tile)
+    """Add a tile of logits to the sums, and leave e f' in its place."""
+    bend, unit = _bend(head, tile), LOG2E / head.temperature
     top = torch.maximum(running.top, tile.amax(1, keepdim=True))
     shift = torch.where(top == -torch.inf, 0.0, top)  # -inf - -inf would be NaN
-    shrink = torch.exp2(running.top - shift)
+    shrink = torch.exp2((running.top - shift) * unit)
     below = tile.sub_(shift)
     if running.moment is not None:
         # Moving the top by d changes the sum of e (z - top) by -d times the mass.
         step = torch.where(running.mass > 0, running.top - shift, 0.0)
         running.moment += step * running.mass
         running.moment *= shrink
-        shares = torch.exp2(below)
-        below.clamp_(min=-200.0)  # 0 * -inf would be NaN
+        shares = torch.exp2(below * unit)
+        below.clamp_(min=-200.0 / unit)  # 0 * -inf would be NaN
         running.moment += torch.linalg.vecdot(shares, below).unsqueeze(1)
         tile = shares
     else:
-        tile = below.exp2_()
+        tile = below.mul_(unit).exp2_()
     running.mass *= shrink
     running.mass += tile.sum(1, keepdim=True)
     running.top = top

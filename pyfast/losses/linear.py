@@ -148,7 +148,7 @@ def sequence_logps(
     Notes
     -----
     Float16 and bfloat16 are summed in float32. Beside inputs and gradients a call holds one tile
-    (at most 4 MB on the CPU, 128 MB on a GPU) and, with a frozen head, one row of H numbers for
+    (at most 4 MB on the CPU, 96 MB on a GPU) and, with a frozen head, one row of H numbers for
     each scored token. A second derivative is refused.
 
     Examples
@@ -203,23 +203,24 @@ class _HeadLogps(torch.autograd.Function):
         frozen = not (weight.requires_grad or (bias is not None and bias.requires_grad))
         head = _tiles.Head(weight, bias, temperature, softcap, kernels)
         keep_mean = frozen and rows.requires_grad
-        log_mass = head.empty(rows, rows.shape[0])
-        logps = torch.empty_like(log_mass)
-        entropy = torch.empty_like(log_mass) if with_entropy else None
+        top, mass = head.empty(rows, rows.shape[0], 1), head.empty(rows, rows.shape[0], 1)
+        logps = head.empty(rows, rows.shape[0])
+        entropy = torch.empty_like(logps) if with_entropy else None
         slope = torch.empty_like(rows) if keep_mean else None
         for part in head.token_tiles(rows.shape[0]):
-            own, mean = head.own(rows[part], labels[part]), None
-            running = _tiles.Running.start(own.logit, rows.shape[1], with_entropy, keep_mean)
+            running = _tiles.Running.start(logps[part], rows.shape[1], with_entropy, keep_mean)
             head.fold(rows[part], running)
-            log_mass[part] = running.log_mass()
-            logps[part] = own.logit - log_mass[part]
+            own = head.own(rows[part], labels[part])
+            top[part], mass[part] = running.top, running.mass
+            # Tops and masses are subtracted apart, or logits of 1e4 would swallow the masses.
+            below = own.logit - running.top.squeeze(1)
+            logps[part] = below / temperature - running.mass.squeeze(1).log()
             if entropy is not None:
-                entropy[part] = running.entropy()
+                entropy[part] = running.entropy(temperature)
             if slope is not None:
-                mean = running.mean()
-                slope[part] = (own.slope - mean).mul_(1 / temperature)
+                slope[part] = (own.slope - running.mean()).mul_(1 / temperature)
         ctx.head, ctx.frozen = head, frozen
-        ctx.save_for_backward(rows, weight, bias, labels, log_mass, slope)
+        ctx.save_for_backward(rows, weight, bias, labels, top, mass, slope)
         if entropy is not None:
             ctx.mark_non_differentiable(entropy)
         return logps, entropy
@@ -231,13 +232,13 @@ class _HeadLogps(torch.autograd.Function):
                 "sequence_logps has no second derivative in tiles: leave create_graph=True out, "
                 "or use backend='reference'"
             )
-        rows, _, _, labels, log_mass, slope = ctx.saved_tensors
+        rows, _, _, labels, top, mass, slope = ctx.saved_tensors
         nothing = (None,) * 5
         if grad is None:
             return None, None, None, *nothing
         if ctx.frozen:
             assert slope is not None
-            scaled = slope.to(grad.dtype) * grad[:, None]
-            return scaled.to(rows.dtype), None, None, *nothing
+            scaled = torch.mul(slope, grad[:, None], out=torch.empty_like(slope))
+            return scaled, None, None, *nothing
         wanted = ctx.needs_input_grad[:3]
-        return *ctx.head.gradients(rows, labels, log_mass, grad, wanted), *nothing
+        return *ctx.head.gradients(rows, labels, top, mass, grad, wanted), *nothing

@@ -46,8 +46,8 @@ KERNELS = {
     "slope": (
         "head",
         "slope_kernel",
-        {"tile": "SCORE", "out": "SCORE", "log_mass": "*fp32", "grad": "*fp32", "labels": "*i64"}
-        | SCALARS,
+        {"tile": "SCORE", "out": "SCORE", "top": "*fp32", "mass": "*fp32"}
+        | {"grad": "*fp32", "labels": "*i64", **SCALARS},
         {"HAS_CAP": True, "BLOCK": 1024},
     ),
 }

@@ -16,14 +16,14 @@ def nan_like(tensor, dtype=torch.float32):
     return torch.full(tensor.shape, math.nan, dtype=dtype)
 
 
-def exact(tile, temperature, softcap):
-    """Base-2 logits and slope of the cap, in double."""
+def exact(tile, softcap):
+    """Capped logits and the slope of the cap, in double."""
     z = tile.double()
     slope = torch.ones_like(z)
     if softcap is not None:
         bent = torch.tanh(z / softcap)
         z, slope = softcap * bent, 1 - bent**2
-    return z * (_tiles.LOG2E / temperature), slope
+    return z, slope
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -40,18 +40,17 @@ def test_fold_over_three_tiles(dtype, width, temperature, softcap):
         kept = tile.clone()
         head.fold(tile, shares, top, mass, moment, shrink, temperature, softcap)
         assert torch.equal(tile, kept)
-        z, _ = exact(torch.cat(tiles[:count], 1), temperature, softcap)
+        z, _ = exact(torch.cat(tiles[:count], 1), softcap)
         best = z.amax(1, keepdim=True)
         torch.testing.assert_close(top.double(), best, rtol=1e-6, atol=1e-6)
-        e = torch.exp2(z - top.double())
+        e = torch.exp((z - top.double()) / temperature)
         torch.testing.assert_close(mass.double(), e.sum(1, keepdim=True), rtol=2e-5, atol=0)
         below = (e * (z - top.double())).sum(1, keepdim=True)
         torch.testing.assert_close(moment.double(), below, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(shrink, torch.exp2(before - top))
-        z, slope = exact(tile, temperature, softcap)
-        torch.testing.assert_close(
-            shares.double(), torch.exp2(z - top.double()) * slope, rtol=5e-5, atol=2e-6
-        )
+        torch.testing.assert_close(shrink, torch.exp((before - top) / temperature))
+        z, slope = exact(tile, softcap)
+        e = torch.exp((z - top.double()) / temperature)
+        torch.testing.assert_close(shares.double(), e * slope, rtol=5e-5, atol=2e-6)
 
 
 def test_fold_passes_over_words_that_are_ruled_out():
@@ -75,13 +74,14 @@ def test_fold_passes_over_words_that_are_ruled_out():
 def test_slope(dtype, width, temperature, softcap):
     torch.manual_seed(width)
     tile = (4 * torch.randn(4, width)).to(dtype)
-    z, bend = exact(tile, temperature, softcap)
-    log_mass = ((z.exp2().sum(1) + 2.0).log2() / _tiles.LOG2E).float()  # of more words
+    z, bend = exact(tile, softcap)
+    top = z.amax(1, keepdim=True).float()
+    mass = 2 + torch.exp((z - top) / temperature).sum(1, keepdim=True).float()  # of more words
     grad = torch.tensor([1.0, -2.0, 0.0, 0.5])
     labels = torch.tensor([0, width - 1, -3, width])
     out = nan_like(tile, dtype)
-    head.slope(tile, out, log_mass, grad, labels, temperature, softcap)
-    p = torch.exp2(z - log_mass[:, None].double() * _tiles.LOG2E)
+    head.slope(tile, out, top, mass, grad, labels, temperature, softcap)
+    p = torch.exp((z - top.double()) / temperature) / mass.double()
     own = (torch.arange(width) == labels[:, None]).double()
     truth = (own - p) * bend * (grad / temperature)[:, None].double()
     tolerance = 2e-5 if dtype is torch.float32 else torch.finfo(dtype).eps
@@ -129,8 +129,10 @@ def test_sequence_logps(monkeypatch, dtype, train_head, temperature, softcap):
 
 
 @pytest.mark.parametrize("train_head", [False, True])
+@pytest.mark.parametrize("backend", ["triton", "auto"])
+@pytest.mark.parametrize("softcap", [None, 6.0])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_types_multiplied_as_they_are(monkeypatch, dtype, train_head):
+def test_half_types_multiplied_as_they_are(monkeypatch, dtype, softcap, backend, train_head):
     """What a GPU does, here with products that torch rounds to half types: as older ones are."""
     monkeypatch.setattr(_tiles, "_multiplied_as_is", lambda rows, weight: True)
     monkeypatch.setattr(_tiles, "_has_out_dtype", lambda: False)
@@ -141,11 +143,11 @@ def test_half_types_multiplied_as_they_are(monkeypatch, dtype, train_head):
 
     def outcome(backend, kind):
         h, w = hidden.to(kind).requires_grad_(), weight.to(kind).requires_grad_(train_head)
-        logps = sequence_logps(h, w, labels, softcap=6.0, backend=backend)
+        logps = sequence_logps(h, w, labels, softcap=softcap, temperature=0.8, backend=backend)
         return (logps.detach(), *torch.autograd.grad(logps.sum(), [h, w] if train_head else [h]))
 
     for found, expected in zip(
-        outcome("triton", dtype), outcome("reference", torch.float64), strict=True
+        outcome(backend, dtype), outcome("reference", torch.float64), strict=True
     ):
         off = (found.double() - expected).norm() / expected.norm()
         assert off <= 2 * torch.finfo(dtype).eps
