@@ -243,6 +243,21 @@ else:
     assert len(found - {"not here"}) == 1
 
 
+def test_ctrl_c_stops_a_long_projection(run_python):
+    code = """
+import os, signal, threading, numpy as np
+from pyfast import sketch
+signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs start with it ignored
+threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+try:
+    sketch.project(np.broadcast_to(np.float32(1), (2**36,)), 128)
+    print("finished")
+except KeyboardInterrupt:
+    print("interrupted", sketch.project(np.ones(200), 128).shape)
+"""
+    assert run_python(code, timeout=100) == "interrupted (128,)"
+
+
 def test_the_extension_checks_what_it_is_given():
     data, out = np.zeros((2, 10), np.float32), np.zeros((2, 128), np.float32)
     good = (data, out, 0, 0, 0, 1)
