@@ -217,6 +217,14 @@ def test_a_number_that_is_not_finite_is_found(bad, kind):
         sketch.project(kind(v), 128)
 
 
+def test_a_device_without_kernels_is_said(monkeypatch):
+    from pyfast.kernels import runtime
+
+    monkeypatch.setattr(runtime, "why_unusable", lambda: "triton is not installed")
+    with pytest.raises(ValueError, match="got one on meta: triton is not installed"):
+        sketch.project(torch.ones(300, device="meta"), 128)
+
+
 def test_overflow_is_said():
     with pytest.raises(ValueError, match="got 1e\\+300 at row 0, column 2"):
         sketch.project(np.array([1.0, 2.0, 1e300]), 128)
