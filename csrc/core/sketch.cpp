@@ -42,8 +42,13 @@ class Slab {
       draw_signs(address, at / kBlock, size / kBlock);
       for (index r = first; r < last; ++r) {
         token.spend(static_cast<index>(pieces_.size()) * size);
-        sum_chunk(v.row(r), size);
         float* to = y + r * dim + at;
+        if (pieces_.size() == 1) {  // 0 + x is x, so that it need not be a sum of its own
+          add_pieces(v.row(r), to);
+          continue;
+        }
+        std::fill_n(sums_.begin(), size, 0.0f);
+        add_pieces(v.row(r), sums_.data());
         for (index w = 0; w < size; ++w) to[w] += sums_[w];
       }
     }
@@ -88,14 +93,13 @@ class Slab {
     plane_ = count;
   }
 
-  void sum_chunk(const float* row, index size) {
-    std::fill_n(sums_.begin(), size, 0.0f);
+  void add_pieces(const float* row, float* to) {
     const std::uint32_t* words = words_.data();
     for (std::size_t i = 0; i < pieces_.size(); ++i, words += blocks_) {
       const Piece& piece = pieces_[i];
       const Piece& next = pieces_[std::min(i + 1, pieces_.size() - 1)];
       simd::kernels().add_stripe(
-          {row + piece.from, row + next.from, piece.count, piece.x, words, plane_, sums_.data()});
+          {row + piece.from, row + next.from, piece.count, piece.x, words, plane_, to});
     }
   }
 

@@ -21,7 +21,7 @@ from pyfast.sketch._layout import Layout, Tokens, check_tokens
 from pyfast.sketch._parts import Frozen, check_ready, find_parts
 from pyfast.sketch._project import add_projection, check_dim
 
-_LOGITS = 1 << 23  # that exist at a time
+_LOGITS = 6 << 20  # that exist at a time: below the size from which malloc returns memory at once
 
 Response = tuple[Sequence[int], Sequence[int]]
 

@@ -100,6 +100,11 @@ def add_projection(
     if v.device.type == "cpu":
         _add_array(v, out.numpy(), seed, module, threads)
         return
+    from pyfast.kernels import runtime
+
+    reason = runtime.why_unusable()
+    if reason is not None:
+        raise ValueError(f"v: expected a CPU tensor, got one on {v.device}: {reason}")
     from pyfast.kernels import sketch as kernels
 
     kernels.add_sketch(v, out, seed, module)

@@ -179,6 +179,18 @@ def kmedoids_plain(rng: np.random.Generator) -> dict[str, Any]:
     }
 
 
+def sketch_add(rng: np.random.Generator) -> dict[str, Any]:
+    rows, dim = int(rng.integers(0, 4)), int(2 ** rng.integers(7, 12))
+    return {
+        "data": rng.normal(size=(rows, rng.integers(0, 3000))).astype(np.float32),
+        "out": np.zeros((rows, dim), np.float32),
+        "seed": int(rng.integers(0, 2**63)),
+        "module": int(rng.integers(0, 2**32)),
+        "first_stripe": 64 * int(rng.integers(0, 2**20)),
+        "threads": int(rng.integers(1, 3)),
+    }
+
+
 CALLS: dict[str, Make] = {
     "kmedoids": kmedoids,
     "kmedoids_bounds": kmedoids_bounds,
@@ -190,6 +202,7 @@ CALLS: dict[str, Make] = {
     "logdet_pairs": logdet_pairs,
     "logdet_groups": logdet_groups,
     "mass_dpo": mass_dpo,
+    "sketch_add": sketch_add,
     "squared_norms": lambda rng: {"data": points(rng, 5), "threads": 2},
     "first_invalid": lambda rng: {"array": points(rng, 3), "nonnegative": True},
     "first_asymmetric": lambda rng: {"distances": rng.random(25), "offsets": np.array([0, 3, 7])},

@@ -217,6 +217,14 @@ def test_a_number_that_is_not_finite_is_found(bad, kind):
         sketch.project(kind(v), 128)
 
 
+def test_a_device_without_kernels_is_said(monkeypatch):
+    from pyfast.kernels import runtime
+
+    monkeypatch.setattr(runtime, "why_unusable", lambda: "triton is not installed")
+    with pytest.raises(ValueError, match="got one on meta: triton is not installed"):
+        sketch.project(torch.ones(300, device="meta"), 128)
+
+
 def test_overflow_is_said():
     with pytest.raises(ValueError, match="got 1e\\+300 at row 0, column 2"):
         sketch.project(np.array([1.0, 2.0, 1e300]), 128)
@@ -241,6 +249,21 @@ else:
         monkeypatch.setenv("PYFAST_SIMD", level)
         found.add(run_python(code))
     assert len(found - {"not here"}) == 1
+
+
+def test_ctrl_c_stops_a_long_projection(run_python):
+    code = """
+import os, signal, threading, numpy as np
+from pyfast import sketch
+signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs start with it ignored
+threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+try:
+    sketch.project(np.broadcast_to(np.float32(1), (2**36,)), 128)
+    print("finished")
+except KeyboardInterrupt:
+    print("interrupted", sketch.project(np.ones(200), 128).shape)
+"""
+    assert run_python(code, timeout=100) == "interrupted (128,)"
 
 
 def test_the_extension_checks_what_it_is_given():
