@@ -79,7 +79,6 @@ class Policy:
         self.model.eval()
         base = self.model.get_base_model()
         self._backbone: Any = base.base_model
-        self._head: Any = base.get_output_embeddings()
         try:
             self._scorer = GroupScorer(self.model)
         except ValueError as error:
@@ -172,7 +171,7 @@ class Policy:
         hidden, mask = hidden.repeat_interleave(n, dim=0), mask.repeat_interleave(n, dim=0)
         rows = torch.arange(len(token_ids), device=self.device)  # the responses that go on
         for position in range(max_new_tokens):
-            logits = self._head(hidden).float() / temperature
+            logits = self._scorer.logits(hidden) / temperature
             tokens = _draw(logits, uniform[rows, position])
             ended = torch.isin(tokens, ends)
             for row, token, end in zip(rows.tolist(), tokens.tolist(), ended.tolist(), strict=True):

@@ -17,6 +17,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from pyfast import losses
+
 Group = tuple[Sequence[int], Sequence[Sequence[int]]]
 """The tokens of a prompt, and those of each of its responses."""
 
@@ -144,14 +146,15 @@ class GroupScorer:
     Raises
     ------
     ValueError
-        If the model's logits are more than its head times its hidden states, or if `share` is
-        ``True`` and the model cannot.
+        If the model's logits are more than its head times its hidden states, capped and scaled,
+        or if `share` is ``True`` and the model cannot.
     """
 
     def __init__(self, model: Any, *, share: Literal["auto"] | bool = "auto") -> None:
         self._base = model.get_base_model() if hasattr(model, "get_base_model") else model
         self._backbone: Any = self._base.base_model
         self._head: Any = self._base.get_output_embeddings()
+        self._softcap, self._temperature = self._after_head()
         self._check_head()
         self.why_not_shared = "it was not asked for" if share is False else self._find_reason()
         if share is True and self.why_not_shared is not None:
@@ -181,10 +184,29 @@ class GroupScorer:
         share = self.why_not_shared is None and (window is None or longest <= window)
         layout = lay_out(groups, share=share)
         hidden = self._hidden(layout)
-        logits = self._head(hidden).float()
-        labels = layout.labels.to(logits.device)
-        token_logps = -torch.nn.functional.cross_entropy(logits, labels, reduction="none")
-        return torch.stack([part.sum() for part in torch.split(token_logps, layout.counts)])
+        labels = layout.labels.to(hidden.device)
+        if not isinstance(self._head, torch.nn.Linear):  # it has an adapter of its own
+            token_logps = self.logits(hidden).log_softmax(-1).gather(1, labels[:, None]).squeeze(1)
+            return torch.stack([part.sum() for part in torch.split(token_logps, layout.counts)])
+        ends = torch.tensor([0, *layout.counts], device=hidden.device).cumsum(0)
+        logps = losses.sequence_logps(
+            hidden,
+            self._head.weight,
+            labels,
+            head_bias=self._head.bias,
+            temperature=self._temperature,
+            softcap=self._softcap,
+            offsets=ends,
+            validate=False,
+        )
+        return logps.float()
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return the model's logits (..., V) in float32 from its last hidden states (..., H)."""
+        logits: Tensor = self._head(hidden).float()
+        if self._softcap is not None:
+            logits = self._softcap * torch.tanh(logits / self._softcap)
+        return logits / self._temperature
 
     def _hidden(self, layout: Layout) -> Tensor:
         """Return the hidden states that predict the response tokens, (T, H)."""
@@ -239,14 +261,21 @@ class GroupScorer:
             return f"hidden states in a shared row differ by {difference:.1e} of their length"
         return None
 
+    def _after_head(self) -> tuple[float | None, float]:
+        """Return what the model does to its logits: the softcap, then the divisor."""
+        config = self._base.config.get_text_config()
+        softcap = getattr(config, "final_logit_softcapping", None)  # Gemma
+        divisor = getattr(config, "logits_scaling", None) or 1.0  # Granite
+        return softcap, divisor / (getattr(config, "logit_scale", None) or 1.0)  # Cohere
+
     @torch.no_grad()
     def _check_head(self) -> None:
-        """Refuse a model whose logits are more than its head times its hidden states."""
+        """Refuse a model whose logits are not what `logits` makes of its hidden states."""
         tokens = torch.tensor([[0, 1]], device=self._head.weight.device)
-        ours = self._head(self._backbone(input_ids=tokens).last_hidden_state).float()
+        ours = self.logits(self._backbone(input_ids=tokens).last_hidden_state)
         theirs = self._base(input_ids=tokens).logits.float()
         if not torch.allclose(ours, theirs, rtol=1e-3, atol=1e-3):
             raise ValueError(
-                f"model: {type(self._base).__name__} changes its logits after the head (scaling "
-                "or soft-capping), which is not supported"
+                f"model: {type(self._base).__name__} changes its logits after the head in a way "
+                "that is not supported"
             )

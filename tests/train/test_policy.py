@@ -181,20 +181,46 @@ def test_empty_responses_are_refused(make_policy):
         make_policy().logps(PROMPT, [])
 
 
-def test_a_model_that_changes_its_logits_after_the_head_is_refused(tiny):
-    from transformers import CohereConfig, CohereForCausalLM
+@pytest.mark.parametrize(
+    "changes", [{"logit_scale": 0.5}, {"final_logit_softcapping": 0.7}, {"logits_scaling": 3.0}]
+)
+def test_logits_that_change_after_the_head(make_policy, monkeypatch, tiny, changes):
+    """Cohere's, Gemma's and Granite's, done here by hand to one small model."""
+    from transformers import LlamaForCausalLM
 
-    config = CohereConfig(
-        vocab_size=32,
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        logit_scale=0.5,
-        eos_token_id=3,
-    )
-    with pytest.raises(UserError, match=r"CohereForCausalLM changes its logits after the head"):
-        policies.Policy(CohereForCausalLM(config), tiny.tokenizer(), rank=2)
+    forward = LlamaForCausalLM.forward
+
+    def changed(self, *args, **settings):
+        out = forward(self, *args, **settings)
+        logits = out.logits * changes.get("logit_scale", 1) / changes.get("logits_scaling", 1)
+        if cap := changes.get("final_logit_softcapping"):
+            logits = cap * torch.tanh(logits / cap)
+        out.logits = logits
+        return out
+
+    monkeypatch.setattr(LlamaForCausalLM, "forward", changed)
+    policy = make_policy(**changes)
+    expected = torch.stack([plain_logp(policy.model, PROMPT, y) for y in RESPONSES])
+    torch.testing.assert_close(policy.logps(PROMPT, RESPONSES), expected, rtol=1e-5, atol=1e-5)
+    uniform = torch.rand(3, 10, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+    (samples,) = sample(policy, [PROMPT], n=3, seeds=[7])
+    with torch.no_grad():
+        for row, tokens in enumerate(samples.token_ids):
+            assert tokens == slow_sample(policy.model, PROMPT, uniform[row], 3)
+    with pytest.raises(UserError, match=r"policy\.model: LlamaForCausalLM changes its logits"):
+        policies.Policy(tiny.model(), tiny.tokenizer(), rank=2)  # its settings do not say so
+
+
+def test_a_head_with_an_adapter_of_its_own(tiny):
+    from peft import LoraConfig, get_peft_model
+
+    from pyfast.train.shared_prompt import GroupScorer
+
+    settings = LoraConfig(r=2, target_modules=["lm_head", "q_proj"], init_lora_weights=False)
+    model = get_peft_model(tiny.model(), settings).eval()
+    expected = torch.stack([plain_logp(model, PROMPT, y) for y in RESPONSES])
+    actual = GroupScorer(model).logps([(PROMPT, RESPONSES)])
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_loading_and_saving(tiny_model, tmp_path):
