@@ -20,7 +20,11 @@ def given_distances_case(n: int = 10_000, k: int = 50, n_threads: int = 1) -> Ca
     start = RNG.choice(n, k, replace=False)
 
     def check(ours: object, theirs: object) -> str:
-        assert ours.cost <= theirs.loss * (1 + 1e-6)
+        # On several threads the peer swaps in another order, and ends elsewhere; ours does not.
+        serial = theirs
+        if n_threads > 1:
+            serial = kmedoids.fasterpam(D, start.astype(np.uint64), n_cpu=1)
+        assert ours.cost <= serial.loss * (1 + 1e-6)
         return f"cost {ours.cost:.3f}, peer's {theirs.loss:.3f}, {ours.n_swaps} swaps"
 
     return Case(
