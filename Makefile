@@ -38,13 +38,14 @@ bench: .venv/bench.done  ## verified timings beside peers, to runs/benchmarks
 # The selectors' tests under AddressSanitizer and UndefinedBehaviorSanitizer, the C++ tests under
 # ThreadSanitizer too (on std::thread: it does not understand OpenMP).
 ASAN_LIBS = $(shell $(CXX) -print-file-name=libasan.so) $(shell $(CXX) -print-file-name=libubsan.so)
+UNDER_ASAN = LD_PRELOAD="$(ASAN_LIBS)" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1
 sanitize: .venv/dev.done .venv-sanitize/done  ## memory, undefined behaviour and data races
 	$(BIN)/cmake -S . -B build/tsan -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DPYFAST_DEV=ON \
 	  -DPYFAST_PYTHON=OFF -DPYFAST_TESTS=ON -DPYFAST_THREADS=std -DPYFAST_SANITIZE=thread
 	$(BIN)/cmake --build build/tsan
 	build/tsan/core_tests
-	LD_PRELOAD="$(ASAN_LIBS)" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 \
-	  .venv-sanitize/bin/pytest tests/select -p no:cacheprovider
+	$(UNDER_ASAN) .venv-sanitize/bin/pytest tests/select -p no:cacheprovider
+	$(UNDER_ASAN) .venv-sanitize/bin/python tests/fuzz/binding.py --inputs 5000
 
 .venv-sanitize/done: $(SOURCES)
 	$(PYTHON) -m venv .venv-sanitize

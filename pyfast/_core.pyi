@@ -37,7 +37,7 @@ def kmedoids(
     given: _Indices,
     n_init: int,
     seed: int,
-    columns: int,
+    sample_size: int,
     sampled_above: int,
     threads: int,
 ) -> tuple[_Indices, _Indices, _Doubles, _Indices, _Indices]: ...

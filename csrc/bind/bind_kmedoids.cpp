@@ -22,7 +22,7 @@ struct Request {
   index k;
   const double* weights;
   KMedoidsOptions options;
-  index columns, sampled_above;  // groups of more points than that are sampled
+  index sample_size, sampled_above;  // groups of more points than that are sampled
   int threads;
 };
 
@@ -68,8 +68,8 @@ void from_points(const py::array& data, const Groups& groups, const Request& req
                  const MatrixView<T> own{x + groups.begin(b) * d, groups.size(b), d};
                  const double* weights = request.weights + groups.begin(b);
                  if (own.rows > std::max(request.sampled_above, kSmall)) {
-                   return sampled_kmedoids(own, weights, k, request.columns, options, means.threads,
-                                           means.cancel, means.token, labels);
+                   return sampled_kmedoids(own, weights, k, request.sample_size, options,
+                                           means.threads, means.cancel, means.token, labels);
                  }
                  KMedoidsSolution solution;
                  with_distances(own, weights, k, means, [&](const auto& problem) {
@@ -112,7 +112,7 @@ const index* checked_starts(const py::array& given, const Groups& groups, index 
 py::tuple kmedoids_groups(const py::array& data, const py::array& offsets, const py::array& weights,
                           index k, bool precomputed, const std::string& search,
                           const std::string& init, const py::array& given, index n_init,
-                          std::uint64_t seed, index columns, index sampled_above, int threads) {
+                          std::uint64_t seed, index sample_size, index sampled_above, int threads) {
   const index total = weights.size();
   const Groups groups = checked_groups(offsets, total);
   if (!precomputed && data.ndim() == 2 && data.shape(0) != total) {
@@ -120,8 +120,8 @@ py::tuple kmedoids_groups(const py::array& data, const py::array& offsets, const
   }
   check_range(n_init, "n_init", 1, kMostStarts);
   check_range(threads, "threads", 1, kMostThreads);
-  check_range(columns, "columns", 1, index{1} << 31);
-  check_range(sampled_above, "sampled_above", columns, index{1} << 31);
+  check_range(sample_size, "sample_size", 1, index{1} << 31);
+  check_range(sampled_above, "sampled_above", sample_size, index{1} << 31);
   for (index b = 0; b < groups.count; ++b) check_range(k, "k", 1, groups.size(b));
   KMedoidsOptions options;
   options.search = search == "best" ? Search::best : Search::eager;
@@ -142,7 +142,7 @@ py::tuple kmedoids_groups(const py::array& data, const py::array& offsets, const
   const bool single = is_float32(data);
   const auto run = precomputed ? (single ? from_distances<float> : from_distances<double>)
                                : (single ? from_points<float> : from_points<double>);
-  run(data, groups, Request{k, w, options, columns, sampled_above, threads}, out);
+  run(data, groups, Request{k, w, options, sample_size, sampled_above, threads}, out);
   return py::make_tuple(out.medoids, out.labels, out.cost, out.swaps, out.passes);
 }
 
@@ -151,7 +151,7 @@ py::tuple kmedoids_groups(const py::array& data, const py::array& offsets, const
 void bind_kmedoids(py::module_& m) {
   m.def("kmedoids", &kmedoids_groups, py::arg("data"), py::arg("offsets"), py::arg("weights"),
         py::arg("k"), py::arg("precomputed"), py::arg("search"), py::arg("init"), py::arg("given"),
-        py::arg("n_init"), py::arg("seed"), py::arg("columns"), py::arg("sampled_above"),
+        py::arg("n_init"), py::arg("seed"), py::arg("sample_size"), py::arg("sampled_above"),
         py::arg("threads"),
         "Ragged groups of points (T, d), those of more than `sampled_above` sampled, or of "
         "distances laid end to end: (medoids (B*k,), labels "

@@ -239,11 +239,12 @@ class Polish {
 };
 
 template <class T>
-KMedoidsSolution search_sample(MatrixView<T> x, const double* weights, index k, index columns,
+KMedoidsSolution search_sample(MatrixView<T> x, const double* weights, index k, index sample_size,
                                const KMedoidsOptions& options, const Team& team) {
   std::vector<index> given;
   if (options.init == KMedoidsOptions::Init::given) given.assign(options.given, options.given + k);
-  const WeightedSample sample = weighted_sample(weights, x.rows, columns, k, options.seed, given);
+  const WeightedSample sample =
+      weighted_sample(weights, x.rows, sample_size, k, options.seed, given);
   const auto m = static_cast<index>(sample.points.size());
   const std::vector<T> rows = gather(x, sample.points);
   const BigArray<T> distances = big_array<T>(m * m);
@@ -265,11 +266,11 @@ KMedoidsSolution search_sample(MatrixView<T> x, const double* weights, index k, 
 }  // namespace
 
 template <class T>
-KMedoidsSolution sampled_kmedoids(MatrixView<T> x, const double* weights, index k, index columns,
-                                  const KMedoidsOptions& options, int threads, Cancel& cancel,
-                                  Token& token, index* labels) {
+KMedoidsSolution sampled_kmedoids(MatrixView<T> x, const double* weights, index k,
+                                  index sample_size, const KMedoidsOptions& options, int threads,
+                                  Cancel& cancel, Token& token, index* labels) {
   const Team team{threads, cancel, token};
-  KMedoidsSolution solution = search_sample(x, weights, k, columns, options, team);
+  KMedoidsSolution solution = search_sample(x, weights, k, sample_size, options, team);
   Polish<T> polish(x, weights, solution.medoids, team);
   solution.swaps += polish.run();
   polish.finish(solution, labels);

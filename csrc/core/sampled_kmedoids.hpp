@@ -22,13 +22,13 @@ struct WeightedSample {
 WeightedSample weighted_sample(const double* weights, index n, index draws, index least,
                                std::uint64_t seed, const std::vector<index>& extra);
 
-// The best of n_init searches on a sample of `columns` points. Then rounds of exact swaps with the
-// points nearest to the middle of each cluster, until none of them improves the cost of all points.
-// Fills labels[i] like assign(). Takes sizeof(T) + 1 bytes for each of columns^2 distances, then
-// about 4 k n + 100 n. The result does not depend on the threads.
+// The best of n_init searches on a sample of `sample_size` points. Then rounds of exact swaps with
+// the points nearest to the middle of each cluster, until none of them improves the cost of all
+// points. Fills labels[i] like assign(). Takes sizeof(T) + 1 bytes for each of sample_size^2
+// distances, then about 4 k n + 100 n. The result does not depend on the threads.
 template <class T>
-KMedoidsSolution sampled_kmedoids(MatrixView<T> x, const double* weights, index k, index columns,
-                                  const KMedoidsOptions& options, int threads, Cancel& cancel,
-                                  Token& token, index* labels);
+KMedoidsSolution sampled_kmedoids(MatrixView<T> x, const double* weights, index k,
+                                  index sample_size, const KMedoidsOptions& options, int threads,
+                                  Cancel& cancel, Token& token, index* labels);
 
 }  // namespace pyfast

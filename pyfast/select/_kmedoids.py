@@ -52,7 +52,7 @@ def kmedoids(
     n_init: int = 1,
     search: Literal["eager", "best"] = "eager",
     seed: int = 0,
-    columns: int | None = None,
+    sample_size: int | None = None,
     certify: bool = False,
     exact: bool = False,
     offsets: ArrayLike | None = None,
@@ -85,7 +85,7 @@ def kmedoids(
     seed : int
         0 to 2**64 - 1. Every group draws the same stream, so that a group's result does not
         depend on the batch around it.
-    columns : int, optional
+    sample_size : int, optional
         Search groups of more points than this on a sample of so many (see Notes), so that no n x n
         matrix is needed; n or more forbids it. By default 5,000, or 10 k if that is more, for
         groups of more than 20,000 points; groups of up to 128 are never sampled.
@@ -145,7 +145,7 @@ def kmedoids(
     >>> result.medoids.tolist(), result.labels.tolist(), result.cost
     ([0, 3], [0, 0, 1, 1], 3.0)
     """
-    plain = weights is None and columns is None and offsets is None and n_threads is None
+    plain = weights is None and sample_size is None and offsets is None and n_threads is None
     if plain and type(X) is np.ndarray and not (certify or exact):
         answer = _native.kmedoids_plain(X, k, metric, search, init, n_init, seed)
         if answer is not None:
@@ -168,7 +168,7 @@ def kmedoids(
         args.check_values(w, "weights", layout, nonnegative=True)
     start, given = _check_init(init, k, layout)
 
-    sampling = _sampling(columns, metric, k)
+    sampling = _sampling(sample_size, metric, k)
     if certify or exact:
         _check_certifiable(layout, metric, sampling[1], exact)
 
@@ -225,20 +225,22 @@ def _check_certifiable(layout: args.Layout, metric: str, sampled_above: int, exa
         where = "" if layout.kind == "one" else f" in group {group}"
         raise ValueError(
             f"{'exact' if exact else 'certify'}: expected at most {sampled_above} points{where}, "
-            f"got {layout.sizes[group]}; columns={layout.sizes[group]} searches them all"
+            f"got {layout.sizes[group]}; sample_size={layout.sizes[group]} searches them all"
         )
     if exact:
         _certificate.check_solver()
 
 
-def _sampling(columns: int | None, metric: str, k: int) -> tuple[int, int]:
+def _sampling(sample_size: int | None, metric: str, k: int) -> tuple[int, int]:
     """Return the size of samples, and of the largest group that needs none."""
-    if columns is None:
+    if sample_size is None:
         size = max(_SAMPLE, 10 * k)
         return size, max(_SAMPLED_ABOVE, size)
     if metric == "precomputed":
-        raise ValueError("columns: expected None with precomputed distances, which are all used")
-    size = args.check_int(columns, "columns", 1, 2**31)
+        raise ValueError(
+            "sample_size: expected None with precomputed distances, which are all used"
+        )
+    size = args.check_int(sample_size, "sample_size", 1, 2**31)
     return size, size
 
 

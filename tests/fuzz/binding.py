@@ -53,7 +53,7 @@ def kmedoids(rng: np.random.Generator) -> dict[str, Any]:
         "given": np.concatenate(given),
         "n_init": int(rng.integers(1, 4)),
         "seed": int(rng.integers(0, 2**63)),
-        "columns": int(rng.integers(1, 40)),
+        "sample_size": int(rng.integers(1, 40)),
         "sampled_above": int(rng.integers(40, 80)),
         "threads": int(rng.integers(1, 3)),
     }

@@ -323,8 +323,10 @@ def test_the_extension_itself_refuses_wrong_arrays() -> None:
     offsets, w = np.array([0, 6]), np.ones(6)
     none = np.empty(0, np.int64)
 
-    def call(data=X, offsets=offsets, w=w, k=2, given=none, init="random", columns=5, above=9):
-        return kmedoids(data, offsets, w, k, False, "eager", init, given, 1, 0, columns, above, 1)
+    def call(data=X, offsets=offsets, w=w, k=2, given=none, init="random", sample_size=5, above=9):
+        return kmedoids(
+            data, offsets, w, k, False, "eager", init, given, 1, 0, sample_size, above, 1
+        )
 
     assert call()[0].shape == (2,)
     for bad, words in [
@@ -342,7 +344,7 @@ def test_the_extension_itself_refuses_wrong_arrays() -> None:
         ({"k": 0}, "k: expected 1 to 6"),
         ({"k": 7}, "k: expected 1 to 6"),
         ({"init": "given"}, "init: expected groups * k indices"),
-        ({"columns": 0}, "columns: expected 1 to"),
+        ({"sample_size": 0}, "sample_size: expected 1 to"),
         ({"above": 4}, "sampled_above: expected 5 to"),
     ]:
         with pytest.raises(TypeError) as raised:

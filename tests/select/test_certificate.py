@@ -191,10 +191,12 @@ def test_no_bound_is_above_the_optimum(case: tuple[list[int], list[float], int])
 
 def test_what_cannot_be_certified_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     X = np.random.default_rng(0).normal(size=(200, 2))
-    with pytest.raises(ValueError, match=r"certify: expected at most 150 points, got 200; columns"):
-        select.kmedoids(X, 2, columns=150, certify=True)
+    with pytest.raises(
+        ValueError, match=r"certify: expected at most 150 points, got 200; sample_size"
+    ):
+        select.kmedoids(X, 2, sample_size=150, certify=True)
     with pytest.raises(ValueError, match=r"exact: expected at most 150 points in group 1, got 160"):
-        select.kmedoids(X, 2, columns=150, exact=True, offsets=[0, 40, 200])
+        select.kmedoids(X, 2, sample_size=150, exact=True, offsets=[0, 40, 200])
     monkeypatch.setitem(sys.modules, "scipy.optimize", None)
     for call in (
         lambda: select.kmedoids(X, 2, exact=True),

@@ -127,7 +127,7 @@ from pyfast import select
 rng = np.random.default_rng(0)
 X, w = rng.normal(size=(1500, 20)), rng.exponential(size=1500)
 for data in (X, X.astype(np.float32)):
-    for options in ({}, {"columns": 300}, {"metric": "precomputed"}):
+    for options in ({}, {"sample_size": 300}, {"metric": "precomputed"}):
         if options.get("metric"):
             D = np.sqrt(((data[:, None, :4] - data[:, :4]) ** 2).sum(axis=2))
             data = np.maximum(D, D.T)
@@ -172,7 +172,7 @@ def test_sampled_groups(kind: str, dtype: type) -> None:
         elif kind == "one heavy point":
             w[3] = 1e15
         X = X.astype(dtype)
-        found = select.kmedoids(X, k, weights=w, columns=150, seed=seed, n_threads=1)
+        found = select.kmedoids(X, k, weights=w, sample_size=150, seed=seed, n_threads=1)
         assert len(set(found.medoids.tolist())) == k
         assert found.medoids.tolist() == sorted(found.medoids.tolist())
         D = np.sqrt(((X[:, None].astype(float) - X[found.medoids].astype(float)) ** 2).sum(axis=2))
@@ -180,7 +180,7 @@ def test_sampled_groups(kind: str, dtype: type) -> None:
         assert nearest == pytest.approx(D.min(axis=1), rel=1e-5)
         assert found.cost == pytest.approx(float(w @ nearest), rel=1e-6, abs=1e-300)
         for threads in (2, 5):
-            again = select.kmedoids(X, k, weights=w, columns=150, seed=seed, n_threads=threads)
+            again = select.kmedoids(X, k, weights=w, sample_size=150, seed=seed, n_threads=threads)
             assert again.medoids.tolist() == found.medoids.tolist()
             assert (again.cost, again.n_swaps) == (found.cost, found.n_swaps)
         assert (again.labels == found.labels).all()
@@ -191,8 +191,8 @@ def test_a_sample_comes_close_to_searching_all() -> None:
     for seed in range(8):
         X, w = problem(seed, 2000, "plain")
         full = select.kmedoids(X, 10, weights=w, seed=seed)
-        sampled = select.kmedoids(X, 10, weights=w, seed=seed, columns=400)
-        assert select.kmedoids(X, 10, weights=w, seed=seed, columns=2000).cost == full.cost
+        sampled = select.kmedoids(X, 10, weights=w, seed=seed, sample_size=400)
+        assert select.kmedoids(X, 10, weights=w, seed=seed, sample_size=2000).cost == full.cost
         ratios.append(sampled.cost / full.cost)
     assert np.mean(ratios) < 1.01
     assert max(ratios) < 1.04
@@ -201,31 +201,31 @@ def test_a_sample_comes_close_to_searching_all() -> None:
 def test_sampled_groups_do_not_depend_on_their_batch() -> None:
     X, w = problem(7, 1500, "plain")
     offsets = [0, 100, 700, 1500]
-    got = select.kmedoids(X, 3, weights=w, offsets=offsets, columns=200, n_threads=2)
+    got = select.kmedoids(X, 3, weights=w, offsets=offsets, sample_size=200, n_threads=2)
     starts = np.array([[1, 2, 3], [599, 0, 7], [5, 6, 799]])
-    given = select.kmedoids(X, 3, weights=w, offsets=offsets, columns=200, init=starts)
+    given = select.kmedoids(X, 3, weights=w, offsets=offsets, sample_size=200, init=starts)
     for b in range(3):
         rows = slice(offsets[b], offsets[b + 1])
-        one = select.kmedoids(X[rows], 3, weights=w[rows], columns=200)
+        one = select.kmedoids(X[rows], 3, weights=w[rows], sample_size=200)
         assert one.medoids.tolist() == got.medoids[b].tolist()
         assert one.labels.tolist() == got.labels[rows].tolist()
-        one = select.kmedoids(X[rows], 3, weights=w[rows], columns=200, init=starts[b])
+        one = select.kmedoids(X[rows], 3, weights=w[rows], sample_size=200, init=starts[b])
         assert one.medoids.tolist() == given.medoids[b].tolist()
 
 
 def test_fewer_columns_than_medoids_still_give_k() -> None:
     X, w = problem(8, 300, "plain")
-    found = select.kmedoids(X, 40, weights=w, columns=1)
+    found = select.kmedoids(X, 40, weights=w, sample_size=1)
     assert len(set(found.medoids.tolist())) == 40
 
 
 def test_columns_are_checked() -> None:
     X = np.zeros((5, 2))
     for bad, error in ((0, ValueError), (1.5, TypeError), (True, TypeError)):
-        with pytest.raises(error, match="columns: expected"):
-            select.kmedoids(X, 2, columns=bad)
-    with pytest.raises(ValueError, match="columns: expected None with precomputed distances"):
-        select.kmedoids(np.zeros((5, 5)), 2, columns=3, metric="precomputed")
+        with pytest.raises(error, match="sample_size: expected"):
+            select.kmedoids(X, 2, sample_size=bad)
+    with pytest.raises(ValueError, match="sample_size: expected None with precomputed distances"):
+        select.kmedoids(np.zeros((5, 5)), 2, sample_size=3, metric="precomputed")
 
 
 def test_an_overflow_names_points_of_the_group() -> None:
@@ -234,29 +234,29 @@ def test_an_overflow_names_points_of_the_group() -> None:
     weights = np.ones(300)
     weights[[290, 291]] = 1e9  # so that the sample has them
     with pytest.raises(ValueError, match="distance between points 290 and 291 overflows"):
-        select.kmedoids(X, 2, weights=weights, columns=150)
+        select.kmedoids(X, 2, weights=weights, sample_size=150)
 
 
 MEMORY = """
 import resource, sys
 import numpy as np
 from pyfast import select
-n, d, k, m = {n}, {d}, 10, {columns}
+n, d, k, m = {n}, {d}, 10, {sample_size}
 X = np.random.default_rng(0).normal(size=(n, d)).astype(np.float32)
 select.kmedoids(X[:300], k)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-select.kmedoids(X, k, columns=m, n_threads=1)
+select.kmedoids(X, k, sample_size=m, n_threads=1)
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
 """
 
 
-@pytest.mark.parametrize(("n", "d", "columns"), [(6000, 8, 6000), (120_000, 16, 3000)])
+@pytest.mark.parametrize(("n", "d", "sample_size"), [(6000, 8, 6000), (120_000, 16, 3000)])
 def test_memory_stays_below_what_the_docstring_says(
-    run_python, n: int, d: int, columns: int
+    run_python, n: int, d: int, sample_size: int
 ) -> None:
-    used = int(run_python(MEMORY.format(n=n, d=d, columns=columns)))
-    if n == columns:
+    used = int(run_python(MEMORY.format(n=n, d=d, sample_size=sample_size)))
+    if n == sample_size:
         stated = (4 + 1) * n**2 + 200 * n
     else:
-        stated = (4 + 1) * (columns**2 + 2 * 10 * n) + 8 * columns * (d + 25) + 200 * n
+        stated = (4 + 1) * (sample_size**2 + 2 * 10 * n) + 8 * sample_size * (d + 25) + 200 * n
     assert used <= stated + 8e6  # the allocator's own
