@@ -272,7 +272,7 @@ def _laid_out(scores, offsets):
     if offsets is None:
         size = scores.shape[-1]
         return s, None, size, s.numel() // size
-    return s, offsets.to(s.device), 0, offsets.numel() - 1
+    return s, offsets.to(s.device).contiguous(), 0, offsets.numel() - 1
 
 
 def _outputs(scores, groups):

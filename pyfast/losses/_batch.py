@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Literal, TypeAlias
 
 from torch import Tensor
@@ -84,9 +83,9 @@ class Batch:
         scores = _scores(policy_logps, tensors.get("ref_logps"), beta, reward, lengths)
         return cls(policy_logps, scores, float(beta), offsets, reduction, metrics)
 
-    @cached_property
+    @property
     def groups(self) -> Groups:
-        """Which response belongs to which group."""
+        """Which response belongs to which group; made anew at each call, so keep it."""
         return Groups.of(self.scores, self.offsets)
 
     @property

@@ -86,11 +86,12 @@ def over_pairs(
     `handicap` (B,) is added to the losers' scores.
     """
     flat_rewards = None if rewards is None else widen(rewards.detach()).reshape(-1)
-    pairs = choose_pairs(batch.groups, flat_rewards, weighting, gamma, batch.scores.dtype)
-    losers = batch.flat[pairs.loser]
+    groups, flat = batch.groups, batch.flat
+    pairs = choose_pairs(groups, flat_rewards, weighting, gamma, flat.dtype)
+    losers = flat[pairs.loser]
     if handicap is not None:
-        losers = losers + handicap[batch.groups.ids[pairs.loser]]
-    return pairs.total(batch.groups, loss(batch.flat[pairs.winner], losers))
+        losers = losers + handicap[groups.ids[pairs.loser]]
+    return pairs.total(groups, loss(flat[pairs.winner], losers))
 
 
 def weighing(rewards: Tensor | None, weighting: Weighting, gamma: float) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pyfast import losses
 from pyfast.losses import fused, plackett_luce, plackett_luce_top1, reference
 
 SIZES = [3, 1, 4, 1, 6, 2, 17, 33]
@@ -153,6 +154,14 @@ def test_groups_of_1_to_1000():
         torch.testing.assert_close(slope.double(), gradient, rtol=1e-3, atol=2e-3)
 
 
+def test_strided_offsets():
+    scores, spread = torch.randn(9), torch.tensor([0, -1, 2, -1, 9, -1])
+    for loss in (fused.contrast, fused.listwise):
+        assert torch.equal(
+            loss(scores, offsets=spread[::2]), loss(scores, offsets=spread[::2].clone())
+        )
+
+
 def test_backends_by_name(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     policy, ref = torch.zeros(3), torch.zeros(3)
@@ -165,15 +174,20 @@ def test_backends_by_name(monkeypatch):
             plackett_luce(policy, ref, backend="triton")
 
 
-def test_compiles_without_a_graph_break():
-    policy, ref = torch.randn(4, 5), torch.randn(4, 5)
+@pytest.mark.parametrize("name", ["plackett_luce_top1", "swepo", "hps", "dmpo", "ipo"])
+@pytest.mark.parametrize("offsets", [None, torch.tensor([0, 2, 5, 12])])
+def test_compiles_without_a_graph_break(name, offsets):
+    shape = (3, 4) if offsets is None else (12,)
+    policy, ref, rewards = torch.randn(3, *shape)
+    more = (rewards,) if name in ("swepo", "hps") else ()
 
-    def step(p, r):
-        return plackett_luce_top1(p, r, beta=0.5)
+    def step(p):
+        return getattr(losses, name)(p, ref, *more, beta=0.5, offsets=offsets)
 
+    torch._dynamo.reset()
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
     mine, plain = policy.clone().requires_grad_(), policy.clone().requires_grad_()
-    loss, expected = compiled(mine, ref), step(plain, ref)
+    loss, expected = compiled(mine), step(plain)
     loss.backward()
     expected.backward()
     torch.testing.assert_close(loss, expected)

@@ -128,6 +128,14 @@ def test_strided_scores():
             assert torch.equal(found, expected)
 
 
+def test_strided_offsets():
+    scores, spread = torch.randn(9), torch.tensor([0, -1, 2, -1, 9, -1])
+    for kernel in (group_lse.contrast, group_lse.listwise):
+        found = kernel(scores, offsets=spread[::2])
+        for one, other in zip(found, kernel(scores, offsets=spread[::2].clone()), strict=True):
+            assert torch.equal(one, other)
+
+
 def test_a_ranking_too_long_for_a_block_is_refused():
     with pytest.raises(ValueError, match="takes groups of up to 16384 responses, got 16385"):
         group_lse.listwise(torch.zeros(16385))
