@@ -75,8 +75,8 @@ void search_best(State<T>& state, const KMedoidsProblem<T>& problem, Token& toke
     ++tally.passes;
     const Swap swap = best_swap(state, problem, token);
     if (swap.slot < 0) return;
-    state.apply(swap);
     ++tally.swaps;
+    if (!state.apply(swap)) return;
   }
 }
 
@@ -115,8 +115,8 @@ void search_eager(State<T>& state, const KMedoidsProblem<T>& problem, Team& team
       const std::vector<double>& costs = state.costs_with(in + seen);
       const auto least = std::min_element(costs.begin(), costs.end());
       if (!state.improves(*least)) continue;
-      state.apply({static_cast<std::int32_t>(least - costs.begin()), in + seen});
       ++tally.swaps;
+      if (!state.apply({static_cast<std::int32_t>(least - costs.begin()), in + seen})) return;
       swapped = true;
       unchanged = -seen;
       block = kPiece;

@@ -38,6 +38,7 @@ class State {
     for (index i = 0; i < problem_.points(); ++i) bereft_.push_back(static_cast<std::int32_t>(i));
     find_nearest(bereft_);
     sum_cost();
+    return cost_ < before;
   }
 
   // What one thread needs to look at a candidate.
@@ -60,7 +61,7 @@ class State {
   bool is_medoid(index j) const { return is_medoid_[j] != 0; }
   double cost() const { return cost_; }
   const std::vector<T>& seconds() const { return seconds_; }
-  bool improves(double cost) const { return cost_ - cost > kImprovement * cost_; }
+  bool improves(double cost) const { return cost < cost_ && cost_ - cost > kImprovement * cost_; }
 
   // Whether candidate `in` could improve the cost: false is certain, true is not. With the loss
   // R_s of taking medoid s away, the change is R_s - C_s - G for sums C_s and G over the few points
@@ -103,7 +104,9 @@ class State {
     return costs_;
   }
 
-  void apply(const Swap& swap) {
+  // Whether the cost has fallen, as it does for distances >= 0; no others keep a search going.
+  bool apply(const Swap& swap) {
+    const double before = cost_;
     is_medoid_[medoids_[swap.slot]] = 0;
     is_medoid_[swap.in] = 1;
     medoids_[swap.slot] = swap.in;

@@ -54,12 +54,14 @@ void SmallSearch<T>::start_from(const index* start) {
 
 // Everything anew: k vector operations a point cost less than telling apart what changed.
 template <class T>
-void SmallSearch<T>::apply(index slot, index in) {
+bool SmallSearch<T>::apply(index slot, index in) {
+  const T before = cost_;
   barrier_[medoids_[slot]] = 0;
   barrier_[in] = std::numeric_limits<T>::infinity();
   medoids_[slot] = in;
   ++swaps_;
   find_nearest();
+  return cost_ < before;
 }
 
 template <>
@@ -87,11 +89,11 @@ void SmallSearch<T>::search_eager(T tolerance, Token& token) {
        in = in + 1 < candidates_ ? in + 1 : 0, ++unchanged, ++looked_at) {
     price_block(in / kLanes);
     const T least = least_[in];
-    if (cost_ - least > tolerance * cost_) {
+    if (least < cost_ && cost_ - least > tolerance * cost_) {
       token.spend(candidates_ * problem_.points);
       index slot = 0;
       while (costs_[slot * problem_.stride + in] != least) ++slot;
-      apply(slot, in);
+      if (!apply(slot, in)) break;
       unchanged = 0;
       next_cost = std::numeric_limits<T>::infinity();
     } else {
@@ -130,16 +132,15 @@ bool SmallSearch<T>::apply_best_swap(T tolerance, Judge* judge) {
       }
     }
   }
-  bool improves = cost_ - best_cost > tolerance * cost_;
+  bool judged = false, improves = best.slot >= 0 && cost_ - best_cost > tolerance * cost_;
   if (!(next_cost > best_cost + tolerance * best_cost) || (best.slot >= 0 && !improves)) {
     if (judge != nullptr && decide(limit, *judge, best)) {
-      improves = best.slot >= 0;
+      judged = improves = best.slot >= 0;
     } else {
       ambiguous_ = true;
     }
   }
-  if (improves) apply(best.slot, best.in);
-  return improves;
+  return improves && (apply(best.slot, best.in) || judged);
 }
 
 // The best of what costs no more than `limit`, staying included. False if there is too much of it,

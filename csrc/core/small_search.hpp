@@ -58,7 +58,8 @@ class SmallSearch {
 
  private:
   void start_from(const index* start);
-  void apply(index slot, index in);
+  // Whether the cost has fallen, as it does for distances >= 0; no others keep a search going.
+  bool apply(index slot, index in);
   void find_nearest();
   T price(index from, index count);
   void price_block(index block);

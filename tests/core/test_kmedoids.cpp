@@ -130,6 +130,21 @@ TEST(degenerate_problems_return_k_distinct_medoids) {
   }
 }
 
+// Nobody should ask, but a caller of the core that checks nothing must not wait for ever.
+TEST(searches_over_negative_distances_end) {
+  for (const index n : {6, 200}) {  // the search for small problems, and the other
+    for (unsigned seed = 0; seed < 20; ++seed) {
+      const std::vector<double> d = uniform(std::size_t(n * n), seed, -2, 1);
+      const std::vector<double> ones(std::size_t(n), 1.0);
+      for (const Search how : {Search::best, Search::eager}) {
+        const auto found = search({{d.data(), n, n}, ones.data(), 3}, first(3), how);
+        CHECK(std::adjacent_find(found.medoids.begin(), found.medoids.end()) ==
+              found.medoids.end());
+      }
+    }
+  }
+}
+
 TEST(only_candidates_become_medoids) {
   const Random2D data(9, 3, 2);
   KMedoidsProblem<double> problem = data.problem;
