@@ -256,7 +256,7 @@ def test_importing_the_room_loads_torch_and_no_model_library(run_python):
 import sys, pyfast
 from pyfast import sketch
 assert "torch" in sys.modules
-heavy = {"transformers", "peft", "tqdm", "matplotlib"} & set(sys.modules)
+heavy = {"transformers", "peft", "matplotlib"} & set(sys.modules)
 assert not heavy, heavy
 """
     run_python(code)
