@@ -8,7 +8,7 @@ from sketch_model import project_parts
 
 from pyfast import select, sketch
 
-SEEDS = 4
+SEEDS = 24
 
 
 def exact_gram(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -22,23 +22,32 @@ def exact_gram(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def error_by_dim(collector: sketch.LoraGradients, rows: np.ndarray) -> list[dict[str, float]]:
-    """Root mean square error of cosines over all pairs and a few seeds, beside the theory."""
+    """Root mean square error of cosines over all pairs and seeds, beside the theory."""
     cosines, lengths = exact_gram(rows)
     above = np.triu_indices(len(rows), 1)
     found = []
     for dim in [2**i for i in range(7, 21)]:
         squares = []
-        for seed in range(SEEDS if dim > 1024 else 4 * SEEDS):
+        for seed in range(SEEDS):
             unit = project_parts(collector, rows, dim, seed) / lengths[:, None]
             squares.append(np.mean((unit @ unit.T - cosines)[above] ** 2))
         theory = float(np.sqrt(np.mean(1 + cosines[above] ** 2) / dim))
         error = float(np.sqrt(np.mean(squares)))
-        found.append({"dim": dim, "error": error, "theory": theory, "ratio": error / theory})
+        found.append(
+            {
+                "dim": dim,
+                "error": error,
+                "theory": theory,
+                "ratio": error / theory,
+                "least_of_a_seed": float(np.sqrt(min(squares))),
+                "most_of_a_seed": float(np.sqrt(max(squares))),
+            }
+        )
     return found
 
 
 def overlap(collector: sketch.LoraGradients, rows: np.ndarray) -> dict[str, Any]:
-    """Share of exact gradients' picks that sketches pick too, over 20 pools; dense signs beside.
+    """Share of exact gradients' picks that sketches pick too: 20 pools, 8 seeds; dense beside.
 
     A dense sketch of p = 4.9M signs has, but for terms of 1/p, the law of a Gaussian one: its rows
     are drawn as such, from the exact Gram matrix. `rademacher_check` holds that to real signs.
@@ -48,19 +57,20 @@ def overlap(collector: sketch.LoraGradients, rows: np.ndarray) -> dict[str, Any]
     factor = vectors * np.sqrt(np.maximum(values, 0))  # rows with these very inner products
     rng = np.random.default_rng(0)
     shares: dict[str, list[float]] = {}
-    for pool in range(20):
+    for _ in range(20):
         prompts = np.sort(rng.choice(len(rows) // 3, 8, replace=False))
         members = (3 * prompts[:, None] + np.arange(3)).reshape(-1)
         pairs = sketch.response_pairs(3 * np.arange(9))
         want = set(select.active_dpo(factor[members], pairs, k=5).indices.tolist())
-        for dim in (8192, 65536):
-            ours = project_parts(collector, rows[members], dim, pool) / lengths[members][:, None]
+        for dim, seed in [(dim, seed) for dim in (8192, 65536) for seed in range(8)]:
+            ours = project_parts(collector, rows[members], dim, seed) / lengths[members][:, None]
             dense = factor[members] @ rng.standard_normal((len(rows), dim)) / np.sqrt(dim)
             for name, made in (("stripes", ours), ("dense", dense)):
                 got = set(select.active_dpo(made, pairs, k=5).indices.tolist())
                 shares.setdefault(f"overlap_{name}_{dim}", []).append(len(got & want) / 5)
     return {
         **{name: float(np.mean(values)) for name, values in shares.items()},
+        **{f"{name}_sd": float(np.std(values) / np.sqrt(20)) for name, values in shares.items()},
         "rademacher_check": rademacher_check(rows, cosines, lengths),
     }
 
@@ -89,7 +99,14 @@ def picture(errors: list[dict[str, float]], path: Path) -> None:
     dims = [row["dim"] for row in errors]
     figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
     axis.loglog(dims, [row["theory"] for row in errors], "k--", label=r"$\sqrt{(1+\cos^2)/K}$")
-    axis.loglog(dims, [row["error"] for row in errors], "o", label="XOR stripes, measured")
+    error = np.array([row["error"] for row in errors])
+    spread = [
+        error - [row["least_of_a_seed"] for row in errors],
+        [row["most_of_a_seed"] for row in errors] - error,
+    ]
+    axis.errorbar(
+        dims, error, spread, fmt="o", capsize=3, label=f"XOR stripes: {SEEDS} seeds, least to most"
+    )
     axis.set_xscale("log", base=2)
     axis.set_xlabel("numbers in a sketch, K")
     axis.set_ylabel("rms error of cosines")

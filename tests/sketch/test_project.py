@@ -251,6 +251,17 @@ else:
     assert len(found - {"not here"}) == 1
 
 
+def test_importing_the_room_loads_torch_and_no_model_library(run_python):
+    code = """
+import sys, pyfast
+from pyfast import sketch
+assert "torch" in sys.modules
+heavy = {"transformers", "peft", "matplotlib"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    run_python(code)
+
+
 def test_ctrl_c_stops_a_long_projection(run_python):
     code = """
 import os, signal, threading, numpy as np
