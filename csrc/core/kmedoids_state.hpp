@@ -38,7 +38,6 @@ class State {
     for (index i = 0; i < problem_.points(); ++i) bereft_.push_back(static_cast<std::int32_t>(i));
     find_nearest(bereft_);
     sum_cost();
-    return cost_ < before;
   }
 
   // What one thread needs to look at a candidate.
@@ -126,6 +125,7 @@ class State {
     }
     find_nearest(bereft_);
     sum_cost();
+    return cost_ < before;
   }
 
  private:
