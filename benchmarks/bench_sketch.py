@@ -148,7 +148,7 @@ def collection(options: argparse.Namespace) -> dict[str, Any]:
     """8 responses x ~96 tokens: ours beside the bare pass and the batch-1 loop."""
     from sketch_model import make_policy, passes, peak_memory, project_parts
 
-    collector = sketch.LoraGradients(make_policy(fresh=False).model)
+    collector = sketch.LoraGradients(make_policy(fresh=options.fresh).model)
     rng = np.random.default_rng(0)
     responses = [
         (rng.integers(100, 40000, 40).tolist(), rng.integers(100, 40000, n).tolist())
@@ -184,11 +184,17 @@ def collection(options: argparse.Namespace) -> dict[str, Any]:
     for kind in ("wall", "cpu"):
         found[f"over_bare_{kind}"] = found[f"ours_{kind}_s"] / found[f"bare_{kind}_s"]
         found[f"loop_over_ours_{kind}"] = found[f"loop_{kind}_s"] / found[f"ours_{kind}_s"]
-    for name in ("bare", "ours"):
-        command = [sys.executable, __file__, "--only", "collection", "--peak", name]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        found[f"{name}_peak_mb"] = json.loads(done.stdout.splitlines()[-1])[name]
-    found["peak_over_bare"] = found["ours_peak_mb"] / found["bare_peak_mb"]
+    # Twice: as malloc comes, and with freed memory given back at once, so that only what is in use
+    # counts and not what malloc keeps.
+    for kind, extra in (("peak", {}), ("peak_in_use", {"MALLOC_TRIM_THRESHOLD_": "0"})):
+        for name in ("bare", "ours"):
+            command = [sys.executable, __file__, "--only", "collection", "--peak", name]
+            command += ["--fresh"] * options.fresh
+            done = subprocess.run(
+                command, capture_output=True, text=True, check=True, env={**os.environ, **extra}
+            )
+            found[f"{name}_{kind}_mb"] = json.loads(done.stdout.splitlines()[-1])[name]
+        found[f"{kind}_over_bare"] = found[f"ours_{kind}_mb"] / found[f"bare_{kind}_mb"]
     return found
 
 
@@ -233,6 +239,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=list(SECTIONS), default=list(SECTIONS))
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"))
     parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--fresh", action="store_true", help="collection with B = 0, as in round 1")
     parser.add_argument("--peak", choices=("bare", "ours"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
@@ -242,8 +249,9 @@ def main() -> None:
     path = options.out / "sketch.json"
     results = json.loads(path.read_text()) if path.exists() else {}
     for name in options.only:
-        results[name] = SECTIONS[name](options)
-        print(json.dumps({name: results[name]}, indent=1), flush=True)
+        key = name + ", fresh adapter" * (options.fresh and name == "collection")
+        results[key] = SECTIONS[name](options)
+        print(json.dumps({key: results[key]}, indent=1), flush=True)
         path.write_text(json.dumps(results, indent=1) + "\n")
 
 

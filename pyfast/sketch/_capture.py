@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pyfast.sketch._layout import Layout
-from pyfast.sketch._parts import Part
+from pyfast.sketch._parts import Part, silent_parts
 
 
 class _Tap(torch.autograd.Function):
@@ -37,8 +37,9 @@ class Capture:
     """While entered, hands each part's gradients (R, long, rank), float32, to `sink`, once each.
 
     Parts come in descending order, whole, whatever the order in which autograd brings them: one
-    that is early, or that runs several times, waits. ``layout`` says whose the tokens are that go
-    through the model next.
+    that is early, or that runs several times, waits. Those that are zero whatever the tokens, the A
+    before a B of zeros, are left out, so that nothing is kept for them. ``layout`` says whose the
+    tokens are that go through the model next.
     """
 
     def __init__(self, parts: list[Part], sink: Callable[[int, Tensor], None]) -> None:
@@ -52,7 +53,10 @@ class Capture:
         self._next = len(parts) - 1
 
     def __enter__(self) -> Capture:
+        silent = silent_parts(self._parts)
         for number, part in enumerate(self._parts):
+            if number in silent:
+                continue
             self._hooks.append(part.module.register_forward_hook(self._hook(number)))
         return self
 

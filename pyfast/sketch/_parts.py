@@ -24,6 +24,8 @@ class Part:
         Its gradient is laid out [long, rank]: A transposed, B as it is.
     transposed : bool
         True for A.
+    after : nn.Linear or None
+        For A, the B that its output goes to.
     """
 
     name: str
@@ -31,6 +33,7 @@ class Part:
     long: int
     rank: int
     transposed: bool
+    after: nn.Linear | None
 
     @property
     def size(self) -> int:
@@ -53,12 +56,13 @@ def find_parts(model: Any) -> tuple[list[Part], list[str]]:
     parts: list[Part] = []
     for name, layer in lora_layers(model):
         for adapter in layer.active_adapters:
-            for kind, transposed in (("lora_A", True), ("lora_B", False)):
+            for kind in ("lora_A", "lora_B"):
                 modules = getattr(layer, kind)
                 if adapter not in modules or type(modules[adapter]) is not nn.Linear:
                     continue
                 if modules[adapter].weight.requires_grad:
-                    parts.append(_part(f"{name}.{kind}.{adapter}", modules[adapter], transposed))
+                    after = layer.lora_B[adapter] if kind == "lora_A" else None
+                    parts.append(_part(f"{name}.{kind}.{adapter}", modules[adapter], after))
     ours = {id(part.module.weight) for part in parts}
     others = [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in ours]
     if not parts:
@@ -76,10 +80,23 @@ def find_parts(model: Any) -> tuple[list[Part], list[str]]:
     return parts, others
 
 
-def _part(name: str, module: nn.Linear, transposed: bool) -> Part:
+def _part(name: str, module: nn.Linear, after: nn.Linear | None) -> Part:
     rows, columns = module.weight.shape
-    long, rank = (columns, rows) if transposed else (rows, columns)
-    return Part(name, module, long, rank, transposed)
+    long, rank = (rows, columns) if after is None else (columns, rows)
+    return Part(name, module, long, rank, after is not None, after)
+
+
+def silent_parts(parts: list[Part]) -> frozenset[int]:
+    """Return the numbers of the A whose B is zero, as in a fresh adapter: so is their gradient."""
+    behind = [
+        (number, part.after.weight) for number, part in enumerate(parts) if part.after is not None
+    ]
+    if not behind:
+        return frozenset()
+    speaks = torch.stack([weight.detach().any() for _, weight in behind]).tolist()
+    return frozenset(
+        number for (number, _), spoken in zip(behind, speaks, strict=True) if not spoken
+    )
 
 
 def check_ready(model: Any, parts: list[Part]) -> None:

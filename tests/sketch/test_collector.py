@@ -109,6 +109,38 @@ def test_fresh_lora_has_gradients_in_b_alone(tiny):
     assert (found.part_norms[:, 1::2] > 0).all()
 
 
+def test_nothing_is_kept_for_an_a_whose_gradient_is_zero(tiny):
+    import gc
+    import weakref
+
+    model = tiny.lora()
+    layer = model.get_base_model().model.layers[0].mlp.down_proj
+    torch.nn.init.zeros_(layer.lora_B["default"].weight)
+    found, _ = check(model, tiny.responses(4))
+    zero = (found.part_norms == 0).all(axis=0)
+    names = sketch.LoraGradients(model, 256).names
+    assert [n for n, z in zip(names, zero, strict=True) if z] == [
+        "base_model.model.model.layers.0.mlp.down_proj.lora_A.default"
+    ]
+    seen, alive = [], []
+    hook = layer.lora_A["default"].register_forward_hook(
+        lambda _m, inputs, _o: seen.append(weakref.ref(inputs[0]))
+    )
+
+    def look(*_):
+        gc.collect()
+        alive.append(seen[-1]() is not None)
+
+    head = model.get_base_model().lm_head.register_forward_hook(look)
+    collector = sketch.LoraGradients(model, 256)
+    collector.responses(tiny.responses(3))
+    torch.nn.init.ones_(layer.lora_B["default"].weight)
+    collector.responses(tiny.responses(3))
+    hook.remove()
+    head.remove()
+    assert alive[-2:] == [False, True]
+
+
 def test_padding_on_the_left(tiny):
     responses = tiny.responses(5)
     model = tiny.lora()
