@@ -1,12 +1,11 @@
 """How the selectors grow with n, d, k, N and threads: time, peak memory and what bounds them.
 
-``python benchmarks/scaling.py`` (about five minutes) writes ``scaling.json`` and three plots to
-``--out``. Every point runs in a process of its own, so that its peak memory is its own.
+``python benchmarks/scaling.py`` (about two minutes, on Linux) writes ``scaling.json`` and three plots
+to ``--out``. Every point runs in a process of its own, so that its peak memory is its own.
 """
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -97,17 +96,19 @@ def studies() -> dict[str, list[Size]]:
     }
 
 
-def peak_bytes() -> int:
-    """Most memory that this process has held."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def status(name: str) -> int:
+    """Read a number of bytes from this process's status: VmRSS, held now; VmHWM, held at most."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
 
 def measure(size: Size) -> Point:
     """Measure in this process: the first call counts for memory, the least of several for time."""
     call = SELECTORS[size.selector](size, np.random.default_rng(0))
-    before = peak_bytes()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+    before = status("VmRSS")
     first = least_time(call, 1)
-    peak = peak_bytes() - before
+    peak = status("VmHWM") - before
     repeats = int(min(10, max(0, 2 / first)))
     seconds = min(first, least_time(call, repeats)) if repeats else first
     return Point(size, seconds, peak, *least_work(size))
@@ -168,12 +169,11 @@ def plot_roofline(found: dict[str, list[Point]], machine: Machine, out: Path) ->
     import matplotlib.pyplot as plt
 
     figure, axis = plt.subplots(figsize=(8, 5.5), constrained_layout=True)
-    for color, selector in enumerate(SELECTORS):
+    for selector in SELECTORS:
         points = [p for ps in found.values() for p in ps]
         own = [p for p in points if p.size.selector == selector and p.size.threads == 1]
         x = [p.multiply_adds / p.bytes for p in own]
         axis.plot(x, [p.multiply_adds / p.seconds / 1e9 for p in own], "o", label=selector)
-        del color
     intensity = np.geomspace(0.2, 2e4, 100)
     roof = np.minimum(intensity * machine.bandwidth, machine.flops) / 1e9
     axis.plot(intensity, roof, "k-", label="one core: read rate, then BLAS rate")
