@@ -1,7 +1,7 @@
 """How the selectors grow with n, d, k, N and threads: time, peak memory and what bounds them.
 
-``python benchmarks/scaling.py`` (about two minutes, on Linux) writes ``scaling.json`` and three plots
-to ``--out``. Every point runs in a process of its own, so that its peak memory is its own.
+``python benchmarks/scaling.py`` (about two minutes, on Linux) writes ``scaling.json`` and three
+plots to ``--out``. Every point runs in a process of its own, so that its peak memory is its own.
 """
 
 import argparse
