@@ -9,11 +9,11 @@ import json
 from pathlib import Path
 
 import torch
+from bench_step import make_policy
 from harness import least_time
 from torch import Tensor
 
-from pyfast.train.config import PolicyConfig
-from pyfast.train.policy import Policy, load
+from pyfast.train.policy import Policy
 
 PROMPT, RESPONSE = 256, 32
 NEGATIVES = (3, 7, 15)
@@ -102,12 +102,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"))
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
-    policy = load(PolicyConfig(device="cpu"), seed=0)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():  # an adapter that has learned something: B is not zero
-        for name, parameter in policy.trainable().items():
-            if "lora_B" in name:
-                parameter.copy_(0.01 * torch.randn(parameter.shape, generator=generator))
+    policy = make_policy()
     rows = [measure(policy, k, options.repeats) for k in NEGATIVES]
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "shared_prompt.json").write_text(json.dumps(rows, indent=1) + "\n")
