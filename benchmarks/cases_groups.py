@@ -75,6 +75,25 @@ def opt_select_cases() -> list[Case]:
     ]
 
 
+def large_group_case() -> Case:
+    """Opt-Select of groups that leave the second-level cache."""
+    n, count = 512, 10
+    rng = np.random.default_rng(2)
+    X = rng.normal(size=(count, n, 384)).astype(np.float32)
+    R = rng.normal(size=(count, n))
+    return Case(
+        f"Opt-Select n={n} d=384 k=7",
+        unit="group",
+        items=count,
+        ours=lambda: select.opt_select(X, R, k=7, n_threads=1),
+        theirs=lambda: [peers.opt_select_fasterpam(X[b], R[b], 7, b) for b in range(count)],
+        peer="numpy + fasterpam",
+        check=no_costlier_on_average,
+        multiply_adds=(n - 1) * (n - 2) / 2 * 384,
+        bytes=n * 384 * 4,
+    )
+
+
 def coreset_case() -> Case:
     """k-means coresets against scikit-learn."""
     return Case(
@@ -139,4 +158,4 @@ def hard_problems(count: int) -> dict[str, int]:
 
 def cases() -> list[Case]:
     """All of them."""
-    return [*opt_select_cases(), coreset_case(), small_call_case()]
+    return [*opt_select_cases(), large_group_case(), coreset_case(), small_call_case()]

@@ -111,7 +111,7 @@ py::tuple coreset_groups(const py::array& embeddings, const py::array& rewards,
   const KMeansOptions options{n_init, max_iter, seed};
   return by_type(embeddings, [&](const auto* x) {
     const index d = embeddings.shape(1);
-    std::vector<SmallSquares> workspaces(
+    std::vector<ExactSquares> workspaces(
         static_cast<std::size_t>(std::min<index>(threads, groups.count)));
     return select_groups(groups, d, threads, [&](index b, int worker, int, Cancel&, Token& token) {
       return coreset(rows_of(x, d, groups, b), r + groups.begin(b), k, options, workspaces[worker],

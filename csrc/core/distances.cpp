@@ -54,11 +54,38 @@ void exact_squares(MatrixView<T> x, double* out, index stride, Token& token) {
   }
 }
 
+namespace {
+
+simd::PairSquares<float> pair_kernel(float) { return simd::kernels().pair_squares_f32; }
+simd::PairSquares<double> pair_kernel(double) { return simd::kernels().pair_squares_f64; }
+
+}  // namespace
+
+// Block by block of rows, each with all rows before it: the block stays in the second-level cache.
 template <class T>
-void SmallSquares::measure(const T* const* rows, index n, index d, double* out, index stride,
-                           Token& token) {
+void pair_squares(const T* const* rows, index n, index width, T* out, index stride,
+                  const simd::Ahead& ahead, int threads, Token& caller) {
+  constexpr index kBlockBytes = 1 << 18, kLeast = 24;
+  const index fitting = kBlockBytes / (width * static_cast<index>(sizeof(T)) + 1);
+  const index block = std::max(fitting / kLeast * kLeast, kLeast);
+  const index blocks = std::max<index>((n + block - 1) / block, 1);
+  const auto measure = [&](index item, int, Token& token) {
+    const index from = (blocks - 1 - item) * block, to = std::min(from + block, n);  // most first
+    token.spend((to - from) * (to + from) * width / 4);
+    pair_kernel(T{})(rows, n, from, to, width, out, stride, item == 0 ? ahead : simd::Ahead{});
+  };
+  threads = worthwhile_threads(threads, 0.5 * static_cast<double>(n * n * width));
+  if (threads > 1 && blocks > 1) {
+    parallel_for(blocks, threads, caller.cancel(), measure);
+  } else {
+    for (index item = 0; item < blocks; ++item) measure(item, 0, caller);
+  }
+}
+
+template <class T>
+void ExactSquares::measure(const T* const* rows, index n, index d, double* out, index stride,
+                           int threads, Token& token) {
   const index width = (d + 15) / 16 * 16;
-  token.spend(n * n * d / 2);
   wide_.resize(static_cast<std::size_t>(n * width));
   rows_.clear();
   for (index i = 0; i < n; ++i) {
@@ -68,7 +95,7 @@ void SmallSquares::measure(const T* const* rows, index n, index d, double* out, 
     rows_.push_back(to);
   }
   rows_.insert(rows_.end(), simd::kSpareRows, wide_.data());
-  simd::kernels().pair_squares_f64(rows_.data(), n, width, out, stride, {});
+  pair_squares(rows_.data(), n, width, out, stride, {}, threads, token);
 }
 
 template <class T>
@@ -86,9 +113,11 @@ void exact_distances(MatrixView<T> x, double* out, Token& token) {
 
 template void exact_squares<float>(MatrixView<float>, double*, index, Token&);
 template void exact_squares<double>(MatrixView<double>, double*, index, Token&);
-template void SmallSquares::measure<float>(const float* const*, index, index, double*, index,
+template void pair_squares<float>(const float* const*, index, index, float*, index,
+                                  const simd::Ahead&, int, Token&);
+template void ExactSquares::measure<float>(const float* const*, index, index, double*, index, int,
                                            Token&);
-template void SmallSquares::measure<double>(const double* const*, index, index, double*, index,
+template void ExactSquares::measure<double>(const double* const*, index, index, double*, index, int,
                                             Token&);
 template void exact_distances<float>(MatrixView<float>, double*, Token&);
 template void exact_distances<double>(MatrixView<double>, double*, Token&);

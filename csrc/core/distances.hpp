@@ -5,6 +5,7 @@
 
 #include "core/parallel.hpp"
 #include "core/views.hpp"
+#include "simd/simd.hpp"
 
 namespace pyfast {
 
@@ -29,12 +30,19 @@ void exact_distances(MatrixView<T> x, double* out, Token& token);
 template <class T>
 void exact_squares(MatrixView<T> x, double* out, index stride, Token& token);
 
-// The same bits for a few rows, faster; the workspace grows and stays.
-class SmallSquares {
+// out[i * stride + j] = ||x_i - x_j||^2 in T for n rows of `width` numbers, laid out as simd.hpp's
+// pair_squares asks. With threads > 1 a large matrix is shared out; a call from inside
+// parallel_for passes 1.
+template <class T>
+void pair_squares(const T* const* rows, index n, index width, T* out, index stride,
+                  const simd::Ahead& ahead, int threads, Token& token);
+
+// exact_squares of rows anywhere, faster; the workspace grows and stays.
+class ExactSquares {
  public:
-  // n is at most a few hundred: the whole is one step for `token`.
   template <class T>
-  void measure(const T* const* rows, index n, index d, double* out, index stride, Token& token);
+  void measure(const T* const* rows, index n, index d, double* out, index stride, int threads,
+               Token& token);
 
  private:
   std::vector<double> wide_;

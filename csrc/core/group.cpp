@@ -52,7 +52,7 @@ index first_highest(const double* rewards, index n) {
 
 template <class T>
 GroupSelection coreset(MatrixView<T> embeddings, const double* rewards, index k,
-                       const KMeansOptions& options, SmallSquares& workspace, Token& token) {
+                       const KMeansOptions& options, ExactSquares& workspace, Token& token) {
   const index n = embeddings.rows;
   GroupSelection selection;
   selection.positive = first_highest(rewards, n);
@@ -119,7 +119,7 @@ GroupSelection bottom_k(MatrixView<T> embeddings, const double* rewards, index n
 
 #define PYFAST_INSTANTIATE(T)                                                                \
   template GroupSelection coreset(MatrixView<T>, const double*, index, const KMeansOptions&, \
-                                  SmallSquares&, Token&);                                    \
+                                  ExactSquares&, Token&);                                    \
   template GroupSelection bottom_k(MatrixView<T>, const double*, index, index, Token&);
 PYFAST_INSTANTIATE(float)
 PYFAST_INSTANTIATE(double)

@@ -34,7 +34,7 @@ GroupSelection opt_select(MatrixView<T> embeddings, const double* rewards, index
 // Negatives ascend.
 template <class T>
 GroupSelection coreset(MatrixView<T> embeddings, const double* rewards, index k,
-                       const KMeansOptions& options, SmallSquares& workspace, Token& token);
+                       const KMeansOptions& options, ExactSquares& workspace, Token& token);
 
 // The k lowest rewards of the pool, lowest first. Among equals: smallest of the largest cosine
 // similarities to those chosen before (if embeddings are given), then lowest index.

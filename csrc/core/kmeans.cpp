@@ -95,12 +95,12 @@ class Lloyd {
 
 template <class T>
 KMeansSolution kmeans(MatrixView<T> x, index k, const KMeansOptions& options,
-                      SmallSquares& workspace, Token& token) {
+                      ExactSquares& workspace, Token& token) {
   if (x.rows <= kSmall) {
     std::vector<double> squares(static_cast<std::size_t>(x.rows * x.rows));
     std::vector<const T*> rows;
     for (index i = 0; i < x.rows; ++i) rows.push_back(x.row(i));
-    workspace.measure(rows.data(), x.rows, x.cols, squares.data(), x.rows, token);
+    workspace.measure(rows.data(), x.rows, x.cols, squares.data(), x.rows, 1, token);
     return small_kmeans(squares.data(), x.rows, k, options, token);
   }
   const std::vector<double> wide(x.data, x.data + x.rows * x.cols);
@@ -124,9 +124,9 @@ KMeansSolution kmeans(MatrixView<T> x, index k, const KMeansOptions& options,
   return best;
 }
 
-template KMeansSolution kmeans<float>(MatrixView<float>, index, const KMeansOptions&, SmallSquares&,
+template KMeansSolution kmeans<float>(MatrixView<float>, index, const KMeansOptions&, ExactSquares&,
                                       Token&);
 template KMeansSolution kmeans<double>(MatrixView<double>, index, const KMeansOptions&,
-                                       SmallSquares&, Token&);
+                                       ExactSquares&, Token&);
 
 }  // namespace pyfast

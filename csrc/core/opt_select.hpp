@@ -1,11 +1,15 @@
 // AMPO's Opt-Select (Algorithm 4, Appendix E) for many groups, one after the other in the same
 // workspace: distances, weights and search of a small group stay in the first two cache levels,
 // and nothing is allocated once the workspace has grown.
+//
+// The answer is one of exact distances: double arithmetic on the rows as given. Float distances
+// find a local optimum first, and exact ones judge what the bound on their error leaves open.
 #pragma once
 
 #include <vector>
 
 #include "core/distances.hpp"
+#include "core/float_distances.hpp"
 #include "core/group.hpp"
 #include "core/small_search.hpp"
 
@@ -40,48 +44,42 @@ class OptSelect final : private Judge {
     double exact;  // cost of unit-scaled distances; negative: not known yet
   };
 
-  index points() const { return static_cast<index>(rows_.size()); }
-  double distance(index i, index j) const;
   void read_group(MatrixView<T> embeddings, const double* rewards, index positive);
   void weigh(const double* rewards, index n);
   const index* start(index run);
+  Set solve(Token& token);
 
-  Set solve_small(Token& token);
-  Set solve_large(int threads, Cancel& cancel, Token& token);
-
-  void exact_distances(Token& token);
+  // On exact distances.
+  void exact_distances(index stride, Token& token);
+  void prepare_exact_search(Token& token);
   Set search_exactly(const index* start, Token& token);
   Set solve_exactly(Token& token);
+  Set solve_any(Cancel& cancel, Token& token);
 
-  bool filter_distances(Token& token);
-  bool narrow_rows(index width);
-  bool measure(index i, index j, index stride);
-  bool measure_close_pairs(index stride);
-  bool measure_odd_pairs(index stride);
+  // On float distances first.
   Set solve_filtered(Token& token);
+  void search_filtered(index run, float tolerance, Token& token);
   Set settle(double tolerance, Token& token);
-  void find_largest(double tolerance);
   double cost(const index* medoids) override;
   double shortest(index i, const index* medoids, float limit) const;
   void distances_to(index medoid);
 
   OptSelectOptions options_;
-  index k_ = 0, candidates_ = 0, d_ = 0;
-  std::vector<index> ids_;      // in the group, of the points: the pool, then perhaps the positive
-  std::vector<const T*> rows_;  // of the points
+  int threads_ = 1;
+  simd::Ahead ahead_;
+  index k_ = 0, candidates_ = 0;
+  GroupPoints<T> points_;  // the pool, then perhaps the positive
   std::vector<double> weights_;
   std::vector<index> starts_, late_start_, shuffled_;  // k a start, one after the other
   index starts_candidates_ = 0, starts_k_ = 0;         // what starts_ was drawn for
 
-  SmallSquares squares_;
-  simd::Ahead ahead_;
+  ExactSquares squares_;
   double largest_ = -1;        // distance; negative: not known yet
   std::vector<double> exact_;  // unit-scaled distances, points x stride; empty: not computed yet
   SmallSearch<double> exactly_;
 
-  double error_ = 0;  // relative, of the filter's distances
-  std::vector<float> narrow_, filter_, filter_weights_, row_largest_;
-  std::vector<const float*> narrow_rows_;
+  FloatDistances<T> filter_;
+  std::vector<float> filter_weights_;
   SmallSearch<float> filtered_, assigning_;
   std::vector<Found> found_;
   std::vector<index> found_medoids_;  // k of each start, ascending
@@ -89,6 +87,7 @@ class OptSelect final : private Judge {
   std::vector<double> lengths_;  // of each point, to its nearest medoid
   std::vector<index> members_;   // of one medoid
   std::vector<const T*> member_rows_;
+  std::vector<double> member_squares_;
 };
 
 }  // namespace pyfast

@@ -53,6 +53,8 @@ class Token {
  public:
   Token(Cancel& cancel, bool is_caller) : cancel_(cancel), is_caller_(is_caller) {}
 
+  Cancel& cancel() const { return cancel_; }
+
   void spend(index operations) {
     budget_ -= operations;
     if (budget_ <= 0) check();

@@ -18,9 +18,10 @@ void SmallSearch<T>::set_problem(const T* by_point, const T* by_candidate, index
   second_.resize(room);
   slots_.resize(room);
   costs_.resize(static_cast<std::size_t>(k * stride));
+  runs_.resize(points > simd::kSwapRun ? costs_.size() : 0);
   least_.resize(room);
-  problem_ = {by_point,       stride,          points,       k, weights, first_.data(),
-              second_.data(), barrier_.data(), slots_.data()};
+  problem_ = {by_point,       stride,          points,        k,           weights, first_.data(),
+              second_.data(), barrier_.data(), slots_.data(), runs_.data()};
   nearest_ = {by_candidate,  stride,         points,       k, medoids_.data(), weights,
               first_.data(), second_.data(), slots_.data()};
 }
@@ -80,9 +81,28 @@ void SmallSearch<T>::price_block(index block) {
   priced_ = block;
 }
 
+// What a last look leaves open is the judge's, if there is one.
+template <class T>
+void SmallSearch<T>::search_eager(T tolerance, Token& token, Judge* judge) {
+  passes_ = 0;
+  for (bool open = true; open;) {
+    pass_eagerly(tolerance, token);
+    open = false;
+    if (!ambiguous_ || judge == nullptr) return;
+    token.spend(candidates_ * problem_.points);
+    price(0, padded(candidates_));
+    Swap best{-1, -1};
+    if (decide(cost_ + tolerance * cost_, *judge, best)) {
+      ambiguous_ = false;
+      open = best.slot >= 0;
+      if (open) apply(best.slot, best.in);
+    }
+  }
+}
+
 // Candidates in turn, round and round, until none of them has found a swap since the last one.
 template <class T>
-void SmallSearch<T>::search_eager(T tolerance, Token& token) {
+void SmallSearch<T>::pass_eagerly(T tolerance, Token& token) {
   index looked_at = 0;
   T next_cost = std::numeric_limits<T>::infinity();
   for (index in = 0, unchanged = 0; unchanged < candidates_;
@@ -100,7 +120,7 @@ void SmallSearch<T>::search_eager(T tolerance, Token& token) {
       next_cost = std::min(next_cost, least);
     }
   }
-  passes_ = (looked_at + candidates_ - 1) / candidates_;
+  passes_ += (looked_at + candidates_ - 1) / candidates_;
   ambiguous_ = !(next_cost > cost_ + tolerance * cost_);
 }
 
@@ -147,25 +167,24 @@ bool SmallSearch<T>::apply_best_swap(T tolerance, Judge* judge) {
 // or if not even the judge can tell.
 template <class T>
 bool SmallSearch<T>::decide(T limit, Judge& judge, Swap& best) {
-  constexpr int kMost = 4;
-  Swap open[kMost];
-  int count = 0;
-  if (cost_ <= limit) open[count++] = {-1, -1};
+  const auto most = static_cast<std::size_t>(std::max<index>(4, problem_.points / 32));
+  open_.clear();
+  if (cost_ <= limit) open_.push_back({-1, -1});
   for (index in = 0; in < candidates_; ++in) {
     if (least_[in] > limit) continue;
     for (index slot = 0; slot < problem_.k; ++slot) {
       if (costs_[slot * problem_.stride + in] > limit) continue;
-      if (count == kMost) return false;
-      open[count++] = {slot, in};
+      if (open_.size() == most) return false;
+      open_.push_back({slot, in});
     }
   }
   double least = std::numeric_limits<double>::infinity(), next = least;
-  for (int i = 0; i < count; ++i) {
+  for (const Swap& swap : open_) {
     judged_ = medoids_;
-    if (open[i].slot >= 0) judged_[open[i].slot] = open[i].in;
+    if (swap.slot >= 0) judged_[swap.slot] = swap.in;
     const double cost = judge.cost(judged_.data());
     next = std::min(next, std::max(cost, least));
-    if (cost < least) best = open[i];
+    if (cost < least) best = swap;
     least = std::min(least, cost);
   }
   return next > least + 4 * kJudged * least;
@@ -188,7 +207,7 @@ void SmallSearch<T>::run(const index* start, Search search, T tolerance, Token& 
   if (search == Search::best) {
     search_best(tolerance, token, judge);
   } else {
-    search_eager(tolerance, token);
+    search_eager(tolerance, token, judge);
   }
 }
 

@@ -288,15 +288,15 @@ inline void finish_row(const Folded<Sum>* pairs, index i, index first, index end
 }
 
 template <class Sum>
-void pair_squares(const Sum* const* x, index n, index d, Sum* out, index out_stride,
-                  const Ahead& ahead) {
+void pair_squares(const Sum* const* x, index n, index from, index to, index d, Sum* out,
+                  index out_stride, const Ahead& ahead) {
   const char* fetch = static_cast<const char*>(ahead.data);
   const char* const fetch_end = fetch + ahead.bytes;
-  const index tiles = n * n / (2 * kTileRows * kTileCols) + 1,
+  const index tiles = (to + from) * (to - from) / (2 * kTileRows * kTileCols) + 1,
               fetch_each = ahead.bytes / tiles + 64;
   constexpr index kChunk = kChunkBytes / static_cast<index>(sizeof(Sum));
   Folded<Sum> rows[kTileRows][kPanelRoom] = {};
-  for (index i = 0; i < n; ++i) {
+  for (index i = from; i < to; ++i) {
     out[i * out_stride + i] = 0;
     for (index j = n; j < out_stride; ++j) out[i * out_stride + j] = 0;
   }
@@ -305,16 +305,16 @@ void pair_squares(const Sum* const* x, index n, index d, Sum* out, index out_str
   const index cols = whole ? kPanelCols : kPanelCols / 2;
   for (index t = 0; t == 0 || t < d; t += kChunk) {
     const index t_end = d - t < kChunk ? d : t + kChunk;
-    for (index first = 0; first < n; first += cols) {
-      for (index i = first; i < n; i += kTileRows) {
-        index end = first + cols < n - 1 ? first + cols : n - 1;
+    for (index first = 0; first < to; first += cols) {
+      for (index i = first < from ? from : first; i < to; i += kTileRows) {
+        index end = first + cols < to - 1 ? first + cols : to - 1;
         end = i + kTileRows - 1 < end ? i + kTileRows - 1 : end;
         for (index j = first; j < end; j += kTileCols) {
           symmetric_tile(x, i, j, t, t_end, rows, j - first);
           const char* stop = fetch_end - fetch < fetch_each ? fetch_end : fetch + fetch_each;
           for (; fetch < stop; fetch += 64) __builtin_prefetch(fetch, 0, 2);
         }
-        for (index r = 0; r < kTileRows && i + r < n; ++r) {
+        for (index r = 0; r < kTileRows && i + r < to; ++r) {
           finish_row(rows[r], i + r, first, i + r < end ? i + r : end, t == 0, out, out_stride);
         }
       }

@@ -96,18 +96,14 @@ bool roots(float* squares, index n, index stride, float* row_largest) {
   return all_good && expected == 0;
 }
 
-// Of the candidates that fill Wide registers.
+// What points i .. end - 1 add to the costs of the candidates that fill Wide registers: to every
+// slot's (`joined`), and to their own slot's.
 template <int Wide, class T>
-inline typename VectorOf<T>::type swap_costs_of(const SwapCosts<T>& in, index from, T* costs,
-                                                T* least) {
+inline void add_points(const SwapCosts<T>& in, index i, index end, index from,
+                       typename VectorOf<T>::type* joined, T* costs) {
   typedef typename VectorOf<T>::type Vector;
   constexpr int per_part = Lanes<T>::per_part;
-  Vector joined[Wide];
-  for (int p = 0; p < Wide; ++p) joined[p] = Vector{};
-  for (index s = 0; s < in.k; ++s) {
-    for (int p = 0; p < Wide; ++p) store(costs + s * in.stride + from + p * per_part, Vector{});
-  }
-  for (index i = 0; i < in.points; ++i) {
+  for (; i < end; ++i) {
     const Vector weight = in.weights[i] - Vector{};
     const Vector first = in.first[i] - Vector{};
     const Vector second = in.second[i] - Vector{};
@@ -119,6 +115,41 @@ inline typename VectorOf<T>::type swap_costs_of(const SwapCosts<T>& in, index fr
       joined[p] += weight * with;
       store(of_slot + p * per_part,
             load(of_slot + p * per_part, T{}) + weight * (smaller(d, second) - with));
+    }
+  }
+}
+
+// Of the candidates that fill Wide registers.
+template <int Wide, class T>
+inline typename VectorOf<T>::type swap_costs_of(const SwapCosts<T>& in, index from, T* costs,
+                                                T* least) {
+  typedef typename VectorOf<T>::type Vector;
+  constexpr int per_part = Lanes<T>::per_part;
+  const auto clear = [&](T* rows) {
+    for (index s = 0; s < in.k; ++s) {
+      for (int p = 0; p < Wide; ++p) store(rows + s * in.stride + from + p * per_part, Vector{});
+    }
+  };
+  Vector joined[Wide];
+  for (int p = 0; p < Wide; ++p) joined[p] = Vector{};
+  clear(costs);
+  if (in.points <= kSwapRun) {
+    add_points<Wide>(in, 0, in.points, from, joined, costs);
+  } else {
+    clear(in.runs);
+    for (index i = 0; i < in.points; i += kSwapRun) {
+      Vector run[Wide];
+      for (int p = 0; p < Wide; ++p) run[p] = Vector{};
+      const index end = i + kSwapRun < in.points ? i + kSwapRun : in.points;
+      add_points<Wide>(in, i, end, from, run, in.runs);
+      for (int p = 0; p < Wide; ++p) joined[p] += run[p];
+      for (index s = 0; s < in.k; ++s) {
+        for (int p = 0; p < Wide; ++p) {
+          const index at = s * in.stride + from + p * per_part;
+          store(costs + at, load(costs + at, T{}) + load(in.runs + at, T{}));
+          store(in.runs + at, Vector{});
+        }
+      }
     }
   }
   Vector smallest[Wide];

@@ -19,6 +19,7 @@ template <class A, class B, class Sum>
 using Block = void (*)(const A* a, index rows, index a_stride, const B* b, index cols,
                        index b_stride, index d, Sum* out, index out_stride);
 
+constexpr index kSwapRun = 128;
 template <class T>
 struct SwapCosts {
   static constexpr index lanes = 64 / sizeof(T);
@@ -26,6 +27,7 @@ struct SwapCosts {
   index stride, points, k;
   const T *weights, *first, *second, *barrier;
   const std::int32_t* slots;
+  T* runs;  // k x stride of work space, if there are more than kSwapRun points
 };
 
 template <class T>
@@ -45,17 +47,18 @@ struct NearestSums {
 };
 
 constexpr index kRoughMostRows = 16, kRoughMostColumns = 12;
-// out[i * out_stride + j] = sum_t (x_i[t] - x_j[t])^2 for all pairs of n rows of d numbers;
-// symmetric, with zeros on the diagonal and past the n-th column. d is a multiple of 16, and x has
-// kSpareRows more entries, for rows that can be read. What `ahead` names, which will be needed
-// next, is on its way into the caches at the end.
+// out[i * out_stride + j] = sum_t (x_i[t] - x_j[t])^2 for the pairs of n rows of d numbers with
+// from <= i < to and j < i, and across the diagonal from them; zeros on the diagonal and past the
+// n-th column of those i. d is a multiple of 16, and x has kSpareRows more entries, for rows that
+// can be read. What `ahead` names, which will be needed next, is on its way into the caches at the
+// end.
 struct Ahead {
   const void* data = nullptr;
   index bytes = 0;
 };
 template <class T>
-using PairSquares = void (*)(const T* const* x, index n, index d, T* out, index out_stride,
-                             const Ahead& ahead);
+using PairSquares = void (*)(const T* const* x, index n, index from, index to, index d, T* out,
+                             index out_stride, const Ahead& ahead);
 constexpr index kSpareRows = 5;
 // What one stripe gives to a slab of sums (core/sketch.hpp): to[w] += (-1)^S(w) from[w ^ x], for
 // all w such that w ^ x < count.
@@ -104,7 +107,8 @@ struct Kernels {
   // costs[s * stride + c] = sum_i w_i min(first_i, d_ic) + sum_{i of slot s} w_i (min(second_i,
   // d_ic) - min(first_i, d_ic)) with d_ic = to[i * stride + c], and least[c] = barrier[c] + the
   // least of them over the k slots, for the candidates c = from .. from + count - 1, multiples of
-  // 16 (float) or 8 (double); sums in the order of the points. Returns the least of `least`.
+  // 16 (float) or 8 (double); sums in the order of the points, those of kSwapRun of them apart, so
+  // that a term meets few roundings. Returns the least of `least`.
   float (*swap_costs_f32)(const SwapCosts<float>& in, index from, index count, float* costs,
                           float* least);
   double (*swap_costs_f64)(const SwapCosts<double>& in, index from, index count, double* costs,

@@ -79,7 +79,7 @@ TEST(coreset_takes_the_lowest_of_each_cluster) {
   const std::vector<double> r{3, 1, 2, 4, 3, 0, 9};
   Cancel cancel;
   Token token(cancel, true);
-  SmallSquares workspace;
+  ExactSquares workspace;
   const GroupSelection s =
       coreset(MatrixView<double>{x.data(), 7, 1}, r.data(), 3, KMeansOptions{}, workspace, token);
   CHECK(s.positive == 6);

@@ -17,7 +17,7 @@ KMeansSolution cluster(const std::vector<double>& x, index n, index k, index n_i
   KMeansOptions options;
   options.n_init = n_init;
   const index d = static_cast<index>(x.size()) / n;
-  SmallSquares workspace;
+  ExactSquares workspace;
   return kmeans(MatrixView<double>{x.data(), n, d}, k, options, workspace, token);
 }
 

@@ -131,7 +131,9 @@ bool same_pairs(simd::PairSquares<T> pair_squares) {
       for (index i = 0; i < n; ++i) rows.push_back(x.data() + i * d);
       rows.resize(std::size_t(n + simd::kSpareRows), x.data());
       std::vector<T> out(std::size_t(n * stride) + 1, T(-7));
-      pair_squares(rows.data(), n, d, out.data(), stride, {x.data(), n * d});
+      const index part = n / 3;  // nothing, or the first rows on their own
+      pair_squares(rows.data(), n, 0, part, d, out.data(), stride, {});
+      pair_squares(rows.data(), n, part, n, d, out.data(), stride, {x.data(), n * d});
       for (index i = 0; i < n; ++i) {
         for (index j = 0; j < stride; ++j) {
           const T want = j < n && j != i ? plain<T>(rows[i], rows[j], d, square) : T(0);

@@ -139,13 +139,66 @@ def test_best_swaps_with_float_distances_ahead_are_those_of_exact_ones(
             assert ahead.negatives.tolist() == exact.negatives.tolist()
 
 
+def large(seed: int, kind: str, n: int, d: int) -> tuple[np.ndarray, np.ndarray]:
+    """A group of more responses than the exact search of small ones is made for."""
+    rng = np.random.default_rng(seed)
+    X = rng.normal(size=(n, d))
+    if kind == "latent":
+        X = rng.normal(size=(n, 2)) @ rng.normal(size=(2, d))
+    elif kind == "duplicates":
+        X = X[rng.integers(0, n // 3, n)]
+    elif kind == "far from the origin":
+        X = X * 1e-3 + 1e3
+    elif kind == "corners":  # swaps that cost the same
+        X = rng.integers(0, 2, (n, d)).astype(float)
+        return X, rng.integers(0, 3, n).astype(float)
+    return X, rng.random(n)
+
+
+@pytest.mark.parametrize(
+    "kind", ["plain", "latent", "duplicates", "far from the origin", "corners"]
+)
+@pytest.mark.parametrize(("n", "d"), [(130, 40), (192, 100), (258, 33), (514, 384)])
+def test_large_groups_are_those_of_the_search_for_given_distances(
+    kind: str, n: int, d: int
+) -> None:
+    for seed in range(3):
+        X, r = large(seed, kind, n, d)
+        top, pool, D, w = appendix_e_objective(X, r)
+        problem = {"X": D, "k": 6, "weights": w, "metric": "precomputed", "search": "best"}
+        start = np.array(ref.random_subset(len(pool), 6, seed))
+        want = select.kmedoids(**problem, init=start)
+        got = select.opt_select(X, r, k=6, n_init=1, seed=seed, search="best")
+        assert got.positive == top
+        assert got.negatives.tolist() == [pool[j] for j in want.medoids]
+        assert got.cost == pytest.approx(want.cost, rel=1e-9)
+        # Eager swaps may go another way where two nearly tie, but to a local optimum.
+        eager = select.opt_select(X, r, k=6, n_init=2, seed=seed, search="eager")
+        chosen = np.array([pool.index(i) for i in eager.negatives])
+        again = select.kmedoids(**problem, init=chosen)
+        assert again.n_swaps == 0 or again.cost == pytest.approx(eager.cost, rel=1e-9)
+        assert eager.cost == pytest.approx(ref.cost(D, w, chosen.tolist()), rel=1e-9)
+
+
+@pytest.mark.parametrize("search", ["eager", "best"])
+def test_large_groups_are_the_same_for_every_thread_count_layout_and_type(search: str) -> None:
+    X, r = large(0, "latent", 700, 384)
+    X = X.astype(np.float32)
+    one = select.opt_select(X, r, k=7, n_init=2, search=search, n_threads=1)
+    for same in (X, X.astype(np.float64), np.asfortranarray(X), np.repeat(X, 2, axis=0)[::2]):
+        for threads in (1, 2, 3):
+            got = select.opt_select(same, r, k=7, n_init=2, search=search, n_threads=threads)
+            assert got.negatives.tolist() == one.negatives.tolist()
+            assert got.cost == one.cost
+
+
 @pytest.mark.parametrize("level", ["baseline", "avx2", "avx512"])
 def test_same_picks_at_every_simd_level(run_python, monkeypatch, level: str) -> None:
     code = """
 import numpy as np
 from pyfast import select
 rng = np.random.default_rng(0)
-for n, d in ((9, 3), (13, 40), (32, 384), (33, 100), (60, 1100)):
+for n, d in ((9, 3), (13, 40), (32, 384), (33, 100), (60, 1100), (150, 70)):
     plain, latent = rng.normal(size=(n, d)), rng.normal(size=(n, 2)) @ rng.normal(size=(2, d))
     ties = plain[rng.integers(0, 9, n)] + 1e-6 * rng.normal(size=(n, d))
     r = rng.integers(0, 5, n).astype(float)
