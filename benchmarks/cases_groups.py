@@ -85,7 +85,7 @@ def large_group_case() -> Case:
         f"Opt-Select n={n} d=384 k=7",
         unit="group",
         items=count,
-        ours=lambda: select.opt_select(X, R, k=7, n_threads=1),
+        ours=lambda: select.opt_select(X, R, k=7, n_init=1, n_threads=1),
         theirs=lambda: [peers.opt_select_fasterpam(X[b], R[b], 7, b) for b in range(count)],
         peer="numpy + fasterpam",
         check=no_costlier_on_average,
