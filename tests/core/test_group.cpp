@@ -65,6 +65,26 @@ TEST(covering_the_top_adds_a_point_but_no_candidate) {
   CHECK_NEAR(all.cost, std::exp(1.01 / 3 - 1) * 0.99, 1e-14);
 }
 
+TEST(large_groups_are_the_same_for_every_thread_count) {
+  const index n = 300, d = 400;
+  const std::vector<double> x = uniform(std::size_t(n * d), 1, -1, 1), r = uniform(n, 2);
+  using Init = KMedoidsOptions::Init;
+  for (const Init init : {Init::random, Init::greedy}) {  // on float distances first; on exact ones
+    GroupSelection of_one;
+    for (const int threads : {1, 2, 3}) {
+      Cancel cancel;
+      Token token(cancel, true);
+      KMedoidsOptions options;
+      options.init = init;
+      const GroupSelection s = opt_select(MatrixView<double>{x.data(), n, d}, r.data(), 6, false,
+                                          options, threads, cancel, token);
+      if (threads == 1) of_one = s;
+      CHECK(s.negatives == of_one.negatives);
+      CHECK(s.cost == of_one.cost);
+    }
+  }
+}
+
 TEST(bottom_k_breaks_ties_by_similarity_then_index) {
   CHECK((bottom({3, 1, 2, 1, 9}, 3).negatives == Indices{1, 3, 2}));
   // Lowest is 0; 1, 2, 3 tie: 2 is orthogonal to 0, 3 opposite, 1 parallel.
