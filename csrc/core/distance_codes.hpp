@@ -1,5 +1,4 @@
-// Distances in a byte each, rounded down, beside the matrix itself: a search that reads them first
-// leaves most of the matrix alone.
+// Distances in a byte each, rounded down: a search that reads them first needs few others.
 #pragma once
 
 #include <algorithm>
@@ -41,13 +40,18 @@ class DistanceCodes {
   const unsigned char* row(index row) const { return codes_.get() + row * cols_; }
 
   void add(index row, const T* distances) {
-    unsigned char* codes = codes_.get() + row * cols_;
-    if constexpr (sizeof(T) == sizeof(float)) {
-      kernels_.encode_f32(distances, scales_.data(), cols_, codes);
-    } else {
-      kernels_.encode_f64(distances, scales_.data(), cols_, codes);
-    }
+    add_part(row, 0, cols_, distances);
     coded_[row] = 1;
+  }
+
+  // The distances of candidate `row` to points first .. first + count - 1; has() is not told.
+  void add_part(index row, index first, index count, const T* distances) {
+    unsigned char* codes = codes_.get() + row * cols_ + first;
+    if constexpr (sizeof(T) == sizeof(float)) {
+      kernels_.encode_f32(distances, scales_.data() + first, count, codes);
+    } else {
+      kernels_.encode_f64(distances, scales_.data() + first, count, codes);
+    }
   }
 
   // At most any distance to point i that has this code: the scale is short of 1 / step by more than

@@ -2,8 +2,11 @@
 
 #include <algorithm>
 #include <memory>
+#include <numeric>
 
 #include "core/kmedoids_state.hpp"
+#include "core/pairwise.hpp"
+#include "core/point_rows.hpp"
 #include "core/small_search.hpp"
 #include "core/subsets.hpp"
 
@@ -172,13 +175,20 @@ KMedoidsSolution solution_of(const SmallSearch<double>& search) {
   return solution;
 }
 
+template <class T>
+void finish(const State<T>& state, KMedoidsSolution& solution) {
+  solution.cost = state.cost();
+  solution.medoids = state.medoids();
+  std::sort(solution.medoids.begin(), solution.medoids.end());
+}
+
 // With codes that a search over the same distances began, or none.
 template <class T>
 KMedoidsSolution search_from(const KMedoidsProblem<T>& problem, std::vector<index> start,
                              Search search, Team team, Token& token,
                              std::unique_ptr<DistanceCodes<T>>& codes) {
   token.spend(problem.points() * problem.k);
-  State<T> state(problem, std::move(start));
+  State<T> state(problem, std::move(start), nullptr);
   KMedoidsSolution solution;
   if (problem.k < problem.candidates()) {
     if (search == Search::best) {
@@ -193,10 +203,39 @@ KMedoidsSolution search_from(const KMedoidsProblem<T>& problem, std::vector<inde
       search_eager(state, problem, team, token, solution);
     }
   }
-  solution.cost = state.cost();
-  solution.medoids = state.medoids();
-  std::sort(solution.medoids.begin(), solution.medoids.end());
+  finish(state, solution);
   return solution;
+}
+
+// Eager swaps of the points x from one of several starts, which share the codes.
+template <class T>
+KMedoidsSolution search_points(MatrixView<T> x, const index* names, const double* weights,
+                               std::vector<index> start, Team team, Token& token,
+                               std::unique_ptr<DistanceCodes<T>>& codes) {
+  const index n = x.rows;
+  const KMedoidsProblem<T> problem{{nullptr, n, n}, weights, static_cast<index>(start.size())};
+  PointRows<T> rows(x, start, names, team.threads, team.cancel, token);
+  State<T> state(problem, std::move(start), &rows);
+  if (!codes) {
+    codes = std::make_unique<DistanceCodes<T>>(n, state.seconds());
+    const auto encode = [&](index i, index j, index count, const T* d) {
+      codes->add_part(i, j, count, d);
+    };
+    each_distance<T>(x, encode, team.threads, team.cancel, token, names);
+  }
+  state.look_in(codes.get());
+  KMedoidsSolution solution;
+  search_eager(state, problem, team, token, solution);
+  finish(state, solution);
+  return solution;
+}
+
+// A start that needs no distances.
+std::vector<index> plain_start(const KMedoidsOptions& options, index n, index k, index run) {
+  if (run == 0 && options.init == KMedoidsOptions::Init::given) {
+    return {options.given, options.given + k};
+  }
+  return random_subset(n, k, options.seed, static_cast<std::uint32_t>(run));
 }
 
 }  // namespace
@@ -248,12 +287,8 @@ template <class T>
 KMedoidsSolution kmedoids(const KMedoidsProblem<T>& problem, const KMedoidsOptions& options,
                           int threads, Cancel& cancel, Token& token) {
   const auto start_of = [&](index run, Token& t) -> std::vector<index> {
-    if (run == 0 && options.init == KMedoidsOptions::Init::given) {
-      return {options.given, options.given + problem.k};
-    }
     if (run == 0 && options.init == KMedoidsOptions::Init::greedy) return greedy_start(problem, t);
-    return random_subset(problem.candidates(), problem.k, options.seed,
-                         static_cast<std::uint32_t>(run));
+    return plain_start(options, problem.candidates(), problem.k, run);
   };
   if (is_small(problem)) {
     SmallProblem<T> copy(problem);
@@ -290,16 +325,55 @@ KMedoidsSolution kmedoids(const KMedoidsProblem<T>& problem, const KMedoidsOptio
 }
 
 template <class T>
-void assign(const KMedoidsProblem<T>& problem, const std::vector<index>& medoids, index* labels) {
-  for (index i = 0; i < problem.points(); ++i) {
-    index nearest = 0;
-    for (index s = 1; s < static_cast<index>(medoids.size()); ++s) {
-      if (problem.distances.row(medoids[s])[i] < problem.distances.row(medoids[nearest])[i]) {
-        nearest = s;
+void assign(const KMedoidsProblem<T>& problem, const std::vector<index>& medoids, Token& token,
+            index* labels) {
+  const T* row = problem.distances.row(medoids[0]);
+  std::vector<T> nearest(row, row + problem.points());
+  std::fill(labels, labels + problem.points(), index{0});
+  for (std::size_t s = 1; s < medoids.size(); ++s) {
+    token.spend(problem.points());
+    row = problem.distances.row(medoids[s]);
+    for (index i = 0; i < problem.points(); ++i) {
+      if (row[i] < nearest[i]) {
+        nearest[i] = row[i];
+        labels[i] = static_cast<index>(s);
       }
     }
-    labels[i] = nearest;
   }
+}
+
+template <class T>
+KMedoidsSolution kmedoids_of_points(MatrixView<T> x, const double* weights, index k,
+                                    const KMedoidsOptions& options, int threads, Cancel& cancel,
+                                    Token& token, const index* names, index* labels) {
+  const index n = x.rows;
+  const bool eager =
+      options.search == Search::eager && options.init != KMedoidsOptions::Init::greedy;
+  if (!eager || k == 1 || k == n || n * n < DistanceCodes<T>::kWorthwhile) {
+    const BigArray<T> distances = big_array<T>(n * n);
+    euclidean_distances(x, distances.get(), threads, cancel, token, names);
+    const KMedoidsProblem<T> problem{{distances.get(), n, n}, weights, k};
+    KMedoidsSolution solution = kmedoids(problem, options, threads, cancel, token);
+    if (labels != nullptr) assign(problem, solution.medoids, token, labels);
+    return solution;
+  }
+  KMedoidsSolution best;
+  {
+    std::unique_ptr<DistanceCodes<T>> codes;
+    for (index run = 0; run < options.n_init; ++run) {
+      KMedoidsSolution solution = search_points(x, names, weights, plain_start(options, n, k, run),
+                                                Team{threads, cancel}, token, codes);
+      if (run == 0 || solution.cost < best.cost) best = std::move(solution);
+    }
+  }
+  if (labels != nullptr) {
+    const BigArray<T> rows = big_array<T>(k * n);
+    distance_rows(x, best.medoids, rows.get(), threads, cancel, token, names);
+    std::vector<index> in_order(best.medoids.size());
+    std::iota(in_order.begin(), in_order.end(), index{0});
+    assign(KMedoidsProblem<T>{{rows.get(), k, n}, weights, k}, in_order, token, labels);
+  }
+  return best;
 }
 
 #define PYFAST_INSTANTIATE(T)                                                                  \
@@ -308,7 +382,10 @@ void assign(const KMedoidsProblem<T>& problem, const std::vector<index>& medoids
   template std::vector<index> greedy_start(const KMedoidsProblem<T>&, Token&);                 \
   template KMedoidsSolution kmedoids(const KMedoidsProblem<T>&, const KMedoidsOptions&, int,   \
                                      Cancel&, Token&);                                         \
-  template void assign(const KMedoidsProblem<T>&, const std::vector<index>&, index*);
+  template void assign(const KMedoidsProblem<T>&, const std::vector<index>&, Token&, index*);  \
+  template KMedoidsSolution kmedoids_of_points(MatrixView<T>, const double*, index,            \
+                                               const KMedoidsOptions&, int, Cancel&, Token&,   \
+                                               const index*, index*);
 PYFAST_INSTANTIATE(float)
 PYFAST_INSTANTIATE(double)
 #undef PYFAST_INSTANTIATE

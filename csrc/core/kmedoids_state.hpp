@@ -10,6 +10,7 @@
 
 #include "core/distance_codes.hpp"
 #include "core/kmedoids.hpp"
+#include "core/point_rows.hpp"
 #include "simd/simd.hpp"
 
 namespace pyfast {
@@ -22,12 +23,14 @@ struct Swap {
   double change = 0;
 };
 
-// A set of medoids with, for every point, its nearest and second nearest of them.
+// A set of medoids with, for every point, its nearest and second nearest of them. Distances are
+// those of the problem's matrix, or of `rows` if it is not null; then every row has codes.
 template <class T>
 class State {
  public:
-  State(const KMedoidsProblem<T>& problem, std::vector<index> medoids)
+  State(const KMedoidsProblem<T>& problem, std::vector<index> medoids, PointRows<T>* rows)
       : problem_(problem),
+        rows_(rows),
         medoids_(std::move(medoids)),
         is_medoid_(static_cast<std::size_t>(problem.candidates()), 0),
         nearest_(static_cast<std::size_t>(problem.points())),
@@ -44,9 +47,11 @@ class State {
   struct Scan {
     std::vector<std::int32_t> places;
     std::vector<double> losses;
+    typename PointRows<T>::Part part;
   };
   Scan new_scan() const {
-    return {std::vector<std::int32_t>(nearest_.size() + 4), std::vector<double>(medoids_.size())};
+    return {
+        std::vector<std::int32_t>(nearest_.size() + 4), std::vector<double>(medoids_.size()), {}};
   }
 
   // From now on candidates that were looked at before are looked at in `codes` first.
@@ -68,20 +73,21 @@ class State {
   // so the answer leaves room for every rounding in them; costs_with() then decides. Distances that
   // are too small, as codes are, make C_s and G too large: on the safe side.
   bool may_improve(index in, Scan& scan) const {
-    const T* row = problem_.distances.row(in);
-    if (codes_ != nullptr) {
-      if (codes_->has(in)) {
-        const unsigned char* codes = codes_->row(in);
-        const index found =
-            kernels_.within(codes, limits_.data(), problem_.points(), scan.places.data());
-        if (!may_gain(scan, found, [=](index i) { return codes_->least(i, codes[i]); }))
-          return false;
-      } else {
-        codes_->add(in, row);
+    if (codes_ != nullptr && (rows_ != nullptr || codes_->has(in))) {
+      const unsigned char* codes = codes_->row(in);
+      const index found =
+          kernels_.within(codes, limits_.data(), problem_.points(), scan.places.data());
+      const auto coded = [=](index, index i) { return codes_->least(i, codes[i]); };
+      if (!may_gain(scan, found, coded)) return false;
+      if (rows_ != nullptr) {
+        const T* d = rows_->some(in, scan.places.data(), found, scan.part);
+        return may_gain(scan, found, [=](index f, index) { return static_cast<double>(d[f]); });
       }
     }
+    const T* row = problem_.distances.row(in);
+    if (codes_ != nullptr && !codes_->has(in)) codes_->add(in, row);
     return may_gain(scan, points_below(row, scan.places.data()),
-                    [=](index i) { return static_cast<double>(row[i]); });
+                    [=](index, index i) { return static_cast<double>(row[i]); });
   }
 
   // costs_with(in)[s] = the cost after medoid s gives way to candidate `in`: what is left if `in`
@@ -90,7 +96,7 @@ class State {
   // beside heavy points.
   const std::vector<double>& costs_with(index in) {
     std::fill(costs_.begin(), costs_.end(), 0.0);
-    const T* to_in = problem_.distances.row(in);
+    const T* to_in = candidate_row(in);
     double joined = 0;
     for (index i = 0; i < problem_.points(); ++i) {
       const Nearest& near = nearest_[i];
@@ -109,7 +115,8 @@ class State {
     is_medoid_[medoids_[swap.slot]] = 0;
     is_medoid_[swap.in] = 1;
     medoids_[swap.slot] = swap.in;
-    const T* to_in = problem_.distances.row(swap.in);
+    const T* to_in = candidate_row(swap.in);
+    if (rows_ != nullptr) rows_->take(static_cast<std::size_t>(swap.slot));
     bereft_.clear();
     for (index i = 0; i < problem_.points(); ++i) {
       Nearest& near = nearest_[i];
@@ -136,7 +143,14 @@ class State {
     std::int32_t second_slot = -1;
   };
 
-  // may_improve() by distance(i) of the first `found` points in scan.places.
+  const T* candidate_row(index in) {
+    return rows_ != nullptr ? rows_->candidate(in) : problem_.distances.row(in);
+  }
+  const T* medoid_row(std::size_t slot) const {
+    return rows_ != nullptr ? rows_->medoid(slot) : problem_.distances.row(medoids_[slot]);
+  }
+
+  // may_improve() by distance(f, i) of the first `found` points i in scan.places.
   template <class Distance>
   bool may_gain(Scan& scan, index found, Distance&& distance) const {
     std::fill(scan.losses.begin(), scan.losses.end(), 0.0);
@@ -144,7 +158,7 @@ class State {
     for (index f = 0; f < found; ++f) {
       const index i = scan.places[f];
       const Nearest& near = nearest_[i];
-      const double d = std::min(distance(i), near.second);
+      const double d = std::min(distance(f, i), near.second);
       const double with = std::min(near.first, d);
       const double w = problem_.weights[i];
       gain += w * (near.first - with);
@@ -174,7 +188,7 @@ class State {
     slot_.assign(count, -1);
     second_slot_.assign(count, -1);
     for (std::size_t s = 0; s < medoids_.size(); ++s) {
-      const T* row = problem_.distances.row(medoids_[s]);
+      const T* row = medoid_row(s);
       const auto slot = static_cast<std::int32_t>(s);
       for (std::size_t p = 0; p < count; ++p) {
         const T d = row[points[p]], first = first_[p], second = second_[p];
@@ -218,6 +232,7 @@ class State {
   }
 
   const KMedoidsProblem<T>& problem_;
+  PointRows<T>* rows_;
   std::vector<index> medoids_;
   std::vector<char> is_medoid_;
   std::vector<Nearest> nearest_;

@@ -119,7 +119,7 @@ TEST(tiles_hold_the_distances_of_pairs) {
   Cancel cancel;
   Token token(cancel, true);
   std::vector<double> wide(std::size_t(n * n), -1);
-  std::vector<float> one(std::size_t(n * n), -1), four(one), between(std::size_t(3 * 280), -1);
+  std::vector<float> one(std::size_t(n * n), -1), four(one);
   euclidean_distances(MatrixView<double>{x.data(), n, d}, wide.data(), 1, cancel, token);
   euclidean_distances(MatrixView<float>{narrow.data(), n, d}, one.data(), 1, cancel, token);
   euclidean_distances(MatrixView<float>{narrow.data(), n, d}, four.data(), 4, cancel, token);
@@ -132,11 +132,17 @@ TEST(tiles_hold_the_distances_of_pairs) {
       CHECK(one[i * n + j] == one[j * n + i]);
     }
   }
-  distances_between(MatrixView<float>{narrow.data() + 5 * d, 3, d},
-                    MatrixView<float>{narrow.data(), n, d}, between.data(), 280, token);
-  for (index i = 0; i < 3; ++i) {
-    CHECK(std::equal(&between[i * 280], &between[i * 280] + n, &one[(5 + i) * n]));
-    CHECK(between[i * 280 + n] == -1);
+  std::vector<float> between(std::size_t(3 * n), -1), some(2);
+  distance_rows(MatrixView<float>{narrow.data(), n, d}, {5, 269, 7}, between.data(), 1, cancel,
+                token);
+  for (const index r : {0, 1, 2}) {
+    const index i = r == 0 ? 5 : r == 1 ? 269 : 7;
+    CHECK(std::equal(&between[r * n], &between[r * n] + n, &one[i * n]));
+    for (index j = 0; j + 1 < n; ++j) {
+      const float* rows[] = {&narrow[j * d], &narrow[(j + 1) * d]};
+      distances_to(&narrow[i * d], rows, 2, d, some.data());
+      CHECK(some[0] == one[i * n + j] && some[1] == one[i * n + j + 1]);
+    }
   }
 }
 
