@@ -44,7 +44,7 @@ class DistanceCodes {
     coded_[row] = 1;
   }
 
-  // The distances of candidate `row` to points first .. first + count - 1; has() is not told.
+  // The distances of candidate `row` to points first .. first + count - 1; all_added() comes last.
   void add_part(index row, index first, index count, const T* distances) {
     unsigned char* codes = codes_.get() + row * cols_ + first;
     if constexpr (sizeof(T) == sizeof(float)) {
@@ -53,6 +53,8 @@ class DistanceCodes {
       kernels_.encode_f64(distances, scales_.data() + first, count, codes);
     }
   }
+
+  void all_added() { std::fill(coded_.begin(), coded_.end(), 1); }
 
   // At most any distance to point i that has this code: the scale is short of 1 / step by more than
   // all rounding.

@@ -6,7 +6,7 @@
 
 #include "core/kmedoids_state.hpp"
 #include "core/pairwise.hpp"
-#include "core/point_rows.hpp"
+#include "core/point_distances.hpp"
 #include "core/small_search.hpp"
 #include "core/subsets.hpp"
 
@@ -188,7 +188,9 @@ KMedoidsSolution search_from(const KMedoidsProblem<T>& problem, std::vector<inde
                              Search search, Team team, Token& token,
                              std::unique_ptr<DistanceCodes<T>>& codes) {
   token.spend(problem.points() * problem.k);
-  State<T> state(problem, std::move(start), nullptr);
+  std::vector<const T*> rows;
+  for (const index j : start) rows.push_back(problem.distances.row(j));
+  State<T> state(problem, std::move(start), rows);
   KMedoidsSolution solution;
   if (problem.k < problem.candidates()) {
     if (search == Search::best) {
@@ -198,7 +200,7 @@ KMedoidsSolution search_from(const KMedoidsProblem<T>& problem, std::vector<inde
         if (!codes) {
           codes = std::make_unique<DistanceCodes<T>>(problem.candidates(), state.seconds());
         }
-        state.look_in(codes.get());
+        state.look_in(codes.get(), nullptr);
       }
       search_eager(state, problem, team, token, solution);
     }
@@ -212,18 +214,24 @@ template <class T>
 KMedoidsSolution search_points(MatrixView<T> x, const index* names, const double* weights,
                                std::vector<index> start, Team team, Token& token,
                                std::unique_ptr<DistanceCodes<T>>& codes) {
-  const index n = x.rows;
-  const KMedoidsProblem<T> problem{{nullptr, n, n}, weights, static_cast<index>(start.size())};
-  PointRows<T> rows(x, start, names, team.threads, team.cancel, token);
-  State<T> state(problem, std::move(start), &rows);
+  const index n = x.rows, k = static_cast<index>(start.size());
+  const KMedoidsProblem<T> problem{{nullptr, n, n}, weights, k};
+  BigArray<T> rows = big_array<T>(k * n);
+  distance_rows(x, start, rows.get(), team.threads, team.cancel, token, names);
+  std::vector<const T*> row_of;
+  for (index s = 0; s < k; ++s) row_of.push_back(rows.get() + s * n);
+  State<T> state(problem, std::move(start), row_of);
+  rows.reset();
   if (!codes) {
     codes = std::make_unique<DistanceCodes<T>>(n, state.seconds());
     const auto encode = [&](index i, index j, index count, const T* d) {
       codes->add_part(i, j, count, d);
     };
     each_distance<T>(x, encode, team.threads, team.cancel, token, names);
+    codes->all_added();
   }
-  state.look_in(codes.get());
+  const PointDistances<T> points(x);
+  state.look_in(codes.get(), &points);
   KMedoidsSolution solution;
   search_eager(state, problem, team, token, solution);
   finish(state, solution);

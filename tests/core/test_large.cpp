@@ -146,6 +146,51 @@ TEST(tiles_hold_the_distances_of_pairs) {
   }
 }
 
+// Kinds: plain, ties, duplicates, outliers, points in a far corner with a few zero weights.
+template <class T>
+void check_points_without_matrix(int kind, int threads) {
+  const index n = 1040, d = 3, k = kind == 2 ? 9 : 6;
+  std::vector<double> values = uniform(std::size_t(n * d), unsigned(kind), -1, 1);
+  std::vector<double> w = uniform(std::size_t(n), 7);
+  for (index i = 0; i < n * d; ++i) {
+    if (kind == 1) values[i] = std::round(4 * values[i]);
+    if (kind == 2) values[i] = values[i % (7 * d)];
+    if (kind == 3 && i % 50 == 0) values[i] *= 1e6;
+    if (kind == 4) values[i] = 1000 + values[i];
+  }
+  for (index i = 0; i < n; i += 3) w[i] = kind == 4 ? 0 : kind == 1 ? 1 : w[i];
+  const std::vector<T> x = converted<T>(values);
+  Cancel cancel;
+  Token token(cancel, true);
+  std::vector<T> all(std::size_t(n * n));
+  euclidean_distances(MatrixView<T>{x.data(), n, d}, all.data(), 1, cancel, token);
+  const KMedoidsProblem<T> problem{{all.data(), n, n}, w.data(), k};
+  const std::vector<index> given = first(k);
+  KMedoidsOptions options;
+  options.n_init = 3;
+  for (const auto init : {KMedoidsOptions::Init::random, KMedoidsOptions::Init::given,
+                          KMedoidsOptions::Init::greedy}) {
+    options.init = init;
+    options.given = init == KMedoidsOptions::Init::given ? given.data() : nullptr;
+    const KMedoidsSolution want = kmedoids(problem, options, 1, cancel, token);
+    std::vector<index> labels(std::size_t(n), -1), want_labels(labels);
+    assign(problem, want.medoids, token, want_labels.data());
+    const KMedoidsSolution got =
+        kmedoids_of_points(MatrixView<T>{x.data(), n, d}, w.data(), k, options, threads, cancel,
+                           token, nullptr, labels.data());
+    CHECK(got.medoids == want.medoids && labels == want_labels);
+    CHECK(got.cost == want.cost && got.swaps == want.swaps && got.passes == want.passes);
+  }
+}
+
+TEST(points_without_a_matrix_are_searched_as_with_one) {
+  for (int kind = 0; kind < 5; ++kind) {
+    check_points_without_matrix<float>(kind, 1);
+    check_points_without_matrix<double>(kind, 1);
+    check_points_without_matrix<float>(kind, 3);
+  }
+}
+
 TEST(a_sample_stands_for_the_whole_weight) {
   const index n = 1000, draws = 200;
   std::vector<double> w = uniform(std::size_t(n), 5);
