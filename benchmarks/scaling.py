@@ -16,6 +16,7 @@ import numpy as np
 from harness import Machine, least_time
 
 from pyfast import select
+from pyfast.select import _kmedoids
 
 
 @dataclass(frozen=True)
@@ -65,10 +66,17 @@ SELECTORS = {"opt_select": opt_select, "kmedoids": kmedoids, "logdet": logdet}
 
 
 def least_work(size: Size) -> tuple[float, float]:
-    """Bytes and multiply-adds that the problem needs: every row once, every pair or pick once."""
-    rows = float(size.groups * size.n * size.d)
-    pairs = size.k * size.d if size.selector == "logdet" else (size.n - 1) / 2 * size.d
-    return 4 * rows, float(size.groups * size.n * pairs)
+    """Bytes and multiply-adds that the method needs: every row once, every pair or pick once.
+
+    Where k-medoids samples, the pairs are those of the sample and of all points with the medoids.
+    """
+    if size.selector == "logdet":
+        pairs = float(size.n * size.k)
+    elif size.selector == "kmedoids" and size.n > _kmedoids._SAMPLED_ABOVE:
+        pairs = _kmedoids._SAMPLE**2 / 2 + size.n * size.k
+    else:
+        pairs = size.n * (size.n - 1) / 2
+    return 4.0 * size.groups * size.n * size.d, size.groups * pairs * size.d
 
 
 def studies() -> dict[str, list[Size]]:
@@ -128,6 +136,11 @@ def limit(point: Point, machine: Machine) -> float:
     return max(point.bytes / machine.bandwidth, compute)
 
 
+def short(number: int) -> str:
+    """Write 20000 as 20k."""
+    return f"{number // 1000}k" if number >= 1000 and number % 1000 == 0 else str(number)
+
+
 def plot_growth(found: dict[str, list[Point]], machine: Machine, out: Path) -> None:
     """Draw time (with the limit beside it) and peak memory of every curve."""
     import matplotlib.pyplot as plt
@@ -141,7 +154,7 @@ def plot_growth(found: dict[str, list[Point]], machine: Machine, out: Path) -> N
             if what == "time":
                 y = [p.seconds / p.size.groups for p in points]
                 low = [limit(p, machine) / p.size.groups for p in points]
-                axis.plot(x, low, "--", color="0.6", label="limit: each byte and product once")
+                axis.plot(x, low, "--", color="0.6", label="limit: least bytes and products")
                 twin = found.get(f"{name}, 2 threads")
                 if twin:
                     axis.plot(x, [p.seconds for p in twin], "o-", label="2 threads")
@@ -155,12 +168,14 @@ def plot_growth(found: dict[str, list[Point]], machine: Machine, out: Path) -> N
             first = points[0].size
             fixed = [f"{a}={getattr(first, a)}" for a in ("n", "d", "k") if a != grown]
             axis.set(xscale="log", yscale="log", xlabel=name.rsplit(", ", 1)[1])
+            axis.set_xticks(x, [short(value) for value in x])
+            axis.minorticks_off()
             axis.set_title(f"{name.split(',')[0]}: {', '.join(fixed)}")
             axis.grid(True, which="major", alpha=0.3)
         axes.flat[0].legend()
         for axis in axes.flat[len(curves) :]:
             axis.axis("off")
-        figure.savefig(out / f"scaling-{what}.png", dpi=110)
+        figure.savefig(out / f"scaling-{what}.png", dpi=75)
         plt.close(figure)
 
 
@@ -181,7 +196,7 @@ def plot_roofline(found: dict[str, list[Point]], machine: Machine, out: Path) ->
     axis.set(xlabel="least multiply-adds a byte of input", ylabel="G multiply-adds a second")
     axis.grid(True, which="major", alpha=0.3)
     axis.legend()
-    figure.savefig(out / "roofline.png", dpi=110)
+    figure.savefig(out / "roofline.png", dpi=80)
     plt.close(figure)
 
 

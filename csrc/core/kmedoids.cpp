@@ -190,7 +190,7 @@ KMedoidsSolution search_from(const KMedoidsProblem<T>& problem, std::vector<inde
   token.spend(problem.points() * problem.k);
   std::vector<const T*> rows;
   for (const index j : start) rows.push_back(problem.distances.row(j));
-  State<T> state(problem, std::move(start), rows);
+  State<T> state(problem, std::move(start), rows, token);
   KMedoidsSolution solution;
   if (problem.k < problem.candidates()) {
     if (search == Search::best) {
@@ -220,7 +220,7 @@ KMedoidsSolution search_points(MatrixView<T> x, const index* names, const double
   distance_rows(x, start, rows.get(), team.threads, team.cancel, token, names);
   std::vector<const T*> row_of;
   for (index s = 0; s < k; ++s) row_of.push_back(rows.get() + s * n);
-  State<T> state(problem, std::move(start), row_of);
+  State<T> state(problem, std::move(start), row_of, token);
   rows.reset();
   if (!codes) {
     codes = std::make_unique<DistanceCodes<T>>(n, state.seconds());

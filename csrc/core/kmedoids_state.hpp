@@ -32,8 +32,9 @@ class State {
  public:
   // `medoid_rows`: the distances of each medoid to all points.
   State(const KMedoidsProblem<T>& problem, std::vector<index> medoids,
-        const std::vector<const T*>& medoid_rows)
+        const std::vector<const T*>& medoid_rows, Token& token)
       : problem_(problem),
+        token_(token),
         medoids_(std::move(medoids)),
         is_medoid_(static_cast<std::size_t>(problem.candidates()), 0),
         nearest_(static_cast<std::size_t>(problem.points())),
@@ -220,6 +221,7 @@ class State {
   // Medoid by medoid, so that its distances are read in order.
   void offer_rows(const std::vector<std::int32_t>& points, const std::vector<const T*>& rows) {
     for (std::size_t s = 0; s < medoids_.size(); ++s) {
+      token_.spend(4 * static_cast<index>(points.size()));
       for (std::size_t p = 0; p < points.size(); ++p) {
         offer(p, static_cast<std::int32_t>(s), rows[s][points[p]]);
       }
@@ -244,6 +246,7 @@ class State {
       const unsigned char* codes = codes_->row(medoids_[s]);
       near.clear();
       places.clear();
+      token_.spend(4 * static_cast<index>(points.size()));
       for (std::size_t p = 0; p < points.size(); ++p) {
         if (codes[points[p]] > second[p] + 1) continue;
         near.push_back(points[p]);
@@ -292,6 +295,7 @@ class State {
   }
 
   const KMedoidsProblem<T>& problem_;
+  Token& token_;  // of the thread that swaps
   std::vector<index> medoids_;
   std::vector<char> is_medoid_;
   std::vector<Nearest> nearest_;
