@@ -89,8 +89,8 @@ void search_best(State<T>& state, const KMedoidsProblem<T>& problem, Token& toke
 template <class T>
 void search_eager(State<T>& state, const KMedoidsProblem<T>& problem, Team& team, Token& token,
                   KMedoidsSolution& tally) {
-  constexpr index kPiece = 32, kLargest = 64 * kPiece;
-  constexpr index kWorthThreads = 4'000'000;  // distances to look at
+  constexpr index kPiece = 32, kLargest = 128 * kPiece;
+  constexpr index kWorthThreads = 16'000'000;  // distances to look at: a millisecond
   const index m = problem.candidates();
   std::vector<typename State<T>::Scan> scans(static_cast<std::size_t>(team.threads),
                                              state.new_scan());
@@ -182,7 +182,26 @@ void finish(const State<T>& state, KMedoidsSolution& solution) {
   std::sort(solution.medoids.begin(), solution.medoids.end());
 }
 
-// With codes that a search over the same distances began, or none.
+// All at once and not when rows are first looked at: most of those looks come between two swaps,
+// where one thread is alone.
+template <class T>
+void encode_matrix(MatrixView<T> distances, DistanceCodes<T>& codes, Team team, Token& caller) {
+  constexpr index kRows = 32;
+  const auto encode = [&](index piece, int, Token& token) {
+    for (index j = piece * kRows; j < std::min((piece + 1) * kRows, distances.rows); ++j) {
+      token.spend(distances.cols);
+      codes.add(j, 0, distances.cols, distances.row(j));
+    }
+  };
+  const index pieces = (distances.rows + kRows - 1) / kRows;
+  if (team.threads > 1) {
+    parallel_for(pieces, team.threads, team.cancel, encode);
+  } else {
+    for (index piece = 0; piece < pieces; ++piece) encode(piece, 0, caller);
+  }
+}
+
+// With codes that a search over the same distances made, or none.
 template <class T>
 KMedoidsSolution search_from(const KMedoidsProblem<T>& problem, std::vector<index> start,
                              Search search, Team team, Token& token,
@@ -199,6 +218,7 @@ KMedoidsSolution search_from(const KMedoidsProblem<T>& problem, std::vector<inde
       if (is_large(problem)) {
         if (!codes) {
           codes = std::make_unique<DistanceCodes<T>>(problem.candidates(), state.seconds());
+          encode_matrix(problem.distances, *codes, team, token);
         }
         state.look_in(codes.get(), nullptr);
       }
@@ -225,10 +245,9 @@ KMedoidsSolution search_points(MatrixView<T> x, const index* names, const double
   if (!codes) {
     codes = std::make_unique<DistanceCodes<T>>(n, state.seconds());
     const auto encode = [&](index i, index j, index count, const T* d) {
-      codes->add_part(i, j, count, d);
+      codes->add(i, j, count, d);
     };
     each_distance<T>(x, encode, team.threads, team.cancel, token, names);
-    codes->all_added();
   }
   const PointDistances<T> points(x);
   state.look_in(codes.get(), &points);

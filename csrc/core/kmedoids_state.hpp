@@ -26,7 +26,7 @@ struct Swap {
 // A set of medoids with, for every point, its nearest and second nearest of them.
 //
 // Distances come from the problem's matrix. If it has none, they come from points: then look_in()
-// is called at once, with codes of all rows, and only what these leave open is measured.
+// is called at once, and only what codes leave open is measured.
 template <class T>
 class State {
  public:
@@ -58,8 +58,8 @@ class State {
         std::vector<std::int32_t>(nearest_.size() + 4), std::vector<double>(medoids_.size()), {}};
   }
 
-  // From now on candidates that have codes are looked at in those first. Without a matrix, that is
-  // all of them, and `points` measures the rest.
+  // From now on candidates are looked at in `codes` first, those of all rows. Without a matrix,
+  // `points` measures the rest.
   void look_in(DistanceCodes<T>* codes, const PointDistances<T>* points) {
     codes_ = codes;
     points_ = points;
@@ -81,21 +81,22 @@ class State {
   // so the answer leaves room for every rounding in them; costs_with() then decides. Distances that
   // are too small, as codes are, make C_s and G too large: on the safe side.
   bool may_improve(index in, Scan& scan) const {
-    if (codes_ != nullptr && codes_->has(in)) {
-      const unsigned char* codes = codes_->row(in);
-      const index found =
-          kernels_.within(codes, limits_.data(), problem_.points(), scan.places.data());
-      const auto coded = [=](index, index i) { return codes_->least(i, codes[i]); };
-      if (!may_gain(scan, found, coded)) return false;
-      if (points_ != nullptr) {
-        const T* d = points_->measure(in, scan.places.data(), found, scan.room);
-        return may_gain(scan, found, [=](index f, index) { return static_cast<double>(d[f]); });
-      }
+    if (codes_ == nullptr) {
+      const T* row = problem_.distances.row(in);
+      return may_gain(scan, points_below(row, scan.places.data()),
+                      [=](index, index i) { return static_cast<double>(row[i]); });
+    }
+    const unsigned char* codes = codes_->row(in);
+    const index found =
+        kernels_.within(codes, limits_.data(), problem_.points(), scan.places.data());
+    const auto coded = [=](index, index i) { return codes_->least(i, codes[i]); };
+    if (!may_gain(scan, found, coded)) return false;
+    if (points_ != nullptr) {
+      const T* d = points_->measure(in, scan.places.data(), found, scan.room);
+      return may_gain(scan, found, [=](index f, index) { return static_cast<double>(d[f]); });
     }
     const T* row = problem_.distances.row(in);
-    if (codes_ != nullptr && !codes_->has(in)) codes_->add(in, row);
-    return may_gain(scan, points_below(row, scan.places.data()),
-                    [=](index, index i) { return static_cast<double>(row[i]); });
+    return may_gain(scan, found, [=](index, index i) { return static_cast<double>(row[i]); });
   }
 
   // costs_with(in)[s] = the cost after medoid s gives way to candidate `in`: what is left if `in`
