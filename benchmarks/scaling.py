@@ -8,6 +8,7 @@ import argparse
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -110,21 +111,24 @@ def status(name: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
 
-def measure(size: Size) -> Point:
+def measure(size: Size, seconds_each: float) -> Point:
     """Measure in this process: the first call counts for memory, the least of several for time."""
     call = SELECTORS[size.selector](size, np.random.default_rng(0))
     Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
     before = status("VmRSS")
-    first = least_time(call, 1)
+    # One thread's processor time is its wall time on an idle machine.
+    clock = time.process_time if size.threads == 1 else time.perf_counter
+    first = least_time(call, 1, clock)
     peak = status("VmHWM") - before
-    repeats = int(min(10, max(0, 2 / first)))
-    seconds = min(first, least_time(call, repeats)) if repeats else first
+    repeats = int(min(10, max(0, seconds_each / first)))
+    seconds = min(first, least_time(call, repeats, clock)) if repeats else first
     return Point(size, seconds, peak, *least_work(size))
 
 
-def measure_apart(size: Size) -> Point:
+def measure_apart(size: Size, seconds_each: float) -> Point:
     """Measure in a new process."""
     command = [sys.executable, __file__, "--one", json.dumps(asdict(size))]
+    command += ["--seconds", str(seconds_each)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     found = json.loads(done.stdout)
     return Point(**{**found, "size": size})
@@ -204,17 +208,18 @@ def main() -> None:
     """Run the study, or one point of it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"))
+    parser.add_argument("--seconds", type=float, default=2, help="to repeat each point for")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        print(json.dumps(asdict(measure(Size(**json.loads(options.one))))))
+        print(json.dumps(asdict(measure(Size(**json.loads(options.one)), options.seconds))))
         return
     machine = Machine.measure()
     found: dict[str, list[Point]] = {}
     for name, sizes in studies().items():
         found[name] = []
         for size in sizes:
-            point = measure_apart(size)
+            point = measure_apart(size, options.seconds)
             found[name].append(point)
             print(
                 f"{name:24} n={size.n:<7} d={size.d:<6} k={size.k:<4} threads={size.threads} "
