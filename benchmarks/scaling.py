@@ -151,7 +151,7 @@ def plot_growth(found: dict[str, list[Point]], machine: Machine, out: Path) -> N
 
     curves = {name: points for name, points in found.items() if "threads" not in name}
     for what in ("time", "memory"):
-        figure, axes = plt.subplots(2, 4, figsize=(17, 8), constrained_layout=True)
+        figure, axes = plt.subplots(2, 4, figsize=(16, 7.5), constrained_layout=True)
         for axis, (name, points) in zip(axes.flat, curves.items(), strict=False):
             grown = {"n": "n", "N": "n", "d": "d", "k": "k"}[name.rsplit(", ", 1)[1]]
             x = [getattr(p.size, grown) for p in points]
@@ -173,13 +173,13 @@ def plot_growth(found: dict[str, list[Point]], machine: Machine, out: Path) -> N
             fixed = [f"{a}={getattr(first, a)}" for a in ("n", "d", "k") if a != grown]
             axis.set(xscale="log", yscale="log", xlabel=name.rsplit(", ", 1)[1])
             axis.set_xticks(x, [short(value) for value in x])
-            axis.minorticks_off()
+            axis.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
             axis.set_title(f"{name.split(',')[0]}: {', '.join(fixed)}")
             axis.grid(True, which="major", alpha=0.3)
         axes.flat[0].legend()
         for axis in axes.flat[len(curves) :]:
             axis.axis("off")
-        figure.savefig(out / f"scaling-{what}.png", dpi=75)
+        figure.savefig(out / f"scaling-{what}.png", dpi=65)
         plt.close(figure)
 
 
