@@ -179,7 +179,7 @@ def plot_growth(found: dict[str, list[Point]], machine: Machine, out: Path) -> N
         axes.flat[0].legend()
         for axis in axes.flat[len(curves) :]:
             axis.axis("off")
-        figure.savefig(out / f"scaling-{what}.png", dpi=65)
+        figure.savefig(out / f"scaling-{what}.png", dpi=60)
         plt.close(figure)
 
 
