@@ -8,6 +8,7 @@ import argparse
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 from harness import Machine, least_time
 
 from pyfast import select
+from pyfast.select import _kmedoids
 
 
 @dataclass(frozen=True)
@@ -65,10 +67,17 @@ SELECTORS = {"opt_select": opt_select, "kmedoids": kmedoids, "logdet": logdet}
 
 
 def least_work(size: Size) -> tuple[float, float]:
-    """Bytes and multiply-adds that the problem needs: every row once, every pair or pick once."""
-    rows = float(size.groups * size.n * size.d)
-    pairs = size.k * size.d if size.selector == "logdet" else (size.n - 1) / 2 * size.d
-    return 4 * rows, float(size.groups * size.n * pairs)
+    """Bytes and multiply-adds that the method needs: every row once, every pair or pick once.
+
+    Where k-medoids samples, the pairs are those of the sample and of all points with the medoids.
+    """
+    if size.selector == "logdet":
+        pairs = float(size.n * size.k)
+    elif size.selector == "kmedoids" and size.n > _kmedoids._SAMPLED_ABOVE:
+        pairs = _kmedoids._SAMPLE**2 / 2 + size.n * size.k
+    else:
+        pairs = size.n * (size.n - 1) / 2
+    return 4.0 * size.groups * size.n * size.d, size.groups * pairs * size.d
 
 
 def studies() -> dict[str, list[Size]]:
@@ -102,21 +111,24 @@ def status(name: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
 
-def measure(size: Size) -> Point:
+def measure(size: Size, seconds_each: float) -> Point:
     """Measure in this process: the first call counts for memory, the least of several for time."""
     call = SELECTORS[size.selector](size, np.random.default_rng(0))
     Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
     before = status("VmRSS")
-    first = least_time(call, 1)
+    # One thread's processor time is its wall time on an idle machine.
+    clock = time.process_time if size.threads == 1 else time.perf_counter
+    first = least_time(call, 1, clock)
     peak = status("VmHWM") - before
-    repeats = int(min(10, max(0, 2 / first)))
-    seconds = min(first, least_time(call, repeats)) if repeats else first
+    repeats = int(min(10, max(0, seconds_each / first)))
+    seconds = min(first, least_time(call, repeats, clock)) if repeats else first
     return Point(size, seconds, peak, *least_work(size))
 
 
-def measure_apart(size: Size) -> Point:
+def measure_apart(size: Size, seconds_each: float) -> Point:
     """Measure in a new process."""
     command = [sys.executable, __file__, "--one", json.dumps(asdict(size))]
+    command += ["--seconds", str(seconds_each)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     found = json.loads(done.stdout)
     return Point(**{**found, "size": size})
@@ -128,20 +140,25 @@ def limit(point: Point, machine: Machine) -> float:
     return max(point.bytes / machine.bandwidth, compute)
 
 
+def short(number: int) -> str:
+    """Write 20000 as 20k."""
+    return f"{number // 1000}k" if number >= 1000 and number % 1000 == 0 else str(number)
+
+
 def plot_growth(found: dict[str, list[Point]], machine: Machine, out: Path) -> None:
     """Draw time (with the limit beside it) and peak memory of every curve."""
     import matplotlib.pyplot as plt
 
     curves = {name: points for name, points in found.items() if "threads" not in name}
     for what in ("time", "memory"):
-        figure, axes = plt.subplots(2, 4, figsize=(17, 8), constrained_layout=True)
+        figure, axes = plt.subplots(2, 4, figsize=(16, 7.5), constrained_layout=True)
         for axis, (name, points) in zip(axes.flat, curves.items(), strict=False):
             grown = {"n": "n", "N": "n", "d": "d", "k": "k"}[name.rsplit(", ", 1)[1]]
             x = [getattr(p.size, grown) for p in points]
             if what == "time":
                 y = [p.seconds / p.size.groups for p in points]
                 low = [limit(p, machine) / p.size.groups for p in points]
-                axis.plot(x, low, "--", color="0.6", label="limit: each byte and product once")
+                axis.plot(x, low, "--", color="0.6", label="limit: least bytes and products")
                 twin = found.get(f"{name}, 2 threads")
                 if twin:
                     axis.plot(x, [p.seconds for p in twin], "o-", label="2 threads")
@@ -155,12 +172,14 @@ def plot_growth(found: dict[str, list[Point]], machine: Machine, out: Path) -> N
             first = points[0].size
             fixed = [f"{a}={getattr(first, a)}" for a in ("n", "d", "k") if a != grown]
             axis.set(xscale="log", yscale="log", xlabel=name.rsplit(", ", 1)[1])
+            axis.set_xticks(x, [short(value) for value in x])
+            axis.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
             axis.set_title(f"{name.split(',')[0]}: {', '.join(fixed)}")
             axis.grid(True, which="major", alpha=0.3)
         axes.flat[0].legend()
         for axis in axes.flat[len(curves) :]:
             axis.axis("off")
-        figure.savefig(out / f"scaling-{what}.png", dpi=110)
+        figure.savefig(out / f"scaling-{what}.png", dpi=60)
         plt.close(figure)
 
 
@@ -181,7 +200,7 @@ def plot_roofline(found: dict[str, list[Point]], machine: Machine, out: Path) ->
     axis.set(xlabel="least multiply-adds a byte of input", ylabel="G multiply-adds a second")
     axis.grid(True, which="major", alpha=0.3)
     axis.legend()
-    figure.savefig(out / "roofline.png", dpi=110)
+    figure.savefig(out / "roofline.png", dpi=80)
     plt.close(figure)
 
 
@@ -189,17 +208,18 @@ def main() -> None:
     """Run the study, or one point of it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"))
+    parser.add_argument("--seconds", type=float, default=2, help="to repeat each point for")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        print(json.dumps(asdict(measure(Size(**json.loads(options.one))))))
+        print(json.dumps(asdict(measure(Size(**json.loads(options.one)), options.seconds))))
         return
     machine = Machine.measure()
     found: dict[str, list[Point]] = {}
     for name, sizes in studies().items():
         found[name] = []
         for size in sizes:
-            point = measure_apart(size)
+            point = measure_apart(size, options.seconds)
             found[name].append(point)
             print(
                 f"{name:24} n={size.n:<7} d={size.d:<6} k={size.k:<4} threads={size.threads} "

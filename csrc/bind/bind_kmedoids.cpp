@@ -54,7 +54,7 @@ template <class T>
 KMedoidsSolution solve_problem(const KMedoidsProblem<T>& problem, const KMedoidsOptions& options,
                                const Means& means, index* labels) {
   KMedoidsSolution solution = kmedoids(problem, options, means.threads, means.cancel, means.token);
-  assign(problem, solution.medoids, labels);
+  assign(problem, solution.medoids, means.token, labels);
   return solution;
 }
 
@@ -71,11 +71,15 @@ void from_points(const py::array& data, const Groups& groups, const Request& req
                    return sampled_kmedoids(own, weights, k, request.sample_size, options,
                                            means.threads, means.cancel, means.token, labels);
                  }
-                 KMedoidsSolution solution;
-                 with_distances(own, weights, k, means, [&](const auto& problem) {
-                   solution = solve_problem(problem, options, means, labels);
-                 });
-                 return solution;
+                 if (own.rows > kSmall) {
+                   return kmedoids_of_points(own, weights, k, options, means.threads, means.cancel,
+                                             means.token, nullptr, labels);
+                 }
+                 std::vector<double> distances(static_cast<std::size_t>(own.rows * own.rows));
+                 exact_distances(own, distances.data(), means.token);
+                 return solve_problem(
+                     KMedoidsProblem<double>{{distances.data(), own.rows, own.rows}, weights, k},
+                     options, means, labels);
                });
 }
 

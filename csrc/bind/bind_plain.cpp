@@ -102,7 +102,7 @@ py::object solve(const py::array& array, index k, bool precomputed,
     const std::vector<double> weights(static_cast<std::size_t>(n), 1.0);
     const auto run = [&](const auto& problem) {
       solution = kmedoids(problem, options, 1, cancel, token);
-      assign(problem, solution.medoids, to_labels);
+      assign(problem, solution.medoids, token, to_labels);
     };
     if (precomputed) {
       run(KMedoidsProblem<T>{{data, n, n}, weights.data(), k});

@@ -1,5 +1,4 @@
-// Distances in a byte each, rounded down, beside the matrix itself: a search that reads them first
-// leaves most of the matrix alone.
+// Distances in a byte each, rounded down: a search that reads them first needs few others.
 #pragma once
 
 #include <algorithm>
@@ -11,7 +10,7 @@
 
 namespace pyfast {
 
-// Rows are coded one by one, when they are first read. Threads may code different rows at once.
+// Threads may add different ones at once.
 template <class T>
 class DistanceCodes {
  public:
@@ -20,7 +19,6 @@ class DistanceCodes {
   DistanceCodes(index rows, const std::vector<T>& seconds)
       : cols_(static_cast<index>(seconds.size())),
         codes_(big_array<unsigned char>(rows * cols_)),
-        coded_(static_cast<std::size_t>(rows), 0),
         steps_(seconds.size()),
         scales_(seconds.size()) {
     std::vector<T> sorted = seconds;
@@ -37,17 +35,16 @@ class DistanceCodes {
   // The least size of a matrix that does not stay in cache, where reading a quarter of it helps.
   static constexpr index kWorthwhile = 1'000'000;
 
-  bool has(index row) const { return coded_[row] != 0; }
   const unsigned char* row(index row) const { return codes_.get() + row * cols_; }
 
-  void add(index row, const T* distances) {
-    unsigned char* codes = codes_.get() + row * cols_;
+  // The distances of candidate `row` to points first .. first + count - 1.
+  void add(index row, index first, index count, const T* distances) {
+    unsigned char* codes = codes_.get() + row * cols_ + first;
     if constexpr (sizeof(T) == sizeof(float)) {
-      kernels_.encode_f32(distances, scales_.data(), cols_, codes);
+      kernels_.encode_f32(distances, scales_.data() + first, count, codes);
     } else {
-      kernels_.encode_f64(distances, scales_.data(), cols_, codes);
+      kernels_.encode_f64(distances, scales_.data() + first, count, codes);
     }
-    coded_[row] = 1;
   }
 
   // At most any distance to point i that has this code: the scale is short of 1 / step by more than
@@ -62,7 +59,6 @@ class DistanceCodes {
  private:
   index cols_;
   BigArray<unsigned char> codes_;
-  std::vector<char> coded_;
   std::vector<double> steps_;
   std::vector<T> scales_;
   const simd::Kernels& kernels_ = simd::kernels();

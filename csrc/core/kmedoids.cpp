@@ -3,9 +3,8 @@
 #include <algorithm>
 #include <memory>
 
-#include "core/kmedoids_state.hpp"
+#include "core/kmedoids_search.hpp"
 #include "core/small_search.hpp"
-#include "core/subsets.hpp"
 
 namespace pyfast {
 
@@ -36,96 +35,6 @@ KMedoidsSolution single_medoid(const KMedoidsProblem<T>& problem, index start, T
     }
   }
   return {{best}, best_cost, best == start ? 0 : 1, 1};
-}
-
-struct Team {
-  int threads;
-  Cancel& cancel;
-};
-
-// Appendix E looks at outgoing medoids in ascending order and, for each, at incoming candidates in
-// ascending order; the first of equally good swaps wins.
-template <class T>
-Swap best_swap(State<T>& state, const KMedoidsProblem<T>& problem, Token& token) {
-  Swap best;
-  double best_cost = state.cost();
-  const auto earlier = [&](std::int32_t slot, index in) {
-    const index out = state.medoids()[slot], best_out = state.medoids()[best.slot];
-    return out < best_out || (out == best_out && in < best.in);
-  };
-  for (index in = 0; in < problem.candidates(); ++in) {
-    if (state.is_medoid(in)) continue;
-    token.spend(problem.points());
-    const std::vector<double>& costs = state.costs_with(in);
-    for (std::int32_t slot = 0; slot < problem.k; ++slot) {
-      const double cost = costs[slot];
-      if (cost < best_cost || (cost == best_cost && best.slot >= 0 && earlier(slot, in))) {
-        best = {slot, in};
-        best_cost = cost;
-      }
-    }
-  }
-  return state.improves(best_cost) ? best : Swap{};
-}
-
-template <class T>
-void search_best(State<T>& state, const KMedoidsProblem<T>& problem, Token& token,
-                 KMedoidsSolution& tally) {
-  for (;;) {
-    ++tally.passes;
-    const Swap swap = best_swap(state, problem, token);
-    if (swap.slot < 0) return;
-    ++tally.swaps;
-    if (!state.apply(swap)) return;
-  }
-}
-
-// Candidates in turn, round and round, until none of them has found a swap since the last one.
-// A block of them is looked through at once, by all threads; the answers hold until the next swap,
-// so that the swaps do not depend on the threads. Blocks grow while nothing is found.
-template <class T>
-void search_eager(State<T>& state, const KMedoidsProblem<T>& problem, Team& team, Token& token,
-                  KMedoidsSolution& tally) {
-  constexpr index kPiece = 32, kLargest = 64 * kPiece;
-  constexpr index kWorthThreads = 4'000'000;  // distances to look at
-  const index m = problem.candidates();
-  std::vector<typename State<T>::Scan> scans(static_cast<std::size_t>(team.threads),
-                                             state.new_scan());
-  std::vector<char> promising(static_cast<std::size_t>(std::min(m, kLargest)));
-  index looked_at = 0, in = 0, unchanged = 0, block = kPiece;
-  while (unchanged < m) {
-    const index count = std::min({block, m - in, m - unchanged});
-    const auto look = [&](index piece, int worker, Token& own) {
-      for (index c = piece * kPiece; c < std::min((piece + 1) * kPiece, count); ++c) {
-        own.spend(problem.points());
-        promising[c] = !state.is_medoid(in + c) && state.may_improve(in + c, scans[worker]);
-      }
-    };
-    const index pieces = (count + kPiece - 1) / kPiece;
-    if (team.threads > 1 && count * problem.points() > kWorthThreads) {
-      parallel_for(pieces, team.threads, team.cancel, look);
-    } else {
-      for (index piece = 0; piece < pieces; ++piece) look(piece, 0, token);
-    }
-    block = std::min(2 * block, kLargest);
-    index seen = 0;
-    for (bool swapped = false; seen < count && !swapped; ++seen) {
-      if (promising[seen] == 0) continue;
-      token.spend(problem.points());
-      const std::vector<double>& costs = state.costs_with(in + seen);
-      const auto least = std::min_element(costs.begin(), costs.end());
-      if (!state.improves(*least)) continue;
-      ++tally.swaps;
-      if (!state.apply({static_cast<std::int32_t>(least - costs.begin()), in + seen})) return;
-      swapped = true;
-      unchanged = -seen;
-      block = kPiece;
-    }
-    unchanged += seen;
-    looked_at += seen;
-    in = in + seen < m ? in + seen : 0;
-  }
-  tally.passes = (looked_at + m - 1) / m;
 }
 
 template <class T>
@@ -172,13 +81,34 @@ KMedoidsSolution solution_of(const SmallSearch<double>& search) {
   return solution;
 }
 
-// With codes that a search over the same distances began, or none.
+// All at once and not when rows are first looked at: most of those looks come between two swaps,
+// where one thread is alone.
+template <class T>
+void encode_matrix(MatrixView<T> distances, DistanceCodes<T>& codes, Team team, Token& caller) {
+  constexpr index kRows = 32;
+  const auto encode = [&](index piece, int, Token& token) {
+    for (index j = piece * kRows; j < std::min((piece + 1) * kRows, distances.rows); ++j) {
+      token.spend(distances.cols);
+      codes.add(j, 0, distances.cols, distances.row(j));
+    }
+  };
+  const index pieces = (distances.rows + kRows - 1) / kRows;
+  if (team.threads > 1) {
+    parallel_for(pieces, team.threads, team.cancel, encode);
+  } else {
+    for (index piece = 0; piece < pieces; ++piece) encode(piece, 0, caller);
+  }
+}
+
+// With codes that a search over the same distances made, or none.
 template <class T>
 KMedoidsSolution search_from(const KMedoidsProblem<T>& problem, std::vector<index> start,
                              Search search, Team team, Token& token,
                              std::unique_ptr<DistanceCodes<T>>& codes) {
   token.spend(problem.points() * problem.k);
-  State<T> state(problem, std::move(start));
+  std::vector<const T*> rows;
+  for (const index j : start) rows.push_back(problem.distances.row(j));
+  State<T> state(problem, std::move(start), rows, token);
   KMedoidsSolution solution;
   if (problem.k < problem.candidates()) {
     if (search == Search::best) {
@@ -187,15 +117,14 @@ KMedoidsSolution search_from(const KMedoidsProblem<T>& problem, std::vector<inde
       if (is_large(problem)) {
         if (!codes) {
           codes = std::make_unique<DistanceCodes<T>>(problem.candidates(), state.seconds());
+          encode_matrix(problem.distances, *codes, team, token);
         }
-        state.look_in(codes.get());
+        state.look_in(codes.get(), nullptr);
       }
       search_eager(state, problem, team, token, solution);
     }
   }
-  solution.cost = state.cost();
-  solution.medoids = state.medoids();
-  std::sort(solution.medoids.begin(), solution.medoids.end());
+  finish(state, solution);
   return solution;
 }
 
@@ -248,12 +177,8 @@ template <class T>
 KMedoidsSolution kmedoids(const KMedoidsProblem<T>& problem, const KMedoidsOptions& options,
                           int threads, Cancel& cancel, Token& token) {
   const auto start_of = [&](index run, Token& t) -> std::vector<index> {
-    if (run == 0 && options.init == KMedoidsOptions::Init::given) {
-      return {options.given, options.given + problem.k};
-    }
     if (run == 0 && options.init == KMedoidsOptions::Init::greedy) return greedy_start(problem, t);
-    return random_subset(problem.candidates(), problem.k, options.seed,
-                         static_cast<std::uint32_t>(run));
+    return plain_start(options, problem.candidates(), problem.k, run);
   };
   if (is_small(problem)) {
     SmallProblem<T> copy(problem);
@@ -290,15 +215,20 @@ KMedoidsSolution kmedoids(const KMedoidsProblem<T>& problem, const KMedoidsOptio
 }
 
 template <class T>
-void assign(const KMedoidsProblem<T>& problem, const std::vector<index>& medoids, index* labels) {
-  for (index i = 0; i < problem.points(); ++i) {
-    index nearest = 0;
-    for (index s = 1; s < static_cast<index>(medoids.size()); ++s) {
-      if (problem.distances.row(medoids[s])[i] < problem.distances.row(medoids[nearest])[i]) {
-        nearest = s;
+void assign(const KMedoidsProblem<T>& problem, const std::vector<index>& medoids, Token& token,
+            index* labels) {
+  const T* row = problem.distances.row(medoids[0]);
+  std::vector<T> nearest(row, row + problem.points());
+  std::fill(labels, labels + problem.points(), index{0});
+  for (std::size_t s = 1; s < medoids.size(); ++s) {
+    token.spend(problem.points());
+    row = problem.distances.row(medoids[s]);
+    for (index i = 0; i < problem.points(); ++i) {
+      if (row[i] < nearest[i]) {
+        nearest[i] = row[i];
+        labels[i] = static_cast<index>(s);
       }
     }
-    labels[i] = nearest;
   }
 }
 
@@ -308,7 +238,7 @@ void assign(const KMedoidsProblem<T>& problem, const std::vector<index>& medoids
   template std::vector<index> greedy_start(const KMedoidsProblem<T>&, Token&);                 \
   template KMedoidsSolution kmedoids(const KMedoidsProblem<T>&, const KMedoidsOptions&, int,   \
                                      Cancel&, Token&);                                         \
-  template void assign(const KMedoidsProblem<T>&, const std::vector<index>&, index*);
+  template void assign(const KMedoidsProblem<T>&, const std::vector<index>&, Token&, index*);
 PYFAST_INSTANTIATE(float)
 PYFAST_INSTANTIATE(double)
 #undef PYFAST_INSTANTIATE

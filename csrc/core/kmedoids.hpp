@@ -67,6 +67,16 @@ KMedoidsSolution kmedoids(const KMedoidsProblem<T>& problem, const KMedoidsOptio
 
 // labels[i] = position in `medoids` of the nearest one (lowest of equals).
 template <class T>
-void assign(const KMedoidsProblem<T>& problem, const std::vector<index>& medoids, index* labels);
+void assign(const KMedoidsProblem<T>& problem, const std::vector<index>& medoids, Token& token,
+            index* labels);
+
+// The same as kmedoids() on euclidean_distances() of the rows of x, which it calls by their `names`
+// if there are any; then assign(), if `labels` is not null. Eager swaps of a thousand points and
+// more from random or given starts do without the matrix: they take a byte for each distance and
+// k + 1 of its rows.
+template <class T>
+KMedoidsSolution kmedoids_of_points(MatrixView<T> x, const double* weights, index k,
+                                    const KMedoidsOptions& options, int threads, Cancel& cancel,
+                                    Token& token, const index* names, index* labels);
 
 }  // namespace pyfast

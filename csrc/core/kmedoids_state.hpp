@@ -10,6 +10,7 @@
 
 #include "core/distance_codes.hpp"
 #include "core/kmedoids.hpp"
+#include "core/point_distances.hpp"
 #include "simd/simd.hpp"
 
 namespace pyfast {
@@ -23,11 +24,17 @@ struct Swap {
 };
 
 // A set of medoids with, for every point, its nearest and second nearest of them.
+//
+// Distances come from the problem's matrix. If it has none, they come from points: then look_in()
+// is called at once, and only what codes leave open is measured.
 template <class T>
 class State {
  public:
-  State(const KMedoidsProblem<T>& problem, std::vector<index> medoids)
+  // `medoid_rows`: the distances of each medoid to all points.
+  State(const KMedoidsProblem<T>& problem, std::vector<index> medoids,
+        const std::vector<const T*>& medoid_rows, Token& token)
       : problem_(problem),
+        token_(token),
         medoids_(std::move(medoids)),
         is_medoid_(static_cast<std::size_t>(problem.candidates()), 0),
         nearest_(static_cast<std::size_t>(problem.points())),
@@ -36,7 +43,7 @@ class State {
         removal_(medoids_.size()) {
     for (const index j : medoids_) is_medoid_[j] = 1;
     for (index i = 0; i < problem_.points(); ++i) bereft_.push_back(static_cast<std::int32_t>(i));
-    find_nearest(bereft_);
+    find_nearest(bereft_, [&] { offer_rows(bereft_, medoid_rows); });
     sum_cost();
   }
 
@@ -44,14 +51,20 @@ class State {
   struct Scan {
     std::vector<std::int32_t> places;
     std::vector<double> losses;
+    typename PointDistances<T>::Room room;
   };
   Scan new_scan() const {
-    return {std::vector<std::int32_t>(nearest_.size() + 4), std::vector<double>(medoids_.size())};
+    return {
+        std::vector<std::int32_t>(nearest_.size() + 4), std::vector<double>(medoids_.size()), {}};
   }
 
-  // From now on candidates that were looked at before are looked at in `codes` first.
-  void look_in(DistanceCodes<T>* codes) {
+  // From now on candidates are looked at in `codes` first, those of all rows. Without a matrix,
+  // `points` measures the rest.
+  void look_in(DistanceCodes<T>* codes, const PointDistances<T>* points) {
     codes_ = codes;
+    points_ = points;
+    own_ = new_scan();
+    if (points_ != nullptr) row_.assign(nearest_.size(), std::numeric_limits<T>::infinity());
     limits_.resize(nearest_.size());
     set_limits();
   }
@@ -68,20 +81,22 @@ class State {
   // so the answer leaves room for every rounding in them; costs_with() then decides. Distances that
   // are too small, as codes are, make C_s and G too large: on the safe side.
   bool may_improve(index in, Scan& scan) const {
-    const T* row = problem_.distances.row(in);
-    if (codes_ != nullptr) {
-      if (codes_->has(in)) {
-        const unsigned char* codes = codes_->row(in);
-        const index found =
-            kernels_.within(codes, limits_.data(), problem_.points(), scan.places.data());
-        if (!may_gain(scan, found, [=](index i) { return codes_->least(i, codes[i]); }))
-          return false;
-      } else {
-        codes_->add(in, row);
-      }
+    if (codes_ == nullptr) {
+      const T* row = problem_.distances.row(in);
+      return may_gain(scan, points_below(row, scan.places.data()),
+                      [=](index, index i) { return static_cast<double>(row[i]); });
     }
-    return may_gain(scan, points_below(row, scan.places.data()),
-                    [=](index i) { return static_cast<double>(row[i]); });
+    const unsigned char* codes = codes_->row(in);
+    const index found =
+        kernels_.within(codes, limits_.data(), problem_.points(), scan.places.data());
+    const auto coded = [=](index, index i) { return codes_->least(i, codes[i]); };
+    if (!may_gain(scan, found, coded)) return false;
+    if (points_ != nullptr) {
+      const T* d = points_->measure(in, scan.places.data(), found, scan.room);
+      return may_gain(scan, found, [=](index f, index) { return static_cast<double>(d[f]); });
+    }
+    const T* row = problem_.distances.row(in);
+    return may_gain(scan, found, [=](index, index i) { return static_cast<double>(row[i]); });
   }
 
   // costs_with(in)[s] = the cost after medoid s gives way to candidate `in`: what is left if `in`
@@ -90,7 +105,7 @@ class State {
   // beside heavy points.
   const std::vector<double>& costs_with(index in) {
     std::fill(costs_.begin(), costs_.end(), 0.0);
-    const T* to_in = problem_.distances.row(in);
+    const T* to_in = candidate_row(in);
     double joined = 0;
     for (index i = 0; i < problem_.points(); ++i) {
       const Nearest& near = nearest_[i];
@@ -109,7 +124,7 @@ class State {
     is_medoid_[medoids_[swap.slot]] = 0;
     is_medoid_[swap.in] = 1;
     medoids_[swap.slot] = swap.in;
-    const T* to_in = problem_.distances.row(swap.in);
+    const T* to_in = candidate_row(swap.in);
     bereft_.clear();
     for (index i = 0; i < problem_.points(); ++i) {
       Nearest& near = nearest_[i];
@@ -123,7 +138,7 @@ class State {
         near.second_slot = swap.slot;
       }
     }
-    find_nearest(bereft_);
+    find_bereft();
     sum_cost();
     return cost_ < before;
   }
@@ -136,7 +151,19 @@ class State {
     std::int32_t second_slot = -1;
   };
 
-  // may_improve() by distance(i) of the first `found` points in scan.places.
+  // The distances of candidate `in`. Measured ones are infinite where they are not below the second
+  // nearest medoid's, and so make no difference.
+  const T* candidate_row(index in) {
+    if (points_ == nullptr) return problem_.distances.row(in);
+    for (index f = 0; f < in_row_; ++f) row_[own_.places[f]] = std::numeric_limits<T>::infinity();
+    in_row_ =
+        kernels_.within(codes_->row(in), limits_.data(), problem_.points(), own_.places.data());
+    const T* d = points_->measure(in, own_.places.data(), in_row_, own_.room);
+    for (index f = 0; f < in_row_; ++f) row_[own_.places[f]] = d[f];
+    return row_.data();
+  }
+
+  // may_improve() by distance(f, i) of the first `found` points i in scan.places.
   template <class Distance>
   bool may_gain(Scan& scan, index found, Distance&& distance) const {
     std::fill(scan.losses.begin(), scan.losses.end(), 0.0);
@@ -144,7 +171,7 @@ class State {
     for (index f = 0; f < found; ++f) {
       const index i = scan.places[f];
       const Nearest& near = nearest_[i];
-      const double d = std::min(distance(i), near.second);
+      const double d = std::min(distance(f, i), near.second);
       const double with = std::min(near.first, d);
       const double w = problem_.weights[i];
       gain += w * (near.first - with);
@@ -164,32 +191,83 @@ class State {
     return kernels_.below_f64(row, seconds_.data(), problem_.points(), places);
   }
 
-  // Medoid by medoid, so that its distances are read in order, and without a branch, which would
-  // go the wrong way too often.
-  void find_nearest(const std::vector<std::int32_t>& points) {
+  // A better medoid of place p than it has: without a branch, which would go the wrong way too
+  // often.
+  void offer(std::size_t p, std::int32_t slot, T d) {
+    const T first = first_[p], second = second_[p];
+    const std::int32_t old = slot_[p];
+    const bool nearest = d < first, near = d < second;
+    second_[p] = nearest ? first : near ? d : second;
+    second_slot_[p] = nearest ? old : near ? slot : second_slot_[p];
+    first_[p] = nearest ? d : first;
+    slot_[p] = nearest ? slot : old;
+  }
+
+  // offer_all() offers some points all medoids that matter, the lowest slot first.
+  template <class OfferAll>
+  void find_nearest(const std::vector<std::int32_t>& points, OfferAll&& offer_all) {
     constexpr T kFar = std::numeric_limits<T>::infinity();
     const std::size_t count = points.size();
     first_.assign(count, kFar);
     second_.assign(count, kFar);
     slot_.assign(count, -1);
     second_slot_.assign(count, -1);
-    for (std::size_t s = 0; s < medoids_.size(); ++s) {
-      const T* row = problem_.distances.row(medoids_[s]);
-      const auto slot = static_cast<std::int32_t>(s);
-      for (std::size_t p = 0; p < count; ++p) {
-        const T d = row[points[p]], first = first_[p], second = second_[p];
-        const std::int32_t old = slot_[p];
-        const bool nearest = d < first, near = d < second;
-        second_[p] = nearest ? first : near ? d : second;
-        second_slot_[p] = nearest ? old : near ? slot : second_slot_[p];
-        first_[p] = nearest ? d : first;
-        slot_[p] = nearest ? slot : old;
-      }
-    }
+    offer_all();
     for (std::size_t p = 0; p < count; ++p) {
       nearest_[points[p]] = {static_cast<double>(first_[p]), static_cast<double>(second_[p]),
                              slot_[p], second_slot_[p]};
     }
+  }
+
+  // Medoid by medoid, so that its distances are read in order.
+  void offer_rows(const std::vector<std::int32_t>& points, const std::vector<const T*>& rows) {
+    for (std::size_t s = 0; s < medoids_.size(); ++s) {
+      token_.spend(4 * static_cast<index>(points.size()));
+      for (std::size_t p = 0; p < points.size(); ++p) {
+        offer(p, static_cast<std::int32_t>(s), rows[s][points[p]]);
+      }
+    }
+  }
+
+  // A code is the whole part of a distance in steps: if two medoids have codes up to c, none with a
+  // code above c + 1 is one of the two nearest.
+  void offer_by_codes(const std::vector<std::int32_t>& points) {
+    std::vector<unsigned char> least(points.size(), 255), second(points.size(), 255);
+    for (const index medoid : medoids_) {
+      const unsigned char* codes = codes_->row(medoid);
+      for (std::size_t p = 0; p < points.size(); ++p) {
+        const unsigned char code = codes[points[p]];
+        second[p] = std::min(second[p], std::max(least[p], code));
+        least[p] = std::min(least[p], code);
+      }
+    }
+    std::vector<std::int32_t> near;
+    std::vector<std::size_t> places;
+    for (std::size_t s = 0; s < medoids_.size(); ++s) {
+      const unsigned char* codes = codes_->row(medoids_[s]);
+      near.clear();
+      places.clear();
+      token_.spend(4 * static_cast<index>(points.size()));
+      for (std::size_t p = 0; p < points.size(); ++p) {
+        if (codes[points[p]] > second[p] + 1) continue;
+        near.push_back(points[p]);
+        places.push_back(p);
+      }
+      const T* d =
+          points_->measure(medoids_[s], near.data(), static_cast<index>(near.size()), own_.room);
+      for (std::size_t f = 0; f < near.size(); ++f)
+        offer(places[f], static_cast<std::int32_t>(s), d[f]);
+    }
+  }
+
+  void find_bereft() {
+    if (points_ != nullptr) {
+      find_nearest(bereft_, [&] { offer_by_codes(bereft_); });
+      return;
+    }
+    std::vector<const T*> rows;
+    for (const index j : medoids_) rows.push_back(problem_.distances.row(j));
+    find_nearest(bereft_, [&] { offer_rows(bereft_, rows); });
   }
 
   void sum_cost() {
@@ -218,6 +296,7 @@ class State {
   }
 
   const KMedoidsProblem<T>& problem_;
+  Token& token_;  // of the thread that swaps
   std::vector<index> medoids_;
   std::vector<char> is_medoid_;
   std::vector<Nearest> nearest_;
@@ -229,6 +308,10 @@ class State {
   std::vector<double> removal_;  // of each slot: what taking it away would cost
   double cost_ = 0, rounding_ = 0;
   DistanceCodes<T>* codes_ = nullptr;
+  const PointDistances<T>* points_ = nullptr;
+  std::vector<T> row_;  // of the last candidate measured,
+  index in_row_ = 0;    // at so many of own_.places
+  Scan own_;
   std::vector<unsigned char> limits_;  // codes above them are not below the second distance
   const simd::Kernels& kernels_ = simd::kernels();
 };

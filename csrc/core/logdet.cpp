@@ -44,14 +44,15 @@ double LogDetGreedy::solve(const LogDetProblem& problem, const LogDetAnswer& ans
     // The last one serves nobody but the answer.
     if (step + 1 < problem.k || answer.vectors != nullptr || answer.factor != nullptr) choose(i);
   }
-  write(answer);
+  write(answer, token);
   return logdet;
 }
 
 // The new vectors and the whole factor, if they are wanted.
-void LogDetGreedy::write(const LogDetAnswer& answer) {
+void LogDetGreedy::write(const LogDetAnswer& answer, Token& token) {
   const index d = candidates_->dims();
   for (index s = 0; s < problem_->k && answer.vectors != nullptr; ++s) {
+    token.spend(d);
     if (narrow_) {
       std::copy_n(narrow_column(problem_->before.count + s), d, answer.vectors + s * d);
     } else {
@@ -59,6 +60,7 @@ void LogDetGreedy::write(const LogDetAnswer& answer) {
     }
   }
   for (index s = 0; s < capacity_ && answer.factor != nullptr; ++s) {
+    token.spend(4 * capacity_);  // down a column
     for (index q = 0; q < capacity_; ++q) {
       answer.factor[s * capacity_ + q] = q < s    ? factor_[q * capacity_ + s]
                                          : q == s ? pivots_[s]
@@ -84,15 +86,15 @@ void LogDetGreedy::start(Token& token) {
   chosen_ = before.count;
   capacity_ = before.count + problem_->k;
   lengths_.resize(static_cast<std::size_t>(n));
-  factor_.resize(static_cast<std::size_t>(capacity_ * capacity_));
+  resize(factor_, capacity_ * capacity_, token);
   pivots_.resize(static_cast<std::size_t>(capacity_));
   narrow_ = candidates_->narrow();
   // A quarter of a page past whole pages, so that columns do not compete for the same cache lines.
   narrow_stride_ = (d + 1023) / 1024 * 1024 + 256;
   if (narrow_) {
-    narrow_columns_.resize(static_cast<std::size_t>(capacity_ * narrow_stride_));
+    resize(narrow_columns_, capacity_ * narrow_stride_, token);
   } else {
-    columns_.resize(static_cast<std::size_t>(problem_->k * d));
+    resize(columns_, problem_->k * d, token);
   }
   products_.resize(static_cast<std::size_t>(std::max(threads_, 1)));
   for (index s = 0; s < before.count; ++s) {

@@ -78,7 +78,7 @@ class LogDetGreedy {
   void start_sieve();
   index next(Token& token);
   void choose(index i);
-  void write(const LogDetAnswer& answer);
+  void write(const LogDetAnswer& answer, Token& token);
   template <class Wanted>
   void list(const Layer& layer, Wanted&& wanted);
   void list_likely(const Layer& layer);

@@ -29,6 +29,8 @@ MatrixView<T> rows_of(MatrixView<T> x, index first, index count) {
 }
 
 // The squares of very large, very small or equal float rows leave the comfortable range of float.
+bool comfortable(float square) { return square > 1e-28f && square < 1e37f; }
+
 void take_roots(MatrixView<float> x, MatrixView<float> y, float* tile, index stride) {
   for (index i = 0; i < x.rows; ++i) {
     float* row = tile + i * stride;
@@ -41,9 +43,8 @@ void take_roots(MatrixView<float> x, MatrixView<float> y, float* tile, index str
       continue;
     }
     for (index j = 0; j < y.rows; ++j) {
-      const bool comfortable = row[j] > 1e-28f && row[j] < 1e37f;
-      row[j] = comfortable ? std::sqrt(row[j])
-                           : static_cast<float>(exact_distance(x.row(i), y.row(j), x.cols));
+      row[j] = comfortable(row[j]) ? std::sqrt(row[j])
+                                   : static_cast<float>(exact_distance(x.row(i), y.row(j), x.cols));
     }
   }
 }
@@ -53,8 +54,7 @@ void take_roots(MatrixView<double> x, MatrixView<double> y, double* tile, index 
   }
 }
 
-}  // namespace
-
+// out[i * stride + j] = ||x_i - y_j||_2; infinity if that overflows T.
 template <class T>
 void distances_between(MatrixView<T> x, MatrixView<T> y, T* out, index stride, Token& token) {
   const index side = tile_of(x.cols);
@@ -69,16 +69,41 @@ void distances_between(MatrixView<T> x, MatrixView<T> y, T* out, index stride, T
   }
 }
 
+// Throws if one of the distances of point i to points j .. j + count - 1 is infinite.
 template <class T>
-void euclidean_distances(MatrixView<T> x, T* out, int threads, Cancel& cancel, Token& caller,
-                         const index* names) {
+void check_overflow(const T* d, index i, index j, index count, const index* names) {
+  int infinite = 0;
+  for (index c = 0; c < count; ++c) infinite |= static_cast<int>(!(d[c] - d[c] == 0));
+  for (index c = 0; infinite != 0 && c < count; ++c) {
+    if (std::isfinite(d[c])) continue;
+    if (names != nullptr) throw_overflow(names[i], names[j + c]);
+    throw_overflow(i, j + c);
+  }
+}
+
+// body(item, token) for each item, on the calling thread alone if that is all there is.
+template <class Body>
+void share(index count, int threads, Cancel& cancel, Token& caller, Body&& body) {
+  if (threads > 1) {
+    parallel_for(count, threads, cancel, [&](index item, int, Token& token) { body(item, token); });
+  } else {
+    for (index item = 0; item < count; ++item) body(item, caller);
+  }
+}
+
+}  // namespace
+
+template <class T>
+void each_distance(MatrixView<T> x, const SeeDistances<T>& see, int threads, Cancel& cancel,
+                   Token& caller, const index* names) {
   const index n = x.rows, side = tile_of(x.cols), strips = (n + side - 1) / side;
   threads = worthwhile_threads(threads, 0.5 * static_cast<double>(n * n * x.cols));
   // The strip of the most tiles goes first, so that the threads end together.
-  const auto fill_strip = [&](index item, int, Token& token) {
+  share(strips, threads, cancel, caller, [&](index item, Token& token) {
     const index top = (strips - 1 - item) * side;
     const MatrixView<T> a = rows_of(x, top, side);
     std::vector<T> tile(static_cast<std::size_t>(side * side));
+    std::vector<T> column(static_cast<std::size_t>(side));
     for (index left = 0; left <= top; left += side) {
       const MatrixView<T> b = rows_of(x, left, side);
       token.spend(a.rows * b.rows * x.cols);
@@ -86,32 +111,66 @@ void euclidean_distances(MatrixView<T> x, T* out, int threads, Cancel& cancel, T
       take_roots(a, b, tile.data(), side);
       for (index i = 0; i < a.rows; ++i) {
         const T* row = tile.data() + i * side;
-        int infinite = 0;
-        for (index j = 0; j < b.rows; ++j) infinite |= static_cast<int>(!(row[j] - row[j] == 0));
-        for (index j = 0; infinite != 0 && j < b.rows; ++j) {
-          if (std::isfinite(row[j])) continue;
-          if (names != nullptr) throw_overflow(names[top + i], names[left + j]);
-          throw_overflow(top + i, left + j);
-        }
-        std::copy(row, row + b.rows, out + (top + i) * n + left);
+        check_overflow(row, top + i, left, b.rows, names);
+        see(top + i, left, b.rows, row);
       }
       if (left == top) continue;  // a tile on the diagonal is its own mirror image
       for (index j = 0; j < b.rows; ++j) {
-        T* to = out + (left + j) * n + top;
-        for (index i = 0; i < a.rows; ++i) to[i] = tile[static_cast<std::size_t>(i * side + j)];
+        for (index i = 0; i < a.rows; ++i) {
+          column[static_cast<std::size_t>(i)] = tile[static_cast<std::size_t>(i * side + j)];
+        }
+        see(left + j, top, a.rows, column.data());
       }
     }
-  };
-  if (threads > 1) {
-    parallel_for(strips, threads, cancel, fill_strip);
-  } else {
-    for (index item = 0; item < strips; ++item) fill_strip(item, 0, caller);
-  }
+  });
 }
 
-#define PYFAST_INSTANTIATE(T)                                                       \
-  template void distances_between(MatrixView<T>, MatrixView<T>, T*, index, Token&); \
-  template void euclidean_distances(MatrixView<T>, T*, int, Cancel&, Token&, const index*);
+template <class T>
+void euclidean_distances(MatrixView<T> x, T* out, int threads, Cancel& cancel, Token& token,
+                         const index* names) {
+  const auto copy = [=](index i, index j, index count, const T* d) {
+    std::copy(d, d + count, out + i * x.rows + j);
+  };
+  each_distance<T>(x, copy, threads, cancel, token, names);
+}
+
+template <class T>
+void distance_rows(MatrixView<T> x, const std::vector<index>& points, T* out, int threads,
+                   Cancel& cancel, Token& caller, const index* names) {
+  constexpr index kChunk = 1024;
+  const auto rows = static_cast<index>(points.size());
+  std::vector<T> gathered;
+  gathered.reserve(static_cast<std::size_t>(rows * x.cols));
+  for (const index p : points) gathered.insert(gathered.end(), x.row(p), x.row(p) + x.cols);
+  threads = worthwhile_threads(threads, static_cast<double>(rows * x.rows * x.cols));
+  share((x.rows + kChunk - 1) / kChunk, threads, cancel, caller, [&](index chunk, Token& token) {
+    const index start = chunk * kChunk;
+    const MatrixView<T> to = rows_of(x, start, kChunk);
+    distances_between({gathered.data(), rows, x.cols}, to, out + start, x.rows, token);
+    for (index r = 0; r < rows; ++r) {
+      check_overflow(out + r * x.rows + start, points[r], start, to.rows, names);
+    }
+  });
+}
+
+void distances_to(const float* to, const float* const* rows, index count, index d, float* out) {
+  simd::kernels().squares_to_f32(rows, count, to, d, out);
+  for (index r = 0; r < count; ++r) {
+    out[r] = comfortable(out[r]) ? std::sqrt(out[r])
+                                 : static_cast<float>(exact_distance(rows[r], to, d));
+  }
+}
+void distances_to(const double* to, const double* const* rows, index count, index d, double* out) {
+  simd::kernels().squares_to_f64(rows, count, to, d, out);
+  for (index r = 0; r < count; ++r) out[r] = std::sqrt(out[r]);
+}
+
+#define PYFAST_INSTANTIATE(T)                                                                     \
+  template void euclidean_distances(MatrixView<T>, T*, int, Cancel&, Token&, const index*);       \
+  template void each_distance(MatrixView<T>, const SeeDistances<T>&, int, Cancel&, Token&,        \
+                              const index*);                                                      \
+  template void distance_rows(MatrixView<T>, const std::vector<index>&, T*, int, Cancel&, Token&, \
+                              const index*);
 PYFAST_INSTANTIATE(float)
 PYFAST_INSTANTIATE(double)
 #undef PYFAST_INSTANTIATE

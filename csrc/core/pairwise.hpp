@@ -5,6 +5,9 @@
 // and has the same bits for every tile, thread count and SIMD level.
 #pragma once
 
+#include <functional>
+#include <vector>
+
 #include "core/parallel.hpp"
 #include "core/views.hpp"
 
@@ -17,8 +20,21 @@ template <class T>
 void euclidean_distances(MatrixView<T> x, T* out, int threads, Cancel& cancel, Token& token,
                          const index* names = nullptr);
 
-// out[i * stride + j] = ||x_i - y_j||_2; infinity if that overflows T.
+// The same without a matrix: see(i, j, count, d) is given the distances d of point i to the points
+// j .. j + count - 1, some of a row at a time, from any of the threads.
 template <class T>
-void distances_between(MatrixView<T> x, MatrixView<T> y, T* out, index stride, Token& token);
+using SeeDistances = std::function<void(index i, index j, index count, const T* d)>;
+template <class T>
+void each_distance(MatrixView<T> x, const SeeDistances<T>& see, int threads, Cancel& cancel,
+                   Token& token, const index* names = nullptr);
+
+// out[r * n + i] = ||x_points[r] - x_i||_2 for all n rows of x. Throws as euclidean_distances().
+template <class T>
+void distance_rows(MatrixView<T> x, const std::vector<index>& points, T* out, int threads,
+                   Cancel& cancel, Token& token, const index* names = nullptr);
+
+// out[r] = ||to - rows[r]||_2 for `count` rows of d numbers; infinity if that overflows.
+void distances_to(const float* to, const float* const* rows, index count, index d, float* out);
+void distances_to(const double* to, const double* const* rows, index count, index d, double* out);
 
 }  // namespace pyfast

@@ -15,10 +15,10 @@
 #include <functional>
 #include <mutex>
 #include <utility>
+#include <vector>
 
 #if defined(PYFAST_THREADS_STD)
 #include <thread>
-#include <vector>
 #endif
 
 #include "core/views.hpp"
@@ -73,6 +73,23 @@ class Token {
   bool is_caller_;
   index budget_ = kOperationsBetweenChecks;
 };
+
+// vector.resize(), old values not kept, that can be interrupted: the system takes up to a second to
+// hand out and clear a gigabyte.
+template <class T>
+void resize(std::vector<T>& vector, index count, Token& token) {
+  constexpr std::size_t kStep = std::size_t{1} << 20;
+  const auto wanted = static_cast<std::size_t>(count);
+  if (wanted > vector.capacity()) {
+    vector.clear();
+    vector.reserve(wanted);
+  }
+  while (vector.size() + kStep < wanted) {
+    vector.resize(vector.size() + kStep);
+    token.spend(4 * static_cast<index>(kStep));
+  }
+  vector.resize(wanted);
+}
 
 namespace detail {
 

@@ -132,24 +132,13 @@ class Polish {
 
   // Rows first, first + 1, ... = the distances of `points` to all points.
   void fill_rows(index first, const std::vector<index>& points) {
-    constexpr index kChunk = 1024;
-    const std::vector<T> gathered = gather(x_, points);
-    const MatrixView<T> from{gathered.data(), static_cast<index>(points.size()), x_.cols};
-    team_.each((x_.rows + kChunk - 1) / kChunk, [&](index chunk, Token& token) {
-      const index start = chunk * kChunk, count = std::min(kChunk, x_.rows - start);
-      T* out = rows_.get() + first * x_.rows + start;
-      distances_between(from, MatrixView<T>{x_.row(start), count, x_.cols}, out, x_.rows, token);
-      for (index r = 0; r < from.rows; ++r) {
-        for (index i = 0; i < count; ++i) {
-          if (!std::isfinite(out[r * x_.rows + i])) throw_overflow(points[r], start + i);
-        }
-      }
-    });
+    distance_rows(x_, points, rows_.get() + first * x_.rows, team_.threads, team_.cancel,
+                  team_.token);
   }
 
   void assign() {
     pyfast::assign(KMedoidsProblem<T>{{rows_.get(), k(), x_.rows}, weights_, k()}, rows_in_order(),
-                   slots_.data());
+                   team_.token, slots_.data());
   }
 
   std::vector<index> rows_in_order() const {
@@ -247,9 +236,6 @@ KMedoidsSolution search_sample(MatrixView<T> x, const double* weights, index k, 
       weighted_sample(weights, x.rows, sample_size, k, options.seed, given);
   const auto m = static_cast<index>(sample.points.size());
   const std::vector<T> rows = gather(x, sample.points);
-  const BigArray<T> distances = big_array<T>(m * m);
-  euclidean_distances(MatrixView<T>{rows.data(), m, x.cols}, distances.get(), team.threads,
-                      team.cancel, team.token, sample.points.data());
   KMedoidsOptions own = options;
   for (index& point : given) {
     point =
@@ -257,8 +243,8 @@ KMedoidsSolution search_sample(MatrixView<T> x, const double* weights, index k, 
   }
   own.given = given.data();
   KMedoidsSolution found =
-      kmedoids(KMedoidsProblem<T>{{distances.get(), m, m}, sample.weights.data(), k}, own,
-               team.threads, team.cancel, team.token);
+      kmedoids_of_points(MatrixView<T>{rows.data(), m, x.cols}, sample.weights.data(), k, own,
+                         team.threads, team.cancel, team.token, sample.points.data(), nullptr);
   for (index& medoid : found.medoids) medoid = sample.points[medoid];
   return found;
 }

@@ -370,6 +370,7 @@ const Kernels PYFAST_JOIN(kernels_, PYFAST_SIMD_LEVEL) = {
     block<Product, double>,
     pair_squares<float>,
     pair_squares<double>,
+    squares_to<float, float>,
     squares_to<double, float>,
     squares_to<double, double>,
     axpy,

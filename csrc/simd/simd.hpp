@@ -87,7 +87,8 @@ struct Kernels {
   PairSquares<float> pair_squares_f32;
   PairSquares<double> pair_squares_f64;
 
-  // out[i] = sum_t (x_i[t] - y[t])^2 for n rows of d numbers, in double.
+  // out[i] = sum_t (x_i[t] - y[t])^2 for n rows of d numbers; `_wide` sums float rows in double.
+  void (*squares_to_f32)(const float* const* x, index n, const float* y, index d, float* out);
   void (*squares_to_wide)(const float* const* x, index n, const float* y, index d, double* out);
   void (*squares_to_f64)(const double* const* x, index n, const double* y, index d, double* out);
 

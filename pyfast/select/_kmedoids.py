@@ -10,8 +10,10 @@ from pyfast._threads import resolve_threads
 from pyfast.select import _arguments as args
 from pyfast.select import _certificate, _native
 
-_SAMPLED_ABOVE = 20_000  # points, whose distances would take more than 1.6 GB
-_SAMPLE = 5_000
+# Points. A search of all 10,000 takes about as long as one of the sample and its polish, so that
+# neither time nor memory jumps.
+_SAMPLED_ABOVE = 10_000
+_SAMPLE = 7_000
 
 
 @dataclass(frozen=True)
@@ -86,9 +88,9 @@ def kmedoids(
         0 to 2**64 - 1. Every group draws the same stream, so that a group's result does not
         depend on the batch around it.
     sample_size : int, optional
-        Search groups of more points than this on a sample of so many (see Notes), so that no n x n
-        matrix is needed; n or more forbids it. By default 5,000, or 10 k if that is more, for
-        groups of more than 20,000 points; groups of up to 128 are never sampled.
+        Search groups of more points than this on a sample of so many (see Notes), because time and
+        memory grow with n^2; n or more forbids it. By default 7,000, or 10 k if that is more, for
+        groups of more than 10,000 points; groups of up to 128 are never sampled.
     certify : bool
         Bound the optimum from below, for ``bound`` and ``gap``.
     exact : bool
@@ -118,9 +120,10 @@ def kmedoids(
     float32 than for float64 input.
 
     Memory, beside `X` and for each group being worked on (at most `n_threads` of a batch): 200
-    bytes a point; from points, n^2 distances; above 1,000 points, given distances or not, one byte
-    for each of n^2. With a sample of m points: m^2 + 2 k n distances, as many bytes, and
-    8 m (d + 25) bytes instead.
+    bytes a point; from points, k n distances; from 1,000 points on, given distances or not, one
+    byte for each of n^2. From fewer points, or with ``k=1``, ``init="greedy"`` or
+    ``search="best"``, n^2 distances too. With a sample of m points: m in place of n, and
+    2 k n distances, as many bytes, and 8 m (d + 25) bytes.
 
     A sampled group: each of m equal parts of the total weight draws one point, the search runs on
     the points drawn, and then the 4 points nearest to the middle of each cluster are tried as

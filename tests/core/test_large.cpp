@@ -31,8 +31,8 @@ void check_codes(double spread) {
   for (index i = 0; i < n; i += 10) d[i] = seconds[i];  // on the limit, or 0
   for (index i = 5; i < n; i += 50) d[i] = 0;
   DistanceCodes<T> codes(2, seconds);
-  codes.add(1, d.data());
-  CHECK(codes.has(1) && !codes.has(0));
+  codes.add(1, 0, 100, d.data());
+  codes.add(1, 100, n - 100, d.data() + 100);
   double most = 0;
   for (index i = 0; i < n; ++i) {
     const unsigned char code = codes.row(1)[i];
@@ -119,7 +119,7 @@ TEST(tiles_hold_the_distances_of_pairs) {
   Cancel cancel;
   Token token(cancel, true);
   std::vector<double> wide(std::size_t(n * n), -1);
-  std::vector<float> one(std::size_t(n * n), -1), four(one), between(std::size_t(3 * 280), -1);
+  std::vector<float> one(std::size_t(n * n), -1), four(one);
   euclidean_distances(MatrixView<double>{x.data(), n, d}, wide.data(), 1, cancel, token);
   euclidean_distances(MatrixView<float>{narrow.data(), n, d}, one.data(), 1, cancel, token);
   euclidean_distances(MatrixView<float>{narrow.data(), n, d}, four.data(), 4, cancel, token);
@@ -132,11 +132,62 @@ TEST(tiles_hold_the_distances_of_pairs) {
       CHECK(one[i * n + j] == one[j * n + i]);
     }
   }
-  distances_between(MatrixView<float>{narrow.data() + 5 * d, 3, d},
-                    MatrixView<float>{narrow.data(), n, d}, between.data(), 280, token);
-  for (index i = 0; i < 3; ++i) {
-    CHECK(std::equal(&between[i * 280], &between[i * 280] + n, &one[(5 + i) * n]));
-    CHECK(between[i * 280 + n] == -1);
+  std::vector<float> between(std::size_t(3 * n), -1), some(2);
+  distance_rows(MatrixView<float>{narrow.data(), n, d}, {5, 269, 7}, between.data(), 1, cancel,
+                token);
+  for (const index r : {0, 1, 2}) {
+    const index i = r == 0 ? 5 : r == 1 ? 269 : 7;
+    CHECK(std::equal(&between[r * n], &between[r * n] + n, &one[i * n]));
+    for (index j = 0; j + 1 < n; ++j) {
+      const float* rows[] = {&narrow[j * d], &narrow[(j + 1) * d]};
+      distances_to(&narrow[i * d], rows, 2, d, some.data());
+      CHECK(some[0] == one[i * n + j] && some[1] == one[i * n + j + 1]);
+    }
+  }
+}
+
+// Kinds: plain, ties, duplicates, outliers, points in a far corner with a few zero weights.
+template <class T>
+void check_points_without_matrix(int kind, int threads) {
+  const index n = 1040, d = 3, k = kind == 2 ? 9 : 6;
+  std::vector<double> values = uniform(std::size_t(n * d), unsigned(kind), -1, 1);
+  std::vector<double> w = uniform(std::size_t(n), 7);
+  for (index i = 0; i < n * d; ++i) {
+    if (kind == 1) values[i] = std::round(4 * values[i]);
+    if (kind == 2) values[i] = values[i % (7 * d)];
+    if (kind == 3 && i % 50 == 0) values[i] *= 1e6;
+    if (kind == 4) values[i] = 1000 + values[i];
+  }
+  for (index i = 0; i < n; i += 3) w[i] = kind == 4 ? 0 : kind == 1 ? 1 : w[i];
+  const std::vector<T> x = converted<T>(values);
+  Cancel cancel;
+  Token token(cancel, true);
+  std::vector<T> all(std::size_t(n * n));
+  euclidean_distances(MatrixView<T>{x.data(), n, d}, all.data(), 1, cancel, token);
+  const KMedoidsProblem<T> problem{{all.data(), n, n}, w.data(), k};
+  const std::vector<index> given = first(k);
+  KMedoidsOptions options;
+  options.n_init = 3;
+  for (const auto init : {KMedoidsOptions::Init::random, KMedoidsOptions::Init::given,
+                          KMedoidsOptions::Init::greedy}) {
+    options.init = init;
+    options.given = init == KMedoidsOptions::Init::given ? given.data() : nullptr;
+    const KMedoidsSolution want = kmedoids(problem, options, 1, cancel, token);
+    std::vector<index> labels(std::size_t(n), -1), want_labels(labels);
+    assign(problem, want.medoids, token, want_labels.data());
+    const KMedoidsSolution got =
+        kmedoids_of_points(MatrixView<T>{x.data(), n, d}, w.data(), k, options, threads, cancel,
+                           token, nullptr, labels.data());
+    CHECK(got.medoids == want.medoids && labels == want_labels);
+    CHECK(got.cost == want.cost && got.swaps == want.swaps && got.passes == want.passes);
+  }
+}
+
+TEST(points_without_a_matrix_are_searched_as_with_one) {
+  for (int kind = 0; kind < 5; ++kind) {
+    check_points_without_matrix<float>(kind, 1);
+    check_points_without_matrix<double>(kind, 1);
+    check_points_without_matrix<float>(kind, 3);
   }
 }
 

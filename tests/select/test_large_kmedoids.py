@@ -243,20 +243,30 @@ import numpy as np
 from pyfast import select
 n, d, k, m = {n}, {d}, 10, {sample_size}
 X = np.random.default_rng(0).normal(size=(n, d)).astype(np.float32)
-select.kmedoids(X[:300], k)
+select.kmedoids(X[:1100], k)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-select.kmedoids(X, k, sample_size=m, n_threads=1)
+select.kmedoids(X, k, sample_size=m, n_threads=1, init={init!r}, n_init=2)
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
 """
 
 
-@pytest.mark.parametrize(("n", "d", "sample_size"), [(6000, 8, 6000), (120_000, 16, 3000)])
+@pytest.mark.parametrize(
+    ("n", "d", "sample_size", "init"),
+    [
+        (6000, 8, 6000, "random"),
+        (4000, 8, 4000, "greedy"),
+        (10_001, 4, None, "random"),
+        (120_000, 16, 3000, "random"),
+    ],
+)
 def test_memory_stays_below_what_the_docstring_says(
-    run_python, n: int, d: int, sample_size: int
+    run_python, n: int, d: int, sample_size: int | None, init: str
 ) -> None:
-    used = int(run_python(MEMORY.format(n=n, d=d, sample_size=sample_size)))
-    if n == sample_size:
-        stated = (4 + 1) * n**2 + 200 * n
-    else:
-        stated = (4 + 1) * (sample_size**2 + 2 * 10 * n) + 8 * sample_size * (d + 25) + 200 * n
+    used = int(run_python(MEMORY.format(n=n, d=d, sample_size=sample_size, init=init)))
+    m = sample_size or 7000  # by default
+    stated = m**2 + 4 * 10 * m + 200 * n
+    if init == "greedy":
+        stated += 4 * m**2
+    if n > m:
+        stated += (4 + 1) * 2 * 10 * n + 8 * m * (d + 25)
     assert used <= stated + 8e6  # the allocator's own
