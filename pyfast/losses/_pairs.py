@@ -83,8 +83,12 @@ def over_pairs(
 ) -> Tensor:
     """Sum a pairwise loss of winners' and losers' scores over each group.
 
-    `handicap` (B,) is added to the losers' scores.
+    `rewards` were checked with the log-probs; `handicap` (B,) is added to the losers' scores.
     """
+    check_choice("weighting", weighting, WEIGHTINGS)
+    check_number("gamma", gamma, signed=True)
+    if weighting == "hps" and rewards is None:
+        raise TypeError("rewards must be a torch.Tensor for weighting hps, got None")
     flat_rewards = None if rewards is None else widen(rewards.detach()).reshape(-1)
     groups, flat = batch.groups, batch.flat
     pairs = choose_pairs(groups, flat_rewards, weighting, gamma, flat.dtype)
@@ -92,14 +96,3 @@ def over_pairs(
     if handicap is not None:
         losers = losers + handicap[groups.ids[pairs.loser]]
     return pairs.total(groups, loss(flat[pairs.winner], losers))
-
-
-def weighing(rewards: Tensor | None, weighting: Weighting, gamma: float) -> dict[str, Tensor]:
-    """Check what chooses the pairs, and return what is to be checked as values."""
-    check_choice("weighting", weighting, WEIGHTINGS)
-    check_number("gamma", gamma, signed=True)
-    if rewards is not None:
-        return {"rewards": rewards}
-    if weighting == "hps":
-        raise TypeError("rewards must be a torch.Tensor for weighting hps, got None")
-    return {}

@@ -113,16 +113,7 @@ def hps(
     check_choice("normalize", normalize, ("mean", "sum"))
     _check_draws(draws, importance)
     batch = Batch.of(
-        policy_logps,
-        ref_logps,
-        beta=beta,
-        reward=reward,
-        lengths=lengths,
-        offsets=offsets,
-        reduction=reduction,
-        metrics=metrics,
-        validate=validate,
-        others={"rewards": rewards},
+        policy_logps, ref_logps, beta, reward, lengths, offsets, validate, rewards=rewards
     )
     groups, ends = batch.groups, offsets
     scores, tilt = batch.scores, widen(rewards) * float(gamma)
@@ -141,11 +132,11 @@ def hps(
     log_weights = log_weights.to(scores.dtype).reshape(scores.shape)
     losses = fused.contrast(scores, None, log_weights, ends, margin, backend=backend)
     if heads is None:
-        return batch.finish(losses, scores + log_weights)
+        return batch.finish(losses, reduction, metrics, scores + log_weights)
     first = torch.zeros_like(marked).index_fill(0, groups.starts, True)[heads]
     weighted = losses * torch.where(first, 1.0, float(valid_weight))
     per_group = weighted.new_zeros(groups.starts.shape).index_add(0, groups.ids[heads], weighted)
-    return batch.finish(per_group)
+    return batch.finish(per_group, reduction, metrics)
 
 
 def _check_draws(draws: int | None, importance: bool) -> None:

@@ -77,20 +77,9 @@ def dpo(
     tensor(0.3133)
     """
     check_number("margin", margin, signed=True)
-    batch = Batch.of(
-        policy_logps,
-        ref_logps,
-        beta=beta,
-        reward=reward,
-        lengths=lengths,
-        offsets=offsets,
-        reduction=reduction,
-        metrics=metrics,
-        validate=validate,
-        size=2,
-    )
+    batch = Batch.of(policy_logps, ref_logps, beta, reward, lengths, offsets, validate, size=2)
     losses = fused.contrast(batch.scores, offsets=offsets, margin=margin, backend=backend)
-    return batch.finish(losses)
+    return batch.finish(losses, reduction, metrics)
 
 
 def plackett_luce_top1(
@@ -155,16 +144,7 @@ def plackett_luce_top1(
     """
     check_number("margin", margin, signed=True)
     batch = Batch.of(
-        policy_logps,
-        ref_logps,
-        beta=beta,
-        reward=reward,
-        lengths=lengths,
-        offsets=offsets,
-        reduction=reduction,
-        metrics=metrics,
-        validate=validate,
-        others=None if weights is None else {"weights": weights},
+        policy_logps, ref_logps, beta, reward, lengths, offsets, validate, weights=weights
     )
     log_weights = None
     if weights is not None:
@@ -173,7 +153,8 @@ def plackett_luce_top1(
     losses = fused.contrast(
         batch.scores, None, log_weights, offsets=offsets, margin=margin, backend=backend
     )
-    return batch.finish(losses, batch.scores if log_weights is None else batch.scores + log_weights)
+    weighing = batch.scores if log_weights is None else batch.scores + log_weights
+    return batch.finish(losses, reduction, metrics, weighing)
 
 
 def plackett_luce(
@@ -233,23 +214,14 @@ def plackett_luce(
     """
     check_number("margin", margin, signed=True)
     batch = Batch.of(
-        policy_logps,
-        ref_logps,
-        beta=beta,
-        reward=reward,
-        lengths=lengths,
-        offsets=offsets,
-        reduction=reduction,
-        metrics=metrics,
-        validate=validate,
-        others=None if rewards is None else {"rewards": rewards},
+        policy_logps, ref_logps, beta, reward, lengths, offsets, validate, rewards=rewards
     )
     scores = batch.scores
     if rewards is not None:
         order = batch.groups.ranking(rewards.reshape(-1))
         scores = batch.flat[order].reshape(scores.shape)
     losses = fused.listwise(scores, offsets=offsets, margin=margin, backend=backend)
-    return batch.finish(losses)
+    return batch.finish(losses, reduction, metrics)
 
 
 def swepo(
@@ -327,16 +299,7 @@ def swepo(
     check_number("margin", margin, signed=True)
     check_choice("positives", positives, ("mean", "top"))
     batch = Batch.of(
-        policy_logps,
-        ref_logps,
-        beta=beta,
-        reward=reward,
-        lengths=lengths,
-        offsets=offsets,
-        reduction=reduction,
-        metrics=metrics,
-        validate=validate,
-        others={"rewards": rewards},
+        policy_logps, ref_logps, beta, reward, lengths, offsets, validate, rewards=rewards
     )
     groups = batch.groups
     flat = widen(rewards).reshape(-1)
@@ -348,7 +311,7 @@ def swepo(
     scores = batch.scores
     scores = scores + (above_mean * float(alpha)).to(scores.dtype).reshape(scores.shape)
     losses = fused.contrast(scores, positive, offsets=offsets, margin=margin, backend=backend)
-    return batch.finish(losses, scores)
+    return batch.finish(losses, reduction, metrics, scores)
 
 
 def _positives(below_best: Tensor, above_mean: Tensor, groups: Groups, which: Positives) -> Tensor:

@@ -74,17 +74,7 @@ def kto(
     else:
         check_number("kl", kl, zero=True)
         baseline = float(kl)
-    batch = Batch.of(
-        policy_logps,
-        ref_logps,
-        beta=beta,
-        reward=reward,
-        lengths=lengths,
-        offsets=offsets,
-        reduction=reduction,
-        metrics=metrics,
-        validate=validate,
-    )
+    batch = Batch.of(policy_logps, ref_logps, beta, reward, lengths, offsets, validate)
     groups = batch.groups
     if desirable is None:
         good = groups.chosen
@@ -97,4 +87,4 @@ def kto(
         desirable_weight * torch.sigmoid(-gain),
         undesirable_weight * torch.sigmoid(gain),
     )
-    return batch.finish(groups.mean(judged))
+    return batch.finish(groups.mean(judged), reduction, metrics)
