@@ -9,12 +9,11 @@ from typing import Literal, TypeAlias
 from torch import Tensor
 
 from pyfast.losses._checks import check_choice, check_groups, check_number, check_values
+from pyfast.losses.fused import Reduction, reduced
 from pyfast.losses.metrics import preference_metrics
 from pyfast.losses.reference import Groups, widen
 
-Reduction: TypeAlias = Literal["mean", "sum", "none"]
 Reward: TypeAlias = Literal["dpo", "simpo", "length_normalized", "kto"]
-Backend: TypeAlias = Literal["auto", "reference", "triton"]
 Metrics: TypeAlias = MutableMapping[str, Tensor]
 
 REWARDS = ("dpo", "simpo", "length_normalized", "kto")
@@ -88,25 +87,17 @@ class Batch:
         """The scores end to end, (T,)."""
         return self.scores.reshape(-1)
 
-    def finish(
-        self,
-        losses: Tensor,
-        reduction: Reduction,
-        metrics: Metrics | None,
-        scores: Tensor | None = None,
-    ) -> Tensor:
-        """Write the metrics, and reduce the losses of the groups, (B,) or () for one group.
-
-        `scores` are those that weigh the negatives, where the loss added something to them.
-        """
-        check_choice("reduction", reduction, ("mean", "sum", "none"))
+    def describe(self, metrics: Metrics | None, added: Tensor | None = None) -> None:
+        """Write the metrics, if they are wanted; `added` is what the loss adds to the scores."""
         if metrics is not None:
-            weighing = (self.scores if scores is None else scores).reshape(-1)
+            weighing = self.flat if added is None else self.flat + added.reshape(-1)
             found = preference_metrics(self.flat, self.policy_logps, self.groups, weighing)
             metrics.update(found)
-        if reduction == "none":
-            return losses.reshape(self.scores.shape[:-1]) if self.offsets is None else losses
-        return losses.mean() if reduction == "mean" else losses.sum()
+
+    def reduced(self, losses: Tensor, reduction: Reduction) -> Tensor:
+        """Reduce the losses of the groups, (B,)."""
+        shaped = losses.reshape(self.scores.shape[:-1]) if self.offsets is None else losses
+        return reduced(shaped, reduction)
 
 
 def _scores(

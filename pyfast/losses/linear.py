@@ -14,7 +14,7 @@ makes the tiles anew (one product forward, three backward).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -22,8 +22,7 @@ from torch import Tensor
 from pyfast.losses import _tiles, reference
 from pyfast.losses._checks import check_choice, check_number
 from pyfast.losses._tokens import Tokens, check_head, scored_tokens
-
-Backend: TypeAlias = Literal["auto", "reference", "triton"]
+from pyfast.losses.fused import Backend
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from pyfast.losses._batch import Batch, Metrics, Reduction, Reward
+from pyfast.losses._batch import Batch, Metrics, Reward
 from pyfast.losses._checks import check_at_most, check_number
 from pyfast.losses._pairs import Pairs, Weighting, choose_pairs, over_pairs
+from pyfast.losses.fused import Reduction
 from pyfast.losses.reference import widen
 
 
@@ -95,7 +96,8 @@ def slic(
     losses = over_pairs(batch, rewards, weighting, gamma, hinge, handicap)
     if pull is not None and not regularizer_inside:
         losses = losses - pull
-    return batch.finish(losses, reduction, metrics)
+    batch.describe(metrics)
+    return batch.reduced(losses, reduction)
 
 
 def lipo_lambda(
@@ -163,4 +165,5 @@ def lipo_lambda(
     weight = (gain[i] - gain[j]).abs() * (discount[i] - discount[j]).abs()
     pairs = Pairs(i, j, weight.to(flat.dtype))
     losses = pairs.total(groups, softplus(flat[j] - flat[i]))
-    return batch.finish(losses, reduction, metrics)
+    batch.describe(metrics)
+    return batch.reduced(losses, reduction)

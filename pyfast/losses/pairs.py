@@ -23,9 +23,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, softplus
 
-from pyfast.losses._batch import Batch, Metrics, Reduction, Reward
+from pyfast.losses._batch import Batch, Metrics, Reward
 from pyfast.losses._checks import check_number
 from pyfast.losses._pairs import Weighting, over_pairs
+from pyfast.losses.fused import Reduction
 
 
 def dpo_k(
@@ -85,7 +86,8 @@ def dpo_k(
     losses = over_pairs(
         batch, rewards, weighting, gamma, lambda win, lose: softplus(lose - win + margin)
     )
-    return batch.finish(losses, reduction, metrics)
+    batch.describe(metrics)
+    return batch.reduced(losses, reduction)
 
 
 def dmpo(
@@ -141,7 +143,8 @@ def dmpo(
     negatives = groups.sizes - 1
     rest = groups.sum(batch.flat.masked_fill(groups.chosen, 0.0)) / negatives.clamp(min=1)
     losses = softplus(rest - batch.flat[groups.starts] + margin)
-    return batch.finish(losses.masked_fill(negatives == 0, 0.0), reduction, metrics)
+    batch.describe(metrics)
+    return batch.reduced(losses.masked_fill(negatives == 0, 0.0), reduction)
 
 
 def ipo(
@@ -203,7 +206,8 @@ def ipo(
         gamma,
         lambda win, lose: ((win - lose) / batch.beta - target) ** 2,
     )
-    return batch.finish(losses, reduction, metrics)
+    batch.describe(metrics)
+    return batch.reduced(losses, reduction)
 
 
 def exo(
@@ -269,7 +273,8 @@ def exo(
         return right + torch.sigmoid(-gap) * (logsigmoid(-gap) - log_wrong)
 
     losses = over_pairs(batch, rewards, weighting, gamma, loss)
-    return batch.finish(losses, reduction, metrics)
+    batch.describe(metrics)
+    return batch.reduced(losses, reduction)
 
 
 def sppo(
@@ -330,7 +335,8 @@ def sppo(
         gamma,
         lambda win, lose: (win / batch.beta - target) ** 2 + (lose / batch.beta + target) ** 2,
     )
-    return batch.finish(losses, reduction, metrics)
+    batch.describe(metrics)
+    return batch.reduced(losses, reduction)
 
 
 def nca(
@@ -390,4 +396,5 @@ def nca(
         gamma,
         lambda win, lose: softplus(-win) + 0.5 * softplus(win) + 0.5 * softplus(lose),
     )
-    return batch.finish(losses, reduction, metrics)
+    batch.describe(metrics)
+    return batch.reduced(losses, reduction)

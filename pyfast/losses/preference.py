@@ -18,8 +18,9 @@ import torch  # noqa: F401 - for the examples
 from torch import Tensor
 
 from pyfast.losses import fused
-from pyfast.losses._batch import Backend, Batch, Metrics, Reduction, Reward
+from pyfast.losses._batch import Batch, Metrics, Reward
 from pyfast.losses._checks import check_choice, check_not_negative, check_number
+from pyfast.losses.fused import Backend, Reduction
 from pyfast.losses.reference import Groups, widen
 
 Positives: TypeAlias = Literal["mean", "top"]
@@ -78,8 +79,10 @@ def dpo(
     """
     check_number("margin", margin, signed=True)
     batch = Batch.of(policy_logps, ref_logps, beta, reward, lengths, offsets, validate, size=2)
-    losses = fused.contrast(batch.scores, offsets=offsets, margin=margin, backend=backend)
-    return batch.finish(losses, reduction, metrics)
+    batch.describe(metrics)
+    return fused.contrast(
+        batch.scores, offsets=offsets, margin=margin, reduction=reduction, backend=backend
+    )
 
 
 def plackett_luce_top1(
@@ -150,11 +153,10 @@ def plackett_luce_top1(
     if weights is not None:
         check_not_negative("weights", weights, offsets, values=validate)
         log_weights = widen(weights).log()
-    losses = fused.contrast(
-        batch.scores, None, log_weights, offsets=offsets, margin=margin, backend=backend
+    batch.describe(metrics, log_weights)
+    return fused.contrast(
+        batch.scores, None, log_weights, offsets, margin, reduction=reduction, backend=backend
     )
-    weighing = batch.scores if log_weights is None else batch.scores + log_weights
-    return batch.finish(losses, reduction, metrics, weighing)
 
 
 def plackett_luce(
@@ -220,8 +222,8 @@ def plackett_luce(
     if rewards is not None:
         order = batch.groups.ranking(rewards.reshape(-1))
         scores = batch.flat[order].reshape(scores.shape)
-    losses = fused.listwise(scores, offsets=offsets, margin=margin, backend=backend)
-    return batch.finish(losses, reduction, metrics)
+    batch.describe(metrics)
+    return fused.listwise(scores, offsets, margin, reduction=reduction, backend=backend)
 
 
 def swepo(
@@ -308,10 +310,16 @@ def swepo(
     above_mean = below_best - groups.spread(groups.mean(below_best))
     positive = _positives(below_best, above_mean, groups, positives).reshape(rewards.shape)
 
-    scores = batch.scores
-    scores = scores + (above_mean * float(alpha)).to(scores.dtype).reshape(scores.shape)
-    losses = fused.contrast(scores, positive, offsets=offsets, margin=margin, backend=backend)
-    return batch.finish(losses, reduction, metrics, scores)
+    lift = (above_mean * float(alpha)).to(batch.scores.dtype).reshape(rewards.shape)
+    batch.describe(metrics, lift)
+    return fused.contrast(
+        batch.scores + lift,
+        positive,
+        offsets=offsets,
+        margin=margin,
+        reduction=reduction,
+        backend=backend,
+    )
 
 
 def _positives(below_best: Tensor, above_mean: Tensor, groups: Groups, which: Positives) -> Tensor:

@@ -47,8 +47,8 @@ class Groups:
         if offsets is None:
             size, device = responses.shape[-1], responses.device
             starts = torch.arange(0, responses.numel(), size, device=device)
-            ids = torch.arange(starts.numel(), device=device).repeat_interleave(size)
-            return cls(starts, ids, size)
+            ids = torch.arange(starts.numel(), device=device)[:, None].expand(-1, size)
+            return cls(starts, ids.reshape(-1), size)
         ends = offsets.to(device=responses.device, dtype=torch.int64)
         # A known output_size spares the device a round trip to the host.
         ids = torch.repeat_interleave(
@@ -61,6 +61,8 @@ class Groups:
     @property
     def sizes(self) -> Tensor:
         """(B,) int64, the number of responses of each group."""
+        if self.size is not None:
+            return torch.full_like(self.starts, self.size)
         return torch.diff(self.starts, append=self.starts.new_full((1,), self.ids.numel()))
 
     @property

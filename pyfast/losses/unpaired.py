@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pyfast.losses._batch import Batch, Metrics, Reduction, Reward
+from pyfast.losses._batch import Batch, Metrics, Reward
 from pyfast.losses._checks import check_mask, check_number
+from pyfast.losses.fused import Reduction
 
 
 def kto(
@@ -87,4 +88,5 @@ def kto(
         desirable_weight * torch.sigmoid(-gain),
         undesirable_weight * torch.sigmoid(gain),
     )
-    return batch.finish(groups.mean(judged), reduction, metrics)
+    batch.describe(metrics)
+    return batch.reduced(groups.mean(judged), reduction)
