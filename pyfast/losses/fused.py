@@ -76,6 +76,31 @@ def listwise(
     return _loss(backend, "listwise", scores, offsets, margin, reduction)
 
 
+def above_mean(
+    rewards: Tensor, offsets: Tensor | None = None, *, backend: Backend = "auto"
+) -> tuple[Tensor, Tensor]:
+    """How far each reward is above its group's mean, and whether it is the first of the highest.
+
+    Arguments and results as in :func:`pyfast.losses.reference.above_mean`; numpy does it for
+    tensors on the CPU that need no gradient, to the same bits.
+    """
+    by_torch = backend == "reference" or rewards.requires_grad or torch.compiler.is_compiling()
+    if by_torch or rewards.device.type != "cpu":
+        return reference.above_mean(rewards, offsets)
+    r, (starts, sizes) = _array(rewards), _layout(rewards, offsets)
+    below_best = r - np.maximum.reduceat(r, starts).repeat(sizes)
+    total = np.zeros(starts.shape, r.dtype)
+    np.add.at(total, np.arange(starts.size).repeat(sizes), below_best)  # in order, as torch does
+    mean = total / np.asarray(sizes, r.dtype)
+    best = (below_best == 0).nonzero()[0]
+    top = np.zeros(r.shape, np.bool_)
+    top[best[best.searchsorted(starts)]] = True
+    above = below_best - mean.repeat(sizes)
+    return torch.from_numpy(above.reshape(rewards.shape)), torch.from_numpy(
+        top.reshape(rewards.shape)
+    )
+
+
 def reduced(losses: Tensor, reduction: Reduction) -> Tensor:
     """Reduce the losses of the groups."""
     check_choice("reduction", reduction, ("mean", "sum", "none"))
@@ -161,7 +186,9 @@ class _Closed(torch.autograd.Function):
             loss, slope = getattr(group_lse, name)(scores, *more, offsets=offsets, margin=margin)
         ctx.how = (name, margin, reduction, loss.numel())
         ctx.save_for_backward(slope, scores, offsets, *more)
-        return reduced(loss if offsets is not None else loss.reshape(scores.shape[:-1]), reduction)
+        if reduction == "none" and offsets is None:
+            return loss.reshape(scores.shape[:-1])
+        return reduced(loss, reduction)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
@@ -196,17 +223,19 @@ def _on_cpu(
 
     numpy's segmented reductions add each group in an order of its own, whatever the layout.
     """
-    s = _array(scores)
-    if offsets is None:
-        starts: _Floats = np.arange(0, s.size, scores.shape[-1])
-        sizes: _Floats | int = scores.shape[-1]
-    else:
-        ends = offsets.numpy()
-        starts, sizes = ends[:-1], ends[1:] - ends[:-1]
     arrays = (None if tensor is None else _array(tensor) for tensor in more)
     compute = _contrast_arrays if name == "contrast" else _listwise_arrays
-    loss, slope = compute(s, starts, sizes, margin, *arrays)
+    with np.errstate(invalid="ignore"):  # a NaN that nobody wanted to know of stays a NaN
+        loss, slope = compute(_array(scores), *_layout(scores, offsets), margin, *arrays)
     return torch.from_numpy(loss), torch.from_numpy(slope.reshape(scores.shape))
+
+
+def _layout(values: Tensor, offsets: Tensor | None) -> tuple[_Floats, _Floats | int]:
+    """Return where the groups start, and their sizes: one number where all are the same."""
+    if offsets is None:
+        return np.arange(0, values.numel(), values.shape[-1]), values.shape[-1]
+    ends = offsets.numpy()
+    return ends[:-1], ends[1:] - ends[:-1]
 
 
 def _array(values: Tensor) -> _Floats:
@@ -223,45 +252,37 @@ def _contrast_arrays(
     positive: _Floats | None = None,
     log_weights: _Floats | None = None,
 ) -> tuple[_Floats, _Floats]:
-    low = s.dtype.type(-np.inf)
     shifted = s if log_weights is None else s + log_weights.astype(s.dtype, copy=False)
     if margin:
         shifted = shifted + s.dtype.type(margin)
-    if positive is None:
-        rest = np.array(shifted)
-        rest[starts] = low
-    else:
-        rest = np.where(positive, low, shifted)
-    top_rest = np.maximum.reduceat(rest, starts)
-    top_rest[top_rest == low] = 0  # no rest: -inf - -inf would be NaN
+    infinity = s.dtype.type(np.inf)
     if positive is None:
         top, log_mass = s[starts], s.dtype.type(0)
-        rest -= top_rest.repeat(sizes)
-        np.exp(rest, out=rest)
+        rest = np.array(shifted)
+        rest[starts] = -infinity
     else:
-        top = np.maximum.reduceat(np.where(positive, s, low), starts)
-        tops = np.where(positive, top.repeat(sizes), top_rest.repeat(sizes))
-        mixed = np.exp(np.where(positive, s, shifted) - tops)
-        share = mixed * positive
-        rest = mixed - share
+        most = (positive - s.dtype.type(0.5)) * infinity  # where() would guess, and guess wrong
+        share = np.minimum(s, most)
+        top = np.maximum.reduceat(share, starts)
+        share -= top.repeat(sizes)
+        np.exp(share, out=share)
         mass = np.add.reduceat(share, starts)
         log_mass = np.log(mass)
-    mass_rest = np.add.reduceat(rest, starts)
+        rest = np.minimum(shifted, -most)
+    top_rest = np.maximum.reduceat(rest, starts)
+    rest -= np.maximum(top_rest, np.finfo(s.dtype).min).repeat(sizes)  # -inf - -inf would be NaN
+    np.exp(rest, out=rest)
+    mass_rest = np.maximum(np.add.reduceat(rest, starts), 1)  # 0 where there is no rest
 
-    alone = mass_rest == 0
-    mass_rest[alone] = 1
     # Tops and masses are subtracted apart: added up first, scores of 1e4 would swallow the masses.
-    deficit = (top_rest - top) + (np.log(mass_rest) - log_mass)
-    deficit[alone] = low
-    small = np.exp(-np.abs(deficit))
-    loss = np.maximum(deficit, 0) + np.log1p(small)
-    lost = np.where(deficit < 0, small, 1) / (1 + small)  # the sigmoid of deficit
-    slope = rest * (lost / mass_rest).repeat(sizes)
+    loss = np.logaddexp(0, (top_rest - top) + (np.log(mass_rest) - log_mass))
+    lost = -np.expm1(-loss)
+    rest *= (lost / mass_rest).repeat(sizes)
     if positive is None:
-        slope[starts] -= lost
+        rest[starts] -= lost
     else:
-        slope -= share * (lost / mass).repeat(sizes)
-    return loss, slope
+        rest -= np.multiply(share, (lost / mass).repeat(sizes), out=share)
+    return loss, rest
 
 
 def _listwise_arrays(

@@ -21,7 +21,7 @@ from pyfast.losses import fused
 from pyfast.losses._batch import Batch, Metrics, Reward
 from pyfast.losses._checks import check_choice, check_not_negative, check_number
 from pyfast.losses.fused import Backend, Reduction
-from pyfast.losses.reference import Groups, widen
+from pyfast.losses.reference import widen
 
 Positives: TypeAlias = Literal["mean", "top"]
 
@@ -303,14 +303,10 @@ def swepo(
     batch = Batch.of(
         policy_logps, ref_logps, beta, reward, lengths, offsets, validate, rewards=rewards
     )
-    groups = batch.groups
-    flat = widen(rewards).reshape(-1)
-    # Measured from the highest, equal rewards differ from their mean by exactly 0.
-    below_best = flat - groups.spread(groups.max(flat.detach()))
-    above_mean = below_best - groups.spread(groups.mean(below_best))
-    positive = _positives(below_best, above_mean, groups, positives).reshape(rewards.shape)
-
-    lift = (above_mean * float(alpha)).to(batch.scores.dtype).reshape(rewards.shape)
+    above, top = fused.above_mean(rewards, offsets, backend=backend)
+    # The top one is above the mean wherever any is, so it only matters where all are equal.
+    positive = top if positives == "top" else top | (above > 0)
+    lift = (above * float(alpha)).to(batch.scores.dtype)
     batch.describe(metrics, lift)
     return fused.contrast(
         batch.scores + lift,
@@ -320,10 +316,3 @@ def swepo(
         reduction=reduction,
         backend=backend,
     )
-
-
-def _positives(below_best: Tensor, above_mean: Tensor, groups: Groups, which: Positives) -> Tensor:
-    """Mark the positives of each flat group; never none, whatever ties and rounding do."""
-    top = groups.first(below_best == 0)
-    # The top one is above the mean wherever any is, so it only matters where all are equal.
-    return top if which == "top" else top | (above_mean > 0)

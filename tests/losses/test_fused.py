@@ -75,6 +75,28 @@ def test_listwise_is_the_reference(margin, dtype):
 @settings(max_examples=80, deadline=None)
 @given(
     st.lists(
+        st.lists(st.sampled_from([0.1, 0.2, 0.3, -0.7, 1e-30, 1e4]), min_size=1, max_size=9),
+        min_size=1,
+        max_size=5,
+    ),
+    st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
+)
+def test_above_mean_is_the_reference_to_the_bit(groups, dtype):
+    """A reward that equals the mean up to rounding falls on the same side in both."""
+    offsets = torch.tensor([0, *(len(group) for group in groups)]).cumsum(0)
+    rewards = torch.tensor([reward for group in groups for reward in group], dtype=dtype)
+    for found, expected in zip(
+        fused.above_mean(rewards, offsets), reference.above_mean(rewards, offsets), strict=True
+    ):
+        assert torch.equal(found, expected)
+    batch = rewards.expand(3, -1)
+    for found, expected in zip(fused.above_mean(batch), reference.above_mean(batch), strict=True):
+        assert torch.equal(found, expected)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.lists(
         st.lists(st.sampled_from([-1e4, -89.0, -1.0, 0.0, 0.5, 88.0, 1e4]), min_size=1, max_size=9),
         min_size=1,
         max_size=5,
