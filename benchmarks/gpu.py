@@ -1,14 +1,17 @@
 """Kernels on a GPU: answers checked first, then timed beside peers and a copy of their bytes.
 
 Usage: python benchmarks/gpu.py [--out FOLDER]
-One command. It says which peers are missing (trl, liger-kernel, cut-cross-entropy), and without a
-GPU that nothing was timed. With TRITON_INTERPRET=1 it runs the checks alone, small and on the CPU.
-Writes gpu.json and gpu.md. Times are medians of CUDA events; "extra MB" is the peak that one call
-adds to what was allocated before it.
+One command for all: gradient sketches (gpu_sketch.py, in a process of its own), the group losses,
+the language-model head. It says which peers are missing (trl, liger-kernel, cut-cross-entropy) or
+failed, and without a GPU that nothing was timed. With TRITON_INTERPRET=1 it runs the checks alone,
+small and on the CPU. Writes gpu.json and gpu.md. Times are medians of CUDA events; "extra MB" is
+the peak that one call adds to what was allocated before it.
 """
 
 import argparse
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -131,11 +134,18 @@ def group_times(name: str, scores: Tensor, loss: Tensor, slope: Tensor) -> Row:
 
 
 def attempt(call: Callable[[], object]) -> object:
-    """Return what the call returns, or why a peer failed: that must not stop the others."""
+    """Return what a peer's call returns, or why it failed: that must not stop the others."""
+    from triton.errors import TritonError
+
     try:
         return call()
-    except Exception as error:  # whatever a peer does wrong is its result
-        return f"failed: {type(error).__name__}: {str(error).splitlines()[0][:120]}"
+    except (ImportError, AttributeError, TypeError) as error:
+        why = f"does not fit what is installed: {error}"
+    except (ValueError, AssertionError, NotImplementedError) as error:
+        why = f"refuses this case: {error}"
+    except (RuntimeError, TritonError) as error:  # no memory left, CUDA, torch.compile, Triton
+        why = f"{type(error).__name__}: {error}"
+    return "FAILED, " + " ".join(why.split())[:160].replace("|", "/")
 
 
 # The head -----------------------------------------------------------------------------------
@@ -255,11 +265,11 @@ def head_rows(device: Device) -> list[Row]:
         row: Row = {"case": f"head {tokens} tokens, H={width} V={words}", "side": name}
         if not device.timed and name == "torch.compile":
             continue
-        outcome = attempt(lambda side=side: relative(head.step(side)[1], gradient))
-        row["off_by"] = outcome
-        if device.timed and isinstance(outcome, float):
-            row["ms"] = attempt(lambda side=side: milliseconds(lambda: head.step(side)))
-            row["extra_mb"] = attempt(lambda side=side: extra_megabytes(lambda: head.step(side)))
+        tried = (lambda call: call()) if name == "ours" else attempt
+        row["off_by"] = tried(lambda side=side: relative(head.step(side)[1], gradient))
+        if device.timed and isinstance(row["off_by"], float):
+            row["ms"] = tried(lambda side=side: milliseconds(lambda: head.step(side)))
+            row["extra_mb"] = tried(lambda side=side: extra_megabytes(lambda: head.step(side)))
         rows.append(row)
     if device.timed:
         rows.append(products(head))
@@ -273,6 +283,25 @@ def products(head: Head) -> Row:
     shares = rows @ part.t()
     pair = milliseconds(lambda: (rows @ part.t(), shares @ part))
     return {"case": "limit: two products", "ms": pair * len(head.weight) / len(part)}
+
+
+# Sketches -----------------------------------------------------------------------------------
+
+
+def sketch_rows(device: Device, out: Path) -> list[Row]:
+    """Run gpu_sketch.py, which leaves its memory when it ends, and read what it wrote."""
+    script = Path(__file__).with_name("gpu_sketch.py")
+    command = [sys.executable, str(script), "--out", str(out)]
+    done = subprocess.run(
+        command + ["--smoke"] * (not device.timed), stderr=subprocess.PIPE, text=True
+    )
+    if done.returncode != 0:
+        print(done.stderr)
+        why = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        return [{"case": "sketch", "FAILED": why.replace("|", "/")}]
+    found = json.loads((out / "gpu-sketch.json").read_text())
+    unit = "seconds, of tiny inputs interpreted" if not device.timed else "seconds"
+    return [{"case": f"sketch {name} ({unit})", **row} for name, row in found.items()]
 
 
 def table(rows: list[Row]) -> str:
@@ -305,11 +334,13 @@ def main() -> None:
         print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
     else:
         print("no GPU: checks in Triton's interpreter at small sizes, nothing is timed")
-    rows = group_rows(device) + head_rows(device)
     options.out.mkdir(parents=True, exist_ok=True)
+    rows = sketch_rows(device, options.out) + group_rows(device) + head_rows(device)
     (options.out / "gpu.json").write_text(json.dumps(rows, indent=2, default=str) + "\n")
     (options.out / "gpu.md").write_text(table(rows) + "\n")
     print(table(rows))
+    if any("FAILED" in row for row in rows):
+        raise SystemExit("gpu_sketch.py failed; all else was measured")
 
 
 if __name__ == "__main__":
