@@ -12,9 +12,10 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -84,12 +85,11 @@ def installed(distribution: str) -> bool:
 # Group losses -------------------------------------------------------------------------------
 
 
-def group_rows(device: Device) -> list[Row]:
+def group_rows(device: Device) -> Iterator[Row]:
     """Check both group kernels against float64, then time one launch of each beside a copy."""
     from pyfast.kernels import group_lse
 
     torch.manual_seed(0)
-    rows: list[Row] = []
     for name in ("contrast", "listwise"):
         for dtype in (torch.float32, torch.bfloat16):
             scores = (3 * torch.randn(device.groups)).to(device.name, dtype)
@@ -104,8 +104,7 @@ def group_rows(device: Device) -> list[Row]:
                 raise AssertionError(f"{row['case']}: off by {off:.1e}")
             if device.timed:
                 row |= group_times(name, scores, loss, slope)
-            rows.append(row)
-    return rows
+            yield row
 
 
 def group_times(name: str, scores: Tensor, loss: Tensor, slope: Tensor) -> Row:
@@ -241,7 +240,7 @@ class Head:
         return found[0] if isinstance(found, tuple) else found
 
 
-def head_rows(device: Device) -> list[Row]:
+def head_rows(device: Device) -> Iterator[Row]:
     """Check ours against float32 by the error rule, then time all sides."""
     head = Head(device)
     loss, gradient = head.truth()
@@ -260,7 +259,6 @@ def head_rows(device: Device) -> list[Row]:
         if installed(distribution):
             sides[side] = getattr(head, side)
     tokens, width, words = head.sequences * head.length, device.head[2], device.head[3]
-    rows: list[Row] = []
     for name, side in sides.items():
         row: Row = {"case": f"head {tokens} tokens, H={width} V={words}", "side": name}
         if not device.timed and name == "torch.compile":
@@ -270,10 +268,9 @@ def head_rows(device: Device) -> list[Row]:
         if device.timed and isinstance(row["off_by"], float):
             row["ms"] = tried(lambda side=side: milliseconds(lambda: head.step(side)))
             row["extra_mb"] = tried(lambda side=side: extra_megabytes(lambda: head.step(side)))
-        rows.append(row)
+        yield row
     if device.timed:
-        rows.append(products(head))
-    return rows
+        yield products(head)
 
 
 def products(head: Head) -> Row:
@@ -288,7 +285,7 @@ def products(head: Head) -> Row:
 # Sketches -----------------------------------------------------------------------------------
 
 
-def sketch_rows(device: Device, out: Path) -> list[Row]:
+def sketch_rows(device: Device, out: Path) -> Iterator[Row]:
     """Run gpu_sketch.py, which leaves its memory when it ends, and read what it wrote."""
     script = Path(__file__).with_name("gpu_sketch.py")
     command = [sys.executable, str(script), "--out", str(out)]
@@ -298,16 +295,20 @@ def sketch_rows(device: Device, out: Path) -> list[Row]:
     if done.returncode != 0:
         print(done.stderr)
         why = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        return [{"case": "sketch", "FAILED": why.replace("|", "/")}]
+        yield {"case": "sketch", "FAILED": why.replace("|", "/")}
+        return
     found = json.loads((out / "gpu-sketch.json").read_text())
     unit = "seconds, of tiny inputs interpreted" if not device.timed else "seconds"
-    return [{"case": f"sketch {name} ({unit})", **row} for name, row in found.items()]
+    for name, row in found.items():
+        yield {"case": f"sketch {name} ({unit})", **row}
 
 
 def table(rows: list[Row]) -> str:
     """Lay rows out as Markdown: a line each, what was measured as name = value."""
 
     def text(value: object) -> str:
+        if value is None:
+            return "not installed"
         return f"{value:.3g}" if isinstance(value, float) else str(value)
 
     lines = ["| case | measured |", "|---|---|"]
@@ -335,10 +336,14 @@ def main() -> None:
     else:
         print("no GPU: checks in Triton's interpreter at small sizes, nothing is timed")
     options.out.mkdir(parents=True, exist_ok=True)
-    rows = sketch_rows(device, options.out) + group_rows(device) + head_rows(device)
-    (options.out / "gpu.json").write_text(json.dumps(rows, indent=2, default=str) + "\n")
-    (options.out / "gpu.md").write_text(table(rows) + "\n")
-    print(table(rows))
+    rows: list[Row] = []
+    try:
+        for row in chain(sketch_rows(device, options.out), group_rows(device), head_rows(device)):
+            rows.append(row)
+    finally:  # a wrong answer ends the run; what was measured before it stays
+        (options.out / "gpu.json").write_text(json.dumps(rows, indent=2, default=str) + "\n")
+        (options.out / "gpu.md").write_text(table(rows) + "\n")
+        print(table(rows))
     if any("FAILED" in row for row in rows):
         raise SystemExit("gpu_sketch.py failed; all else was measured")
 
