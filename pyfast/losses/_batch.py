@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 from torch import Tensor
 
 from pyfast.losses._checks import check_choice, check_groups, check_number, check_values
-from pyfast.losses.fused import Reduction, reduced
+from pyfast.losses.fused import REDUCTIONS, Reduction, reduced
 from pyfast.losses.metrics import preference_metrics
 from pyfast.losses.reference import Groups, widen
 
@@ -96,6 +96,7 @@ class Batch:
 
     def reduced(self, losses: Tensor, reduction: Reduction) -> Tensor:
         """Reduce the losses of the groups, (B,)."""
+        check_choice("reduction", reduction, REDUCTIONS)
         shaped = losses.reshape(self.scores.shape[:-1]) if self.offsets is None else losses
         return reduced(shaped, reduction)
 

@@ -2,8 +2,9 @@ r"""The LSE family with its gradient in closed form: loss and slope from one pas
 
 :func:`contrast` and :func:`listwise` compute what the functions of the same names in
 :mod:`pyfast.losses.reference` compute, through one of two backends: a Triton kernel, or numpy on
-the CPU. Both return the loss of each group together with :math:`\partial L / \partial s`, so that
-backward is one multiplication. A second derivative is taken through the reference.
+the CPU. Both return the losses together with :math:`\partial L / \partial s`; what is kept is the
+slope of the reduced loss, so that backward is one multiplication. A second derivative is taken
+through the reference.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pyfast.losses.reference import widen
 
 Backend: TypeAlias = Literal["auto", "reference", "triton"]
 Reduction: TypeAlias = Literal["mean", "sum", "none"]
+REDUCTIONS = ("mean", "sum", "none")
 _Floats: TypeAlias = NDArray[Any]
 
 
@@ -88,22 +90,19 @@ def above_mean(
     if by_torch or rewards.device.type != "cpu":
         return reference.above_mean(rewards, offsets)
     r, (starts, sizes) = _array(rewards), _layout(rewards, offsets)
-    below_best = r - np.maximum.reduceat(r, starts).repeat(sizes)
-    total = np.zeros(starts.shape, r.dtype)
-    np.add.at(total, np.arange(starts.size).repeat(sizes), below_best)  # in order, as torch does
-    mean = total / np.asarray(sizes, r.dtype)
-    best = (below_best == 0).nonzero()[0]
-    top = np.zeros(r.shape, np.bool_)
+    total, top = np.zeros(starts.shape, r.dtype), np.zeros(r.shape, np.bool_)
+    with np.errstate(invalid="ignore"):
+        below_best = r - np.maximum.reduceat(r, starts).repeat(sizes)
+        np.add.at(total, np.arange(starts.size).repeat(sizes), below_best)  # in order, as torch
+        above = below_best - (total / np.asarray(sizes, r.dtype)).repeat(sizes)
+        best = (~(below_best < 0)).nonzero()[0]
     top[best[best.searchsorted(starts)]] = True
-    above = below_best - mean.repeat(sizes)
-    return torch.from_numpy(above.reshape(rewards.shape)), torch.from_numpy(
-        top.reshape(rewards.shape)
-    )
+    shape = rewards.shape
+    return torch.from_numpy(above.reshape(shape)), torch.from_numpy(top.reshape(shape))
 
 
 def reduced(losses: Tensor, reduction: Reduction) -> Tensor:
     """Reduce the losses of the groups."""
-    check_choice("reduction", reduction, ("mean", "sum", "none"))
     if reduction == "none":
         return losses
     return losses.mean() if reduction == "mean" else losses.sum()
@@ -119,6 +118,7 @@ def _loss(
     *more: Tensor | None,
 ) -> Tensor:
     """Take the reference or the closed form; `more` are arguments of this kernel alone."""
+    check_choice("reduction", reduction, REDUCTIONS)
     if _use_reference(scores, backend, more):
         return _by_reference(name, scores, offsets, margin, reduction, *more)
     return _Closed.apply(  # type: ignore[no-any-return, no-untyped-call]
@@ -179,29 +179,27 @@ class _Closed(torch.autograd.Function):
         from pyfast.kernels import runtime
 
         if scores.device.type == "cpu" and not runtime.interpreting():
-            loss, slope = _on_cpu(name, scores, offsets, margin, *more)
+            loss, slope = _on_cpu(name, scores, offsets, margin, reduction, *more)
         else:
             from pyfast.kernels import group_lse
 
             loss, slope = getattr(group_lse, name)(scores, *more, offsets=offsets, margin=margin)
-        ctx.how = (name, margin, reduction, loss.numel())
+            slope = slope / loss.numel() if reduction == "mean" else slope
+            loss = loss if offsets is not None else loss.reshape(scores.shape[:-1])
+            loss = reduced(loss, reduction)
+        ctx.how = (name, margin, reduction)
         ctx.save_for_backward(slope, scores, offsets, *more)
-        if reduction == "none" and offsets is None:
-            return loss.reshape(scores.shape[:-1])
-        return reduced(loss, reduction)
+        return loss
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         slope, scores, offsets, *more = ctx.saved_tensors
-        name, margin, reduction, count = ctx.how
+        name, margin, reduction = ctx.how
         if torch.is_grad_enabled():  # a graph of this gradient is wanted, for a second derivative
             loss = _by_reference(name, scores, offsets, margin, reduction, *more)
             (slope,) = torch.autograd.grad(loss, scores, grad, create_graph=True)
-        else:
-            grad = grad / count if reduction == "mean" else grad
-            if reduction == "none":
-                grad = _spread(grad, slope, offsets)
-            slope = (slope * grad).to(scores.dtype)
+        else:  # autograd rounds to half types where the scores are such
+            slope = slope * (_spread(grad, slope, offsets) if reduction == "none" else grad)
         return None, slope, None, None, None, *(None for _ in more)
 
 
@@ -217,9 +215,14 @@ def _spread(grad: Tensor, slope: Tensor, offsets: Tensor | None) -> Tensor:
 
 
 def _on_cpu(
-    name: str, scores: Tensor, offsets: Tensor | None, margin: float, *more: Tensor | None
+    name: str,
+    scores: Tensor,
+    offsets: Tensor | None,
+    margin: float,
+    reduction: Reduction,
+    *more: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Run a closed form on the tensors' own memory.
+    """Run a closed form on the tensors' own memory: the reduced loss, and its slope.
 
     numpy's segmented reductions add each group in an order of its own, whatever the layout.
     """
@@ -227,6 +230,12 @@ def _on_cpu(
     compute = _contrast_arrays if name == "contrast" else _listwise_arrays
     with np.errstate(invalid="ignore"):  # a NaN that nobody wanted to know of stays a NaN
         loss, slope = compute(_array(scores), *_layout(scores, offsets), margin, *arrays)
+    if reduction != "none":  # here, for a small call of torch costs ten times as much
+        count = loss.size if reduction == "mean" else 1
+        loss = (loss.sum(keepdims=True) / count).reshape(())
+        slope /= count
+    elif offsets is None:
+        loss = loss.reshape(scores.shape[:-1])
     return torch.from_numpy(loss), torch.from_numpy(slope.reshape(scores.shape))
 
 

@@ -274,7 +274,7 @@ def above_mean(rewards: Tensor, offsets: Tensor | None = None) -> tuple[Tensor, 
     # Measured from the highest, equal rewards differ from their mean by exactly 0.
     below_best = flat - groups.spread(groups.max(flat.detach()))
     above = below_best - groups.spread(groups.mean(below_best))
-    top = groups.first(below_best == 0)
+    top = groups.first(~(below_best < 0))  # a NaN too, so that every group has one
     return above.reshape(rewards.shape), top.reshape(rewards.shape)
 
 

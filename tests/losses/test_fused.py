@@ -139,6 +139,27 @@ def test_half_types_are_computed_in_float32(name, dtype):
     assert torch.equal(scores.grad, wide.grad.to(dtype))
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("offsets", [None, torch.tensor([0, 3, 4, 10])])
+@pytest.mark.parametrize("name", ["contrast", "listwise"])
+def test_reduced_losses_are_those_of_the_reference(name, offsets, reduction):
+    scores = torch.randn((2, 5) if offsets is None else (10,), dtype=torch.float64)
+    how = {"offsets": offsets, "margin": 0.3, "reduction": reduction}
+
+    def loss(s):
+        return getattr(fused, name)(s, **how)
+
+    leaves = [scores.clone().requires_grad_() for _ in range(2)]
+    found = loss(leaves[0])
+    expected = getattr(fused, name)(leaves[1], backend="reference", **how)
+    assert found.shape == ()
+    torch.testing.assert_close(found, expected, rtol=1e-13, atol=0)
+    (3 * found).backward()
+    (3 * expected).backward()
+    torch.testing.assert_close(leaves[0].grad, leaves[1].grad, rtol=1e-12, atol=1e-14)
+    assert torch.autograd.gradgradcheck(loss, (scores.requires_grad_(),))
+
+
 @pytest.mark.parametrize("name", ["contrast", "listwise"])
 def test_first_and_second_derivatives(name):
     offsets = torch.tensor([0, 3, 4, 9])

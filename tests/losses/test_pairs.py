@@ -346,6 +346,10 @@ def test_bad_arguments(call, kind, message, raises):
 def test_values_are_not_looked_at_without_validate():
     policy = torch.tensor([0.0, math.nan])
     assert math.isnan(dpo(policy, TWO, validate=False).item())
+    for offsets in (None, torch.tensor([0, 2])):
+        for backend in ("auto", "reference"):
+            arguments = {"offsets": offsets, "backend": backend, "validate": False}
+            assert math.isnan(losses.swepo(TWO, TWO, policy, **arguments).item())
 
 
 def test_weights_count_negatives():
