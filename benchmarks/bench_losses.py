@@ -1,55 +1,41 @@
-"""Losses and the language-model head on the CPU: answers checked first, then timed beside peers.
+"""Losses and the language-model head on the CPU: ``python benchmarks/bench_losses.py``.
 
-Usage: python benchmarks/bench_losses.py [--out FOLDER] [--repeats N]
-Writes losses.json and losses.md. One thread, and the processor time of this process, in which the
-load of other programs does not count; the least of several repeats, all sides in turn. "extra MB"
-is what a fresh process grows by at its peak during one call. The head's limit is the time of its
-two products alone (whoever makes the logits anew in backward needs three), from the same run.
+About three minutes. One thread, and the processor time of this process, in which the load of other
+programs does not count. "MB" is what a fresh process grows by at its peak during one call; what it
+returns is part of it. The head's limit is the time of its two products alone (who makes the logits
+anew in backward needs three). The extremes are checked against float64.
 """
 
 import argparse
-import json
 import os
-import platform
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[_name] = "1"  # before numpy and torch load their BLAS
 
 import torch  # noqa: E402
+from harness import Case, optional, report  # noqa: E402
 from torch import Tensor  # noqa: E402
 from torch.nn.functional import logsigmoid  # noqa: E402
 
 from pyfast import losses  # noqa: E402
 
 Outcome = tuple[Tensor, Tensor]  # value, and gradient in the first input
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # of log-probs, reference log-probs, rewards
 
 
-@dataclass(frozen=True)
-class Peer:
-    """Another way to the same numbers, and the ratio of times to reach (None: none was set)."""
-
-    name: str
-    run: Callable[[], Outcome]
-    target: float | None = None
-
-
-@dataclass(frozen=True)
-class Case:
-    """Something to time: `ours` and the peers return value and gradient, which are compared."""
-
-    name: str
-    ours: Callable[[], Outcome]
-    peers: list[Peer]
-    limit: Callable[[], object] | None = None
-    tolerance: float = 1e-4
-    calls: int = 1
-    memory: bool = False
+def compare(ours: Outcome, theirs: Outcome, tolerance: float) -> str:
+    """Say how far value and gradient are apart, of their largest number."""
+    worst = 0.0
+    for found, expected in zip(ours, theirs, strict=True):
+        scale = float(expected.abs().max()) or 1.0
+        worst = max(worst, float((found - expected).abs().max()) / scale)
+    assert worst <= tolerance, worst
+    return f"within {worst:.0e}"
 
 
 # The head -----------------------------------------------------------------------------------
@@ -125,28 +111,35 @@ class HeadInputs:
             total.addmm_(tile, words)
 
 
-HEADS = ("tiled", "trl_trainer", "trl_selective", "plain", "plain_scored")
+PEERS = {"trl_trainer": 10, "trl_selective": None, "plain": 5, "plain_scored": None}
+MOST_MEGABYTES = 30
 
 
-def head_case() -> Case:
-    """Return the head, beside TRL's ways and torch's own."""
+def head_cases() -> list[Case]:
+    """Return the head beside TRL's ways and torch's own: time, answer, peak memory of each."""
     inputs = HeadInputs()
+    ours_grew = extra_megabytes("tiled")
 
-    def runner(name: str) -> Callable[[], Outcome]:
-        return lambda: inputs.outcome(getattr(inputs, name))
+    def case(peer: str, target: float | None) -> Case:
+        def check(ours: Outcome, theirs: Outcome) -> str:
+            grew = f"{ours_grew:.0f} MB (<= {MOST_MEGABYTES}), peer {extra_megabytes(peer):.0f} MB"
+            return f"{compare(ours, theirs, 1e-4)}; {grew}"
 
-    return Case(
-        f"head H={WIDTH} V={VOCABULARY}, {SEQUENCES * SCORED} of {SEQUENCES * LENGTH} tokens",
-        runner("tiled"),
-        [
-            Peer("trl_trainer", runner("trl_trainer"), 10),
-            Peer("trl_selective", runner("trl_selective"), None),
-            Peer("plain", runner("plain"), 5),
-            Peer("plain_scored", runner("plain_scored"), None),
-        ],
-        limit=inputs.products,
-        memory=True,
-    )
+        return Case(
+            f"head H={WIDTH} V={VOCABULARY}, {SEQUENCES * SCORED} of {SEQUENCES * LENGTH} tokens",
+            unit="step",
+            items=1,
+            ours=lambda: inputs.outcome(inputs.tiled),
+            theirs=lambda: inputs.outcome(getattr(inputs, peer)),
+            peer=peer,
+            check=check,
+            target_ratio=target,
+            least=("two products", inputs.products),
+            clock=time.process_time,
+        )
+
+    present = optional("trl") is not None
+    return [case(*peer) for peer in PEERS.items() if present or not peer[0].startswith("trl")]
 
 
 def extra_megabytes(name: str) -> float:
@@ -180,159 +173,149 @@ def resident(key: str) -> int:
 
 # The group losses ---------------------------------------------------------------------------
 
+BETA = 0.1
 
-def s_dpo(policy: Tensor, ref: Tensor, beta: float) -> Tensor:
+
+def s_dpo(policy: Tensor, ref: Tensor, _: Tensor) -> Tensor:
     """S-DPO's formula as it is written, which overflows at gaps of 89 / beta."""
     gaps = (policy - ref)[:, 1:] - (policy - ref)[:, :1]
-    return -logsigmoid(-(beta * gaps).exp().sum(1).log())
+    return -logsigmoid(-(BETA * gaps).exp().sum(1).log()).mean()
 
 
-def ranking(policy: Tensor, ref: Tensor, beta: float) -> Tensor:
+def dpo(policy: Tensor, ref: Tensor, _: Tensor) -> Tensor:
+    """DPO's formula."""
+    scores = BETA * (policy - ref)
+    return -logsigmoid(scores[:, 0] - scores[:, 1]).mean()
+
+
+def ranking(policy: Tensor, ref: Tensor, _: Tensor) -> Tensor:
     """Listwise Plackett-Luce by torch's own scan."""
-    scores = beta * (policy - ref)
-    return (scores.flip(1).logcumsumexp(1).flip(1) - scores).sum(1)
+    scores = BETA * (policy - ref)
+    return (scores.flip(1).logcumsumexp(1).flip(1) - scores).sum(1).mean()
 
 
-def group_case(name: str, groups: int, size: int, calls: int) -> Case:
-    """Return a group loss, from log-probs to the gradient in the policy's."""
+def swepo(policy: Tensor, ref: Tensor, rewards: Tensor) -> Tensor:
+    """SWEPO's formula."""
+    scores = BETA * (policy - ref) + rewards
+    rest = rewards <= rewards.mean(1, keepdim=True)
+    best = scores.masked_fill(rest, -torch.inf)
+    return (scores.logsumexp(1) - best.logsumexp(1)).mean()
+
+
+FORMULAS: dict[str, Loss] = {
+    "dpo": dpo,
+    "plackett_luce_top1": s_dpo,
+    "swepo": swepo,
+    "plackett_luce": ranking,
+}
+
+
+def ours(name: str, **arguments: str) -> Loss:
+    """One of our losses, as a function of log-probs, reference log-probs and rewards."""
+    loss = getattr(losses, name)
+    if name == "swepo":
+        return lambda p, q, r: loss(p, q, r, beta=BETA, **arguments)
+    return lambda p, q, _: loss(p, q, beta=BETA, **arguments)
+
+
+def step(
+    loss: Loss, inputs: tuple[Tensor, Tensor, Tensor], calls: int = 1
+) -> Callable[[], Outcome]:
+    """Return a call that takes value and gradient in the policy's log-probs, `calls` times."""
+
+    def run() -> Outcome:
+        for _ in range(calls):
+            leaf = inputs[0].clone().requires_grad_()
+            value = loss(leaf, *inputs[1:])
+            value.backward()
+        assert leaf.grad is not None
+        return value.detach(), leaf.grad
+
+    return run
+
+
+def group_cases(name: str, groups: int, size: int) -> list[Case]:
+    """Return a loss beside our reference, which has to be slower, and its formula unchecked."""
     torch.manual_seed(0)
     ref = -40 + 5 * torch.randn(groups, size)
-    policy = ref + torch.randn(groups, size)
-    ours = getattr(losses, name)
+    inputs = (ref + torch.randn(groups, size), ref, torch.rand(groups, size))
+    calls = max(2, 100_000 // (400 + groups * size))
+    return [
+        Case(
+            f"{name} {groups} x {size}",
+            unit="step",
+            items=calls,
+            ours=step(ours(name), inputs, calls),
+            theirs=step(theirs, inputs, calls),
+            peer=peer,
+            check=lambda found, expected: compare(found, expected, 1e-5),
+            target_ratio=target,
+            clock=time.process_time,
+        )
+        for peer, theirs, target in (
+            ("our reference", ours(name, backend="reference"), 1),
+            ("formula, unchecked", FORMULAS[name], None),
+        )
+    ]
 
-    def outcome(loss: Callable[[Tensor], Tensor]) -> Callable[[], Outcome]:
-        def run() -> Outcome:
-            leaf = policy.clone().requires_grad_()
-            value = loss(leaf)
-            value.backward()
-            assert leaf.grad is not None
-            return value.detach(), leaf.grad
 
-        return run
+def extreme_case(name: str, scores: Tensor, overflows: bool) -> Case:
+    """Return a loss where exponentials overflow, beside its formula."""
+    zeros = torch.zeros_like(scores)
+    inputs = (scores / BETA, zeros, zeros)
+    truth = step(ours("plackett_luce_top1"), tuple(x.double() for x in inputs))()
+    rounding = 1e-6 + 2 * torch.finfo(scores.dtype).eps * float(scores.abs().max())  # of a score
 
-    formula, label = {
-        "plackett_luce_top1": (s_dpo, "S-DPO's formula"),
-        "plackett_luce": (ranking, "logcumsumexp"),
-    }[name]
+    def check(found: Outcome, formula: Outcome) -> str:
+        finite = all(bool(torch.isfinite(x).all()) for x in formula)
+        assert finite is not overflows
+        said = f"the formula gives {formula[0]:.4g}" + " and NaN" * bool(formula[1].isnan().any())
+        return f"{compare(found, truth, rounding)} of float64; {said}"
+
     return Case(
-        f"{name} {groups} x {size}",
-        outcome(lambda p: ours(p, ref, beta=0.1)),
-        [
-            Peer(
-                "our reference", outcome(lambda p: ours(p, ref, beta=0.1, backend="reference")), 1
-            ),
-            Peer(label, outcome(lambda p: formula(p, ref, 0.1).mean()), None),
-        ],
-        calls=calls,
+        f"extremes: {name}",
+        unit="step",
+        items=20,
+        ours=step(ours("plackett_luce_top1"), inputs, 20),
+        theirs=step(s_dpo, inputs, 20),
+        peer="S-DPO's formula",
+        check=check,
+        clock=time.process_time,
     )
 
 
-def least_time(call: Callable[[], object], repeats: int) -> float:
-    """Least processor time of `repeats` calls, in seconds."""
-    times = []
-    for _ in range(repeats):
-        start = time.process_time()
-        call()
-        times.append(time.process_time() - start)
-    return min(times)
+def extreme_cases() -> list[Case]:
+    """Gaps at which the formula holds, fails, and fails by far; groups of up to 1000; all equal."""
+    wild = 1e4 * (2 * torch.rand(64, 1000, generator=torch.Generator().manual_seed(0)) - 1)
+    return [
+        extreme_case("a gap of 88", torch.tensor([[0.0, 88.0]]), False),
+        extreme_case("a gap of 89", torch.tensor([[0.0, 89.0]]), True),
+        extreme_case("gaps of 1e4", torch.tensor([[0.0, 1e4, -1e4], [1e4, 0.0, 0.0]]), True),
+        extreme_case("64 x 1000, scores to 1e4", wild, True),
+        extreme_case("64 x 1000, all equal", torch.full((64, 1000), -7.5), False),
+    ]
 
 
 # Running ------------------------------------------------------------------------------------
-
-
-def check(case: Case) -> str:
-    """Compare values and gradients with every peer's; raise where they differ."""
-    value, gradient = case.ours()
-    worst = 0.0
-    for peer in case.peers:
-        for found, expected in zip((value, gradient), peer.run(), strict=True):
-            scale = float(expected.abs().max()) or 1.0
-            worst = max(worst, float((found - expected).abs().max()) / scale)
-    if not worst <= case.tolerance:
-        raise AssertionError(f"{case.name}: off by {worst:.1e} of the largest number")
-    return f"{worst:.0e}"
-
-
-def run(case: Case, repeats: int) -> list[dict[str, object]]:
-    """Check a case, then time all sides in turn; one row a peer."""
-    checked = check(case)
-    sides: dict[str, Callable[[], object]] = {"ours": case.ours}
-    sides |= {peer.name: peer.run for peer in case.peers}
-    if case.limit:
-        sides["limit"] = case.limit
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(repeats):
-        for name, side in sides.items():
-            side()  # warm, after what the others left in the caches
-            times[name].append(
-                least_time(lambda side=side: [side() for _ in range(case.calls)], 2) / case.calls
-            )
-    limit = min(times["limit"]) if case.limit else None
-    ours = min(times["ours"])
-    extra = {name: extra_megabytes(name) for name in HEADS} if case.memory else {}
-    return [
-        {
-            "case": case.name,
-            "ours_ms": 1e3 * ours,
-            "peer": peer.name,
-            "peer_ms": 1e3 * min(times[peer.name]),
-            "ratio": min(times[peer.name]) / ours,
-            "target": peer.target,
-            "times_limit": ours / limit if limit else None,
-            "ours_extra_mb": extra.get("tiled"),
-            "peer_extra_mb": extra.get(peer.name),
-            "off_by": checked,
-        }
-        for peer in case.peers
-    ]
-
-
-def table(rows: list[dict[str, object]]) -> str:
-    """Lay the rows out as Markdown."""
-
-    def cell(value: object, form: str) -> str:
-        return "-" if value is None else format(value, form)
-
-    lines = [
-        "| case | ours ms | peer | peer ms | ratio | target | times limit | extra MB, ours / peer |"
-        " off by |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        target = "-" if row["target"] is None else f">= {row['target']:g}x"
-        extra = f"{cell(row['ours_extra_mb'], '.0f')} / {cell(row['peer_extra_mb'], '.0f')}"
-        lines.append(
-            f"| {row['case']} | {row['ours_ms']:.3g} | {row['peer']} | {row['peer_ms']:.3g} "
-            f"| {row['ratio']:.2f}x | {target} | {cell(row['times_limit'], '.2f')} | {extra} "
-            f"| {row['off_by']} |"
-        )
-    return "\n".join(lines)
 
 
 def main() -> None:
     """Run all cases, or measure one side's memory."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"))
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--measure", choices=HEADS, help=argparse.SUPPRESS)
+    parser.add_argument("--only", default="", help="a word in the names of the cases to run")
+    parser.add_argument("--measure", choices=("tiled", *PEERS), help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.measure:
         measure(options.measure)
         return
-    cases = [
-        head_case(),
-        group_case("plackett_luce_top1", 8, 8, 200),
-        group_case("plackett_luce_top1", 4096, 32, 5),
-        group_case("plackett_luce", 8, 8, 200),
-        group_case("plackett_luce", 4096, 32, 2),
-    ]
-    rows = [row for case in cases for row in run(case, options.repeats)]
-    options.out.mkdir(parents=True, exist_ok=True)
-    machine = {"machine": platform.processor() or platform.machine(), "torch": torch.__version__}
-    (options.out / "losses.json").write_text(json.dumps({**machine, "rows": rows}, indent=2) + "\n")
-    (options.out / "losses.md").write_text(table(rows) + "\n")
-    print(table(rows))
+    cases = head_cases() if options.only in "head" else []
+    for name in FORMULAS:
+        for groups, size in ((1, 8), (64, 8), (512, 32), (4096, 32)):
+            cases += group_cases(name, groups, 2 if name == "dpo" else size)
+    cases += extreme_cases()
+    report([case for case in cases if options.only in case.name], options.out, "losses")
 
 
 if __name__ == "__main__":

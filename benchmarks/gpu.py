@@ -1,17 +1,21 @@
 """Kernels on a GPU: answers checked first, then timed beside peers and a copy of their bytes.
 
 Usage: python benchmarks/gpu.py [--out FOLDER]
-One command. It says which peers are missing (trl, liger-kernel, cut-cross-entropy), and without a
-GPU that nothing was timed. With TRITON_INTERPRET=1 it runs the checks alone, small and on the CPU.
-Writes gpu.json and gpu.md. Times are medians of CUDA events; "extra MB" is the peak that one call
-adds to what was allocated before it.
+One command for all: gradient sketches (gpu_sketch.py, in a process of its own), the group losses,
+the language-model head. It says which peers are missing (trl, liger-kernel, cut-cross-entropy) or
+failed, and without a GPU that nothing was timed. With TRITON_INTERPRET=1 it runs the checks alone,
+small and on the CPU. Writes gpu.json and gpu.md. Times are medians of CUDA events; "extra MB" is
+the peak that one call adds to what was allocated before it.
 """
 
 import argparse
 import json
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -81,12 +85,11 @@ def installed(distribution: str) -> bool:
 # Group losses -------------------------------------------------------------------------------
 
 
-def group_rows(device: Device) -> list[Row]:
+def group_rows(device: Device) -> Iterator[Row]:
     """Check both group kernels against float64, then time one launch of each beside a copy."""
     from pyfast.kernels import group_lse
 
     torch.manual_seed(0)
-    rows: list[Row] = []
     for name in ("contrast", "listwise"):
         for dtype in (torch.float32, torch.bfloat16):
             scores = (3 * torch.randn(device.groups)).to(device.name, dtype)
@@ -101,8 +104,7 @@ def group_rows(device: Device) -> list[Row]:
                 raise AssertionError(f"{row['case']}: off by {off:.1e}")
             if device.timed:
                 row |= group_times(name, scores, loss, slope)
-            rows.append(row)
-    return rows
+            yield row
 
 
 def group_times(name: str, scores: Tensor, loss: Tensor, slope: Tensor) -> Row:
@@ -131,11 +133,18 @@ def group_times(name: str, scores: Tensor, loss: Tensor, slope: Tensor) -> Row:
 
 
 def attempt(call: Callable[[], object]) -> object:
-    """Return what the call returns, or why a peer failed: that must not stop the others."""
+    """Return what a peer's call returns, or why it failed: that must not stop the others."""
+    from triton.errors import TritonError
+
     try:
         return call()
-    except Exception as error:  # whatever a peer does wrong is its result
-        return f"failed: {type(error).__name__}: {str(error).splitlines()[0][:120]}"
+    except (ImportError, AttributeError, TypeError) as error:
+        why = f"does not fit what is installed: {error}"
+    except (ValueError, AssertionError, NotImplementedError) as error:
+        why = f"refuses this case: {error}"
+    except (RuntimeError, TritonError) as error:  # no memory left, CUDA, torch.compile, Triton
+        why = f"{type(error).__name__}: {error}"
+    return "FAILED, " + " ".join(why.split())[:160].replace("|", "/")
 
 
 # The head -----------------------------------------------------------------------------------
@@ -231,7 +240,7 @@ class Head:
         return found[0] if isinstance(found, tuple) else found
 
 
-def head_rows(device: Device) -> list[Row]:
+def head_rows(device: Device) -> Iterator[Row]:
     """Check ours against float32 by the error rule, then time all sides."""
     head = Head(device)
     loss, gradient = head.truth()
@@ -250,20 +259,18 @@ def head_rows(device: Device) -> list[Row]:
         if installed(distribution):
             sides[side] = getattr(head, side)
     tokens, width, words = head.sequences * head.length, device.head[2], device.head[3]
-    rows: list[Row] = []
     for name, side in sides.items():
         row: Row = {"case": f"head {tokens} tokens, H={width} V={words}", "side": name}
         if not device.timed and name == "torch.compile":
             continue
-        outcome = attempt(lambda side=side: relative(head.step(side)[1], gradient))
-        row["off_by"] = outcome
-        if device.timed and isinstance(outcome, float):
-            row["ms"] = attempt(lambda side=side: milliseconds(lambda: head.step(side)))
-            row["extra_mb"] = attempt(lambda side=side: extra_megabytes(lambda: head.step(side)))
-        rows.append(row)
+        tried = (lambda call: call()) if name == "ours" else attempt
+        row["off_by"] = tried(lambda side=side: relative(head.step(side)[1], gradient))
+        if device.timed and isinstance(row["off_by"], float):
+            row["ms"] = tried(lambda side=side: milliseconds(lambda: head.step(side)))
+            row["extra_mb"] = tried(lambda side=side: extra_megabytes(lambda: head.step(side)))
+        yield row
     if device.timed:
-        rows.append(products(head))
-    return rows
+        yield products(head)
 
 
 def products(head: Head) -> Row:
@@ -275,10 +282,33 @@ def products(head: Head) -> Row:
     return {"case": "limit: two products", "ms": pair * len(head.weight) / len(part)}
 
 
+# Sketches -----------------------------------------------------------------------------------
+
+
+def sketch_rows(device: Device, out: Path) -> Iterator[Row]:
+    """Run gpu_sketch.py, which leaves its memory when it ends, and read what it wrote."""
+    script = Path(__file__).with_name("gpu_sketch.py")
+    command = [sys.executable, str(script), "--out", str(out)]
+    done = subprocess.run(
+        command + ["--smoke"] * (not device.timed), stderr=subprocess.PIPE, text=True
+    )
+    if done.returncode != 0:
+        print(done.stderr)
+        why = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        yield {"case": "sketch", "FAILED": why.replace("|", "/")}
+        return
+    found = json.loads((out / "gpu-sketch.json").read_text())
+    unit = "seconds, of tiny inputs interpreted" if not device.timed else "seconds"
+    for name, row in found.items():
+        yield {"case": f"sketch {name} ({unit})", **row}
+
+
 def table(rows: list[Row]) -> str:
     """Lay rows out as Markdown: a line each, what was measured as name = value."""
 
     def text(value: object) -> str:
+        if value is None:
+            return "not installed"
         return f"{value:.3g}" if isinstance(value, float) else str(value)
 
     lines = ["| case | measured |", "|---|---|"]
@@ -305,11 +335,17 @@ def main() -> None:
         print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
     else:
         print("no GPU: checks in Triton's interpreter at small sizes, nothing is timed")
-    rows = group_rows(device) + head_rows(device)
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "gpu.json").write_text(json.dumps(rows, indent=2, default=str) + "\n")
-    (options.out / "gpu.md").write_text(table(rows) + "\n")
-    print(table(rows))
+    rows: list[Row] = []
+    try:
+        for row in chain(sketch_rows(device, options.out), group_rows(device), head_rows(device)):
+            rows.append(row)
+    finally:  # a wrong answer ends the run; what was measured before it stays
+        (options.out / "gpu.json").write_text(json.dumps(rows, indent=2, default=str) + "\n")
+        (options.out / "gpu.md").write_text(table(rows) + "\n")
+        print(table(rows))
+    if any("FAILED" in row for row in rows):
+        raise SystemExit("gpu_sketch.py failed; all else was measured")
 
 
 if __name__ == "__main__":

@@ -38,7 +38,9 @@ class Machine:
 class Case:
     """Something to time, per item: `ours` and `theirs` return what `check` compares.
 
-    ``bytes`` and ``multiply_adds`` are what the item needs at the very least.
+    ``bytes`` and ``multiply_adds`` are what the item needs at the very least; or ``least`` is a
+    call that does no more than that, with its name, to be timed in turn with both sides.
+    ``target`` is a time, ``target_ratio`` how many times faster than the peer it has to be.
     """
 
     name: str
@@ -53,6 +55,9 @@ class Case:
     multiply_adds: float = 0
     peer_items: int | None = None
     repeats: int = 5
+    target_ratio: float | None = None
+    least: tuple[str, Callable[[], object]] | None = None
+    clock: Callable[[], float] = time.perf_counter
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,7 @@ class Row:
     bound_by: str
     checked: str
     ratio: float = field(default=0.0)
+    target_ratio: float | None = None
 
 
 def optional(name: str) -> Any:
@@ -83,7 +89,7 @@ def optional(name: str) -> Any:
 def least_time(
     call: Callable[[], object], repeats: int, clock: Callable[[], float] = time.perf_counter
 ) -> float:
-    """Least wall time of `repeats` calls, in seconds, or least time of another clock."""
+    """Least time of `repeats` calls by a clock, by default the one on the wall, in seconds."""
     times = []
     for _ in range(repeats):
         start = clock()
@@ -95,11 +101,14 @@ def least_time(
 def run(case: Case, machine: Machine) -> Row:
     """Check a case, then time both sides in turn."""
     checked = case.check(case.ours(), case.theirs())
-    ours, theirs = [], []
+    ours, theirs, least = [], [], []
     for _ in range(case.repeats):
-        ours.append(least_time(case.ours, 1) / case.items)
-        theirs.append(least_time(case.theirs, 1) / (case.peer_items or case.items))
+        ours.append(least_time(case.ours, 1, case.clock) / case.items)
+        theirs.append(least_time(case.theirs, 1, case.clock) / (case.peer_items or case.items))
+        if case.least:
+            least.append(least_time(case.least[1], 1, case.clock) / case.items)
     reading, multiplying = case.bytes / machine.bandwidth, case.multiply_adds / machine.flops
+    bound_by = "reading" if reading > multiplying else "multiplying"
     return Row(
         name=case.name,
         unit=case.unit,
@@ -107,10 +116,11 @@ def run(case: Case, machine: Machine) -> Row:
         theirs=min(theirs),
         peer=case.peer,
         target=case.target,
-        limit=max(reading, multiplying),
-        bound_by="reading" if reading > multiplying else "multiplying",
+        limit=min(least, default=max(reading, multiplying)),
+        bound_by=case.least[0] if case.least else bound_by,
         checked=checked,
         ratio=min(theirs) / min(ours),
+        target_ratio=case.target_ratio,
     )
 
 
@@ -123,6 +133,7 @@ def markdown(rows: list[Row]) -> str:
     for row in rows:
         limit = f"{row.ours / row.limit:.1f} ({row.bound_by})" if row.limit else "-"
         target = "-" if row.target is None else f"{row.target * 1e6:,.10g}"
+        target = target if row.target_ratio is None else f">= {row.target_ratio:g}x"
         lines.append(
             f"| {row.name} | {row.ours * 1e6:,.1f} / {row.unit} | {target} "
             f"| {row.peer}: {row.theirs * 1e6:,.1f} | {row.ratio:.1f}x | {limit} | {row.checked} |"

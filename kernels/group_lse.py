@@ -198,21 +198,21 @@ def listwise_kernel(
     tl.store(slope + at, tl.where(reached, share, 0.0) - _sigmoid(deficit, small), mask=inside)
 
 
-def contrast(scores, *, offsets=None, margin=0.0, positive=None, log_weights=None):
+def contrast(scores, positive=None, log_weights=None, *, offsets=None, margin=0.0):
     """Return the loss (B,) and its slope in each score, both float32; the shape of the scores.
 
     Parameters
     ----------
     scores : Tensor
         (n,), (B, n), or (T,) with `offsets`; float32, bfloat16 or float16.
-    offsets : Tensor, optional
-        (B+1,) integers.
-    margin : float
-        Added to the scores of the rest.
     positive : Tensor, optional
         bool, as scores; by default the first of each group.
     log_weights : Tensor, optional
         As scores, added to those of the rest.
+    offsets : Tensor, optional
+        (B+1,) integers.
+    margin : float
+        Added to the scores of the rest.
     """
     s, offsets, size, groups = _laid_out(scores, offsets)
     loss, slope = _outputs(scores, groups)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import MutableMapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from torch import Tensor
 
-from pyfast.losses._checks import check_choice, check_groups, check_number
+from pyfast.losses._checks import check_choice, check_groups, check_number, check_values
+from pyfast.losses.fused import REDUCTIONS, Reduction, reduced
 from pyfast.losses.metrics import preference_metrics
 from pyfast.losses.reference import Groups, widen
 
-Reduction: TypeAlias = Literal["mean", "sum", "none"]
 Reward: TypeAlias = Literal["dpo", "simpo", "length_normalized", "kto"]
-Backend: TypeAlias = Literal["auto", "reference", "triton"]
 Metrics: TypeAlias = MutableMapping[str, Tensor]
 
 REWARDS = ("dpo", "simpo", "length_normalized", "kto")
@@ -22,7 +21,7 @@ REWARDS = ("dpo", "simpo", "length_normalized", "kto")
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Checked arguments of one call, and the scores made of them.
+    """Groups of responses whose arguments were checked, with the scores made of them.
 
     Attributes
     ----------
@@ -34,54 +33,49 @@ class Batch:
         As given.
     offsets : Tensor or None
         As given.
-    reduction : {"mean", "sum", "none"}
-        As given.
-    metrics : mutable mapping or None
-        Where to write the metrics to.
     """
 
     policy_logps: Tensor
     scores: Tensor
     beta: float
     offsets: Tensor | None
-    reduction: Reduction
-    metrics: Metrics | None
 
     @classmethod
     def of(
         cls,
         policy_logps: Tensor,
         ref_logps: Tensor | None,
-        *,
         beta: float,
         reward: Reward,
         lengths: Tensor | None,
         offsets: Tensor | None,
-        reduction: Reduction,
-        metrics: Metrics | None,
         validate: bool,
+        *,
         size: int | None = None,
-        others: Mapping[str, Tensor] | None = None,
+        **others: Tensor | None,
     ) -> Batch:
-        """Check everything that the losses have in common, and `others` beside it."""
+        """Check what the losses have in common, and `others` like the log-probs; then score."""
         check_number("beta", beta)
         check_choice("reward", reward, REWARDS)
-        check_choice("reduction", reduction, ("mean", "sum", "none"))
         tensors = {"policy_logps": policy_logps}
         if reward != "simpo":
             if ref_logps is None:
                 raise TypeError("ref_logps must be a torch.Tensor, got None: only simpo needs none")
             tensors["ref_logps"] = ref_logps
+        beside = {name: tensor for name, tensor in others.items() if tensor is not None}
         positive: dict[str, Tensor] = {}
         if reward != "dpo":
             if lengths is None:
                 raise TypeError(f"lengths must be a torch.Tensor for reward {reward}, got None")
             positive["lengths"] = lengths
-        check_groups(
-            {**tensors, **(others or {})}, offsets, size=size, positive=positive, values=validate
-        )
+        tensors |= beside
+        check_groups(tensors, positive, offsets, size)
         scores = _scores(policy_logps, tensors.get("ref_logps"), beta, reward, lengths)
-        return cls(policy_logps, scores, float(beta), offsets, reduction, metrics)
+        if validate:
+            # A score is finite only where its log-probs are: those need no look of their own.
+            sums = (scores, *beside.values(), *positive.values())
+            check_values(tensors, positive, offsets, size, sums)
+        return cls(policy_logps, scores, float(beta), offsets)
 
     @property
     def groups(self) -> Groups:
@@ -93,18 +87,18 @@ class Batch:
         """The scores end to end, (T,)."""
         return self.scores.reshape(-1)
 
-    def finish(self, losses: Tensor, scores: Tensor | None = None) -> Tensor:
-        """Write the metrics, and reduce the losses of the groups, (B,) or () for one group.
-
-        `scores` are those that weigh the negatives, where the loss added something to them.
-        """
-        if self.metrics is not None:
-            weighing = (self.scores if scores is None else scores).reshape(-1)
+    def describe(self, metrics: Metrics | None, added: Tensor | None = None) -> None:
+        """Write the metrics, if they are wanted; `added` is what the loss adds to the scores."""
+        if metrics is not None:
+            weighing = self.flat if added is None else self.flat + added.reshape(-1)
             found = preference_metrics(self.flat, self.policy_logps, self.groups, weighing)
-            self.metrics.update(found)
-        if self.reduction == "none":
-            return losses.reshape(self.scores.shape[:-1]) if self.offsets is None else losses
-        return losses.mean() if self.reduction == "mean" else losses.sum()
+            metrics.update(found)
+
+    def reduced(self, losses: Tensor, reduction: Reduction) -> Tensor:
+        """Reduce the losses of the groups, (B,)."""
+        check_choice("reduction", reduction, REDUCTIONS)
+        shaped = losses.reshape(self.scores.shape[:-1]) if self.offsets is None else losses
+        return reduced(shaped, reduction)
 
 
 def _scores(

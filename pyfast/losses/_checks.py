@@ -8,7 +8,7 @@ device: they are folded into one flag, so that a call waits for the device once,
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from numbers import Real
 
@@ -43,28 +43,23 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 def check_groups(
     tensors: Mapping[str, Tensor],
+    positive: Mapping[str, Tensor],
     offsets: Tensor | None,
-    *,
     size: int | None = None,
-    positive: Mapping[str, Tensor] | None = None,
-    values: bool = True,
 ) -> None:
-    """Require finite float tensors of one layout and device, in groups of at least one response.
+    """Require float tensors of one layout and device, in groups of at least one response.
 
     Parameters
     ----------
     tensors : mapping of str to Tensor
         Argument names and values. The first sets the shape and the device for the others.
+    positive : mapping of str to Tensor
+        More of the same, of integers too, whose values must lie above 0.
     offsets : Tensor or None
         Where the groups of a flat layout start and end; on the host or with the tensors.
     size : int, optional
         The exact number of responses that every group must have.
-    positive : mapping of str to Tensor, optional
-        More of the same, of integers too, whose values must lie above 0.
-    values : bool
-        Whether to look at the values; the host waits for the device then.
     """
-    positive = positive or {}
     first = next(iter(tensors))
     for name, tensor in tensors.items():
         _check_tensor(name, tensor, _FLOATS, "a floating-point dtype")
@@ -72,25 +67,39 @@ def check_groups(
     for name, tensor in positive.items():
         _check_tensor(name, tensor, _FLOATS + _INTEGERS, "a number dtype")
         _check_same(name, tensor, first, tensors[first])
-    responses = tensors[first]
-    check_layout(first, responses, offsets, size)
-    if not values or torch.compiler.is_compiling():
-        return
+    _check_layout(first, tensors[first], offsets, size)
 
+
+def check_values(
+    tensors: Mapping[str, Tensor],
+    positive: Mapping[str, Tensor],
+    offsets: Tensor | None,
+    size: int | None = None,
+    sums: Sequence[Tensor] = (),
+) -> None:
+    """Require finite values, above 0 where `positive`, and offsets in order.
+
+    The host waits for the device once. Arguments as in :func:`check_groups`; `sums` are what is
+    added up in place of the tensors, where that tells as much.
+    """
+    if torch.compiler.is_compiling():
+        return
     # A sum is finite where all its terms are, or it overflows: then the slow way finds nothing.
-    flag = torch.isfinite(_total([*tensors.values(), *positive.values()]))
+    total = _total(sums or [*tensors.values(), *positive.values()])
+    wrong = total - total  # 0 or NaN, which counts as true
     for tensor in positive.values():
-        flag = flag & (tensor > 0).all()
+        wrong = wrong + (tensor <= 0).any()
     if offsets is not None:
-        flag = flag & _offsets_hold(offsets, responses.numel(), size).to(responses.device)
-    if not flag:
+        responses = next(iter(tensors.values()))
+        wrong = wrong + _offsets_fail(offsets, responses.numel(), size).to(responses.device)
+    if wrong:
         if offsets is not None:
             _raise_for_offsets(offsets.tolist(), responses.numel(), size)
-        raise_for_values({**tensors, **positive}, offsets)
+        _raise_for_values({**tensors, **positive}, offsets)
         _raise_for_sign(positive, offsets)
 
 
-def _total(tensors: list[Tensor]) -> Tensor:
+def _total(tensors: Sequence[Tensor]) -> Tensor:
     """Add up all values, wide enough that sums of half types do not overflow."""
     total = None
     for tensor in tensors:
@@ -120,7 +129,7 @@ def _check_same(name: str, tensor: Tensor, first: str, model: Tensor) -> None:
         )
 
 
-def check_layout(name: str, values: Tensor, offsets: Tensor | None, size: int | None) -> None:
+def _check_layout(name: str, values: Tensor, offsets: Tensor | None, size: int | None) -> None:
     shape = tuple(values.shape)
     if offsets is None:
         if values.dim() not in (1, 2):
@@ -144,11 +153,11 @@ def check_layout(name: str, values: Tensor, offsets: Tensor | None, size: int | 
         )
 
 
-def _offsets_hold(offsets: Tensor, total: int, size: int | None) -> Tensor:
-    """Say in one flag, without waiting for the device, whether the offsets are in order."""
+def _offsets_fail(offsets: Tensor, total: int, size: int | None) -> Tensor:
+    """Say in one flag, without waiting for the device, whether the offsets are out of order."""
     lengths = offsets.diff()
-    fit = (lengths > 0) if size is None else (lengths == size)
-    return fit.all() & (offsets[0] == 0) & (offsets[-1] == total)
+    unfit = (lengths <= 0) if size is None else (lengths != size)
+    return unfit.any() | (offsets[0] != 0) | (offsets[-1] != total)
 
 
 def _raise_for_offsets(offsets: list[int], total: int, size: int | None) -> None:
@@ -172,7 +181,7 @@ def _raise_for_offsets(offsets: list[int], total: int, size: int | None) -> None
         )
 
 
-def raise_for_values(tensors: Mapping[str, Tensor], offsets: Tensor | None) -> None:
+def _raise_for_values(tensors: Mapping[str, Tensor], offsets: Tensor | None) -> None:
     """Name the first value that is not finite; pass where there is none."""
     for name, tensor in tensors.items():
         bad = ~torch.isfinite(tensor)

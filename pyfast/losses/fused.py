@@ -2,8 +2,9 @@ r"""The LSE family with its gradient in closed form: loss and slope from one pas
 
 :func:`contrast` and :func:`listwise` compute what the functions of the same names in
 :mod:`pyfast.losses.reference` compute, through one of two backends: a Triton kernel, or numpy on
-the CPU. Both return the loss of each group together with :math:`\partial L / \partial s`, so that
-backward is one multiplication. A second derivative is taken through the reference.
+the CPU. Both return the losses together with :math:`\partial L / \partial s`; what is kept is the
+slope of the reduced loss, so that backward is one multiplication. A second derivative is taken
+through the reference.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from pyfast.losses._checks import check_choice
 from pyfast.losses.reference import widen
 
 Backend: TypeAlias = Literal["auto", "reference", "triton"]
+Reduction: TypeAlias = Literal["mean", "sum", "none"]
+REDUCTIONS = ("mean", "sum", "none")
 _Floats: TypeAlias = NDArray[Any]
 
 
@@ -30,6 +33,7 @@ def contrast(
     offsets: Tensor | None = None,
     margin: float = 0.0,
     *,
+    reduction: Reduction = "none",
     backend: Backend = "auto",
 ) -> Tensor:
     """Loss of each group, its positives against the weighted rest.
@@ -38,6 +42,8 @@ def contrast(
     ----------
     scores, positive, log_weights, offsets, margin
         As in :func:`pyfast.losses.reference.contrast`.
+    reduction : {"mean", "sum", "none"}
+        Over groups.
     backend : {"auto", "reference", "triton"}
         "auto" takes Triton for tensors on a GPU, the closed form in numpy on the CPU, and the
         reference inside torch.compile, which fuses it by itself, and where the weights need a
@@ -46,18 +52,14 @@ def contrast(
     Returns
     -------
     Tensor
-        () for one group, else (B,); float32, or float64 for float64 scores.
+        A scalar, or for "none" () for one group, else (B,); float32, or float64 for float64 scores.
 
     Raises
     ------
     ValueError
-        The backend is unknown or cannot be used here; the message says why.
+        Reduction or backend are unknown, or the backend cannot be used here; the message says why.
     """
-    if _use_reference(scores, backend, log_weights):
-        return reference.contrast(scores, positive, log_weights, offsets, margin)
-    return _Contrast.apply(  # type: ignore[no-any-return, no-untyped-call]
-        scores, positive, log_weights, offsets, margin
-    )
+    return _loss(backend, "contrast", scores, offsets, margin, reduction, positive, log_weights)
 
 
 def listwise(
@@ -65,24 +67,69 @@ def listwise(
     offsets: Tensor | None = None,
     margin: float = 0.0,
     *,
+    reduction: Reduction = "none",
     backend: Backend = "auto",
 ) -> Tensor:
     """Plackett-Luce loss of each whole ranking, best response first.
 
-    Arguments as in :func:`pyfast.losses.reference.listwise`; `backend`, what is returned and what
-    is raised as in :func:`contrast`.
+    Arguments as in :func:`pyfast.losses.reference.listwise`; `reduction`, `backend`, what is
+    returned and what is raised as in :func:`contrast`.
     """
-    if _use_reference(scores, backend, None):
-        return reference.listwise(scores, offsets, margin)
-    return _Listwise.apply(  # type: ignore[no-any-return, no-untyped-call]
-        scores, offsets, margin
+    return _loss(backend, "listwise", scores, offsets, margin, reduction)
+
+
+def above_mean(
+    rewards: Tensor, offsets: Tensor | None = None, *, backend: Backend = "auto"
+) -> tuple[Tensor, Tensor]:
+    """How far each reward is above its group's mean, and whether it is the first of the highest.
+
+    Arguments and results as in :func:`pyfast.losses.reference.above_mean`; numpy does it for
+    tensors on the CPU that need no gradient, to the same bits.
+    """
+    by_torch = backend == "reference" or rewards.requires_grad or torch.compiler.is_compiling()
+    if by_torch or rewards.device.type != "cpu":
+        return reference.above_mean(rewards, offsets)
+    r, (starts, sizes) = _array(rewards), _layout(rewards, offsets)
+    total, top = np.zeros(starts.shape, r.dtype), np.zeros(r.shape, np.bool_)
+    with np.errstate(invalid="ignore"):
+        below_best = r - np.maximum.reduceat(r, starts).repeat(sizes)
+        np.add.at(total, np.arange(starts.size).repeat(sizes), below_best)  # in order, as torch
+        above = below_best - (total / np.asarray(sizes, r.dtype)).repeat(sizes)
+        best = (~(below_best < 0)).nonzero()[0]
+    top[best[best.searchsorted(starts)]] = True
+    shape = rewards.shape
+    return torch.from_numpy(above.reshape(shape)), torch.from_numpy(top.reshape(shape))
+
+
+def reduced(losses: Tensor, reduction: Reduction) -> Tensor:
+    """Reduce the losses of the groups."""
+    if reduction == "none":
+        return losses
+    return losses.mean() if reduction == "mean" else losses.sum()
+
+
+def _loss(
+    backend: Backend,
+    name: str,
+    scores: Tensor,
+    offsets: Tensor | None,
+    margin: float,
+    reduction: Reduction,
+    *more: Tensor | None,
+) -> Tensor:
+    """Take the reference or the closed form; `more` are arguments of this kernel alone."""
+    check_choice("reduction", reduction, REDUCTIONS)
+    if _use_reference(scores, backend, more):
+        return _by_reference(name, scores, offsets, margin, reduction, *more)
+    return _Closed.apply(  # type: ignore[no-any-return, no-untyped-call]
+        name, scores, offsets, margin, reduction, *more
     )
 
 
-def _use_reference(scores: Tensor, backend: str, log_weights: Tensor | None) -> bool:
+def _use_reference(scores: Tensor, backend: str, more: tuple[Tensor | None, ...]) -> bool:
     """Decide between reference and closed form; the device decides the rest."""
     check_choice("backend", backend, ("auto", "reference", "triton"))
-    weights_need_grad = log_weights is not None and log_weights.requires_grad
+    weights_need_grad = any(tensor is not None and tensor.requires_grad for tensor in more)
     if backend == "triton":
         reason = _why_no_triton(scores)
         if reason is None and weights_need_grad:
@@ -106,156 +153,152 @@ def _why_no_triton(scores: Tensor) -> str | None:
     return reason
 
 
-def _forward(
-    kernel: str, scores: Tensor, offsets: Tensor | None, margin: float, **more: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Return the groups' losses and the slope of the scores from the backend of their device."""
-    from pyfast.kernels import runtime
-
-    if scores.device.type == "cpu" and not runtime.interpreting():
-        loss, slope = _on_cpu(kernel, scores, offsets, margin, **more)
-    else:
-        from pyfast.kernels import group_lse
-
-        loss, slope = getattr(group_lse, kernel)(scores, offsets=offsets, margin=margin, **more)
-    return loss.reshape(scores.shape[:-1]) if offsets is None else loss, slope
+def _by_reference(
+    name: str,
+    scores: Tensor,
+    offsets: Tensor | None,
+    margin: float,
+    reduction: Reduction,
+    *more: Tensor | None,
+) -> Tensor:
+    loss = getattr(reference, name)(scores, *more, offsets=offsets, margin=margin)
+    return reduced(loss, reduction)
 
 
-class _Contrast(torch.autograd.Function):
+class _Closed(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
+        name: str,
         scores: Tensor,
-        positive: Tensor | None,
-        log_weights: Tensor | None,
         offsets: Tensor | None,
         margin: float,
+        reduction: Reduction,
+        *more: Tensor | None,
     ) -> Tensor:
-        loss, slope = _forward(
-            "contrast", scores, offsets, margin, positive=positive, log_weights=log_weights
-        )
-        ctx.margin = margin
-        ctx.save_for_backward(slope, scores, positive, log_weights, offsets)
+        from pyfast.kernels import runtime
+
+        if scores.device.type == "cpu" and not runtime.interpreting():
+            loss, slope = _on_cpu(name, scores, offsets, margin, reduction, *more)
+        else:
+            from pyfast.kernels import group_lse
+
+            loss, slope = getattr(group_lse, name)(scores, *more, offsets=offsets, margin=margin)
+            slope = slope / loss.numel() if reduction == "mean" else slope
+            loss = loss if offsets is not None else loss.reshape(scores.shape[:-1])
+            loss = reduced(loss, reduction)
+        ctx.how = (name, margin, reduction)
+        ctx.save_for_backward(slope, scores, offsets, *more)
         return loss
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        slope, scores, positive, log_weights, offsets = ctx.saved_tensors
-        if not torch.is_grad_enabled():
-            return _spread(slope, grad, scores.dtype, offsets), None, None, None, None
-        with torch.enable_grad():  # a graph of this gradient is wanted, for a second derivative
-            loss = reference.contrast(scores, positive, log_weights, offsets, ctx.margin)
-            return _regraph(loss, scores, grad), None, None, None, None
+        slope, scores, offsets, *more = ctx.saved_tensors
+        name, margin, reduction = ctx.how
+        if torch.is_grad_enabled():  # a graph of this gradient is wanted, for a second derivative
+            loss = _by_reference(name, scores, offsets, margin, reduction, *more)
+            (slope,) = torch.autograd.grad(loss, scores, grad, create_graph=True)
+        else:  # autograd rounds to half types where the scores are such
+            slope = slope * (_spread(grad, slope, offsets) if reduction == "none" else grad)
+        return None, slope, None, None, None, *(None for _ in more)
 
 
-class _Listwise(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, scores: Tensor, offsets: Tensor | None, margin: float) -> Tensor:
-        loss, slope = _forward("listwise", scores, offsets, margin)
-        ctx.margin = margin
-        ctx.save_for_backward(slope, scores, offsets)
-        return loss
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        slope, scores, offsets = ctx.saved_tensors
-        if not torch.is_grad_enabled():
-            return _spread(slope, grad, scores.dtype, offsets), None, None
-        with torch.enable_grad():
-            loss = reference.listwise(scores, offsets, ctx.margin)
-            return _regraph(loss, scores, grad), None, None
-
-
-def _regraph(loss: Tensor, scores: Tensor, grad: Tensor) -> Tensor:
-    return torch.autograd.grad(loss.reshape(-1), scores, grad, create_graph=True)[0]
-
-
-def _spread(slope: Tensor, grad: Tensor, dtype: torch.dtype, offsets: Tensor | None) -> Tensor:
-    """Multiply the slope of each response by the gradient of its group's loss."""
+def _spread(grad: Tensor, slope: Tensor, offsets: Tensor | None) -> Tensor:
+    """Give each response the gradient of its group's loss."""
     if offsets is None:
-        return (slope * grad.reshape(*slope.shape[:-1], 1)).to(dtype)
+        return grad.unsqueeze(-1)
     sizes = offsets.diff().to(slope.device)
-    return (slope * grad.repeat_interleave(sizes, output_size=slope.numel())).to(dtype)
+    return grad.repeat_interleave(sizes, output_size=slope.numel())
 
 
 # On the CPU ---------------------------------------------------------------------------------
 
 
 def _on_cpu(
-    kernel: str, scores: Tensor, offsets: Tensor | None, margin: float, **more: Tensor | None
+    name: str,
+    scores: Tensor,
+    offsets: Tensor | None,
+    margin: float,
+    reduction: Reduction,
+    *more: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Run a closed form on the tensors' own memory.
+    """Run a closed form on the tensors' own memory: the reduced loss, and its slope.
 
     numpy's segmented reductions add each group in an order of its own, whatever the layout.
     """
-    s = widen(scores.detach()).reshape(-1).numpy()
+    arrays = (None if tensor is None else _array(tensor) for tensor in more)
+    compute = _contrast_arrays if name == "contrast" else _listwise_arrays
+    with np.errstate(invalid="ignore"):  # a NaN that nobody wanted to know of stays a NaN
+        loss, slope = compute(_array(scores), *_layout(scores, offsets), margin, *arrays)
+    if reduction != "none":  # here, for a small call of torch costs ten times as much
+        count = loss.size if reduction == "mean" else 1
+        loss = (loss.sum(keepdims=True) / count).reshape(())
+        slope /= count
+    elif offsets is None:
+        loss = loss.reshape(scores.shape[:-1])
+    return torch.from_numpy(loss), torch.from_numpy(slope.reshape(scores.shape))
+
+
+def _layout(values: Tensor, offsets: Tensor | None) -> tuple[_Floats, _Floats | int]:
+    """Return where the groups start, and their sizes: one number where all are the same."""
     if offsets is None:
-        size = scores.shape[-1]
-        starts = np.arange(0, s.size, size)
-        sizes = np.full(starts.shape, size)
-    else:
-        ends = offsets.numpy()
-        starts, sizes = ends[:-1], ends[1:] - ends[:-1]
-    arrays = {
-        name: None if tensor is None else widen(tensor.detach()).reshape(-1).numpy()
-        for name, tensor in more.items()
-    }
-    compute = _contrast_arrays if kernel == "contrast" else _listwise_arrays
-    loss, slope = compute(s, starts, sizes, margin, **arrays)
-    return torch.from_numpy(loss), torch.from_numpy(slope).reshape(scores.shape)
+        return np.arange(0, values.numel(), values.shape[-1]), values.shape[-1]
+    ends = offsets.numpy()
+    return ends[:-1], ends[1:] - ends[:-1]
+
+
+def _array(values: Tensor) -> _Floats:
+    """View a tensor end to end; a copy where its layout or its dtype asks for one."""
+    flat: _Floats = widen(values.detach()).numpy().reshape(-1)
+    return flat
 
 
 def _contrast_arrays(
     s: _Floats,
     starts: _Floats,
-    sizes: _Floats,
+    sizes: _Floats | int,
     margin: float,
     positive: _Floats | None = None,
     log_weights: _Floats | None = None,
 ) -> tuple[_Floats, _Floats]:
-    low = s.dtype.type(-np.inf)
     shifted = s if log_weights is None else s + log_weights.astype(s.dtype, copy=False)
     if margin:
         shifted = shifted + s.dtype.type(margin)
+    infinity = s.dtype.type(np.inf)
     if positive is None:
+        top, log_mass = s[starts], s.dtype.type(0)
         rest = np.array(shifted)
-        rest[starts] = low
+        rest[starts] = -infinity
     else:
-        rest = np.where(positive, low, shifted)
-    top_rest = np.maximum.reduceat(rest, starts)
-    top_rest[top_rest == low] = 0  # no rest: -inf - -inf would be NaN
-    if positive is None:
-        top, mass, share = s[starts], s.dtype.type(1), None
-        rest = np.exp(rest - np.repeat(top_rest, sizes))
-    else:
-        top = np.maximum.reduceat(np.where(positive, s, low), starts)
-        tops = np.where(positive, np.repeat(top, sizes), np.repeat(top_rest, sizes))
-        mixed = np.exp(np.where(positive, s, shifted) - tops)
-        share, rest = mixed * positive, mixed * ~positive
+        most = (positive - s.dtype.type(0.5)) * infinity  # where() would guess, and guess wrong
+        share = np.minimum(s, most)
+        top = np.maximum.reduceat(share, starts)
+        share -= top.repeat(sizes)
+        np.exp(share, out=share)
         mass = np.add.reduceat(share, starts)
-    mass_rest = np.add.reduceat(rest, starts)
+        log_mass = np.log(mass)
+        rest = np.minimum(shifted, -most)
+    top_rest = np.maximum.reduceat(rest, starts)
+    rest -= np.maximum(top_rest, np.finfo(s.dtype).min).repeat(sizes)  # -inf - -inf would be NaN
+    np.exp(rest, out=rest)
+    mass_rest = np.maximum(np.add.reduceat(rest, starts), 1)  # 0 where there is no rest
 
-    alone = mass_rest == 0
-    mass_rest[alone] = 1
     # Tops and masses are subtracted apart: added up first, scores of 1e4 would swallow the masses.
-    deficit = (top_rest - top) + (np.log(mass_rest) - np.log(mass))
-    deficit[alone] = low
-    small = np.exp(-np.abs(deficit))
-    loss = np.maximum(deficit, 0) + np.log1p(small)
-    lost = np.where(deficit < 0, small, s.dtype.type(1)) / (1 + small)  # the sigmoid of deficit
-    slope = rest * np.repeat(lost / mass_rest, sizes)
-    if share is None:
-        slope[starts] -= lost
+    loss = np.logaddexp(0, (top_rest - top) + (np.log(mass_rest) - log_mass))
+    lost = -np.expm1(-loss)
+    rest *= (lost / mass_rest).repeat(sizes)
+    if positive is None:
+        rest[starts] -= lost
     else:
-        slope -= share * np.repeat(lost / mass, sizes)
-    return loss, slope
+        rest -= np.multiply(share, (lost / mass).repeat(sizes), out=share)
+    return loss, rest
 
 
 def _listwise_arrays(
-    s: _Floats, starts: _Floats, sizes: _Floats, margin: float
+    s: _Floats, starts: _Floats, sizes: _Floats | int, margin: float
 ) -> tuple[_Floats, _Floats]:
     """Scan suffixes on a padded table in float64, where sums of exponentials of 1e4 keep digits."""
-    table, kept = _padded(s.astype(np.float64), sizes)
+    table, kept = _padded(s.astype(np.float64), np.broadcast_to(sizes, starts.shape))
     low = -np.inf
     after = np.full_like(table, low)  # log sum of e^s over all that come after
     backwards = np.logaddexp.accumulate(table[:, ::-1], axis=1)[:, ::-1]

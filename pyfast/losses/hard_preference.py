@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from pyfast.losses import fused
-from pyfast.losses._batch import Backend, Batch, Metrics, Reduction, Reward
+from pyfast.losses._batch import Batch, Metrics, Reward
 from pyfast.losses._checks import check_choice, check_number, check_valid
+from pyfast.losses.fused import Backend, Reduction
 from pyfast.losses.reference import Groups, suffixes, widen
 
 Normalize: TypeAlias = Literal["mean", "sum"]
@@ -113,16 +114,7 @@ def hps(
     check_choice("normalize", normalize, ("mean", "sum"))
     _check_draws(draws, importance)
     batch = Batch.of(
-        policy_logps,
-        ref_logps,
-        beta=beta,
-        reward=reward,
-        lengths=lengths,
-        offsets=offsets,
-        reduction=reduction,
-        metrics=metrics,
-        validate=validate,
-        others={"rewards": rewards},
+        policy_logps, ref_logps, beta, reward, lengths, offsets, validate, rewards=rewards
     )
     groups, ends = batch.groups, offsets
     scores, tilt = batch.scores, widen(rewards) * float(gamma)
@@ -139,13 +131,17 @@ def hps(
         tilt.reshape(-1), drawn_from, draws, importance, normalize, generator
     )
     log_weights = log_weights.to(scores.dtype).reshape(scores.shape)
-    losses = fused.contrast(scores, None, log_weights, ends, margin, backend=backend)
     if heads is None:
-        return batch.finish(losses, scores + log_weights)
+        batch.describe(metrics, log_weights)
+        return fused.contrast(
+            scores, None, log_weights, ends, margin, reduction=reduction, backend=backend
+        )
+    batch.describe(metrics)
+    losses = fused.contrast(scores, None, log_weights, ends, margin, backend=backend)
     first = torch.zeros_like(marked).index_fill(0, groups.starts, True)[heads]
     weighted = losses * torch.where(first, 1.0, float(valid_weight))
     per_group = weighted.new_zeros(groups.starts.shape).index_add(0, groups.ids[heads], weighted)
-    return batch.finish(per_group)
+    return batch.reduced(per_group, reduction)
 
 
 def _check_draws(draws: int | None, importance: bool) -> None:

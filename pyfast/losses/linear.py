@@ -9,12 +9,17 @@ part.
 depend on what is done with the log-probs, so the forward pass accumulates the expectation from the
 same tiles (two products a tile), and backward is one multiplication. *Trainable head.* Backward
 makes the tiles anew (one product forward, three backward).
+
+No tile is left out of the expectation. Of what SmolLM2-135M writes, no block of even 128 words
+holds less than float32's share of a token's probability (2^-24, over the number of blocks): half of
+the tokens need 38,000 of 49,152 words for that. Only the coarser limit of a bfloat16 gradient has
+tails to skip.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -22,8 +27,7 @@ from torch import Tensor
 from pyfast.losses import _tiles, reference
 from pyfast.losses._checks import check_choice, check_number
 from pyfast.losses._tokens import Tokens, check_head, scored_tokens
-
-Backend: TypeAlias = Literal["auto", "reference", "triton"]
+from pyfast.losses.fused import Backend
 
 
 @dataclass(frozen=True, eq=False)

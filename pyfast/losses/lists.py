@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from pyfast.losses._batch import Batch, Metrics, Reduction, Reward
+from pyfast.losses._batch import Batch, Metrics, Reward
 from pyfast.losses._checks import check_at_most, check_number
-from pyfast.losses._pairs import Pairs, Weighting, choose_pairs, over_pairs, weighing
+from pyfast.losses._pairs import Pairs, Weighting, choose_pairs, over_pairs
+from pyfast.losses.fused import Reduction
 from pyfast.losses.reference import widen
 
 
@@ -75,16 +76,7 @@ def slic(
     check_number("delta", delta)
     check_number("regularizer", regularizer, zero=True)
     batch = Batch.of(
-        policy_logps,
-        ref_logps,
-        beta=beta,
-        reward=reward,
-        lengths=lengths,
-        offsets=offsets,
-        reduction=reduction,
-        metrics=metrics,
-        validate=validate,
-        others=weighing(rewards, weighting, gamma),
+        policy_logps, ref_logps, beta, reward, lengths, offsets, validate, rewards=rewards
     )
     groups, pull = batch.groups, None
     if regularizer > 0:
@@ -102,7 +94,10 @@ def slic(
 
     handicap = -pull if pull is not None and regularizer_inside else None
     losses = over_pairs(batch, rewards, weighting, gamma, hinge, handicap)
-    return batch.finish(losses if pull is None or regularizer_inside else losses - pull)
+    if pull is not None and not regularizer_inside:
+        losses = losses - pull
+    batch.describe(metrics)
+    return batch.reduced(losses, reduction)
 
 
 def lipo_lambda(
@@ -155,16 +150,7 @@ def lipo_lambda(
     tensor(0.2138)
     """
     batch = Batch.of(
-        policy_logps,
-        ref_logps,
-        beta=beta,
-        reward=reward,
-        lengths=lengths,
-        offsets=offsets,
-        reduction=reduction,
-        metrics=metrics,
-        validate=validate,
-        others={"rewards": rewards},
+        policy_logps, ref_logps, beta, reward, lengths, offsets, validate, rewards=rewards
     )
     check_at_most("rewards", rewards, 100, offsets, values=validate)
     groups, flat = batch.groups, batch.flat
@@ -178,4 +164,6 @@ def lipo_lambda(
     i, j = pairs.winner, pairs.loser
     weight = (gain[i] - gain[j]).abs() * (discount[i] - discount[j]).abs()
     pairs = Pairs(i, j, weight.to(flat.dtype))
-    return batch.finish(pairs.total(groups, softplus(flat[j] - flat[i])))
+    losses = pairs.total(groups, softplus(flat[j] - flat[i]))
+    batch.describe(metrics)
+    return batch.reduced(losses, reduction)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pyfast.losses._checks import check_groups, check_number
+from pyfast.losses._checks import check_groups, check_number, check_values
 from pyfast.losses.reference import Groups, widen
 
 
@@ -120,7 +120,8 @@ def reward_margins(
     check_number("beta", beta)
     check_number("penalty", penalty, zero=True)
     named = {"policy_logps": policy_logps, "ref_logps": ref_logps}
-    check_groups(named, offsets, positive={"lengths": lengths})
+    check_groups(named, {"lengths": lengths}, offsets)
+    check_values(named, {"lengths": lengths}, offsets)
     groups = Groups.of(policy_logps, offsets)
     rewards = (widen(policy_logps) - widen(ref_logps)).reshape(-1) * float(beta)
     fined = rewards - float(penalty) * lengths.reshape(-1).to(rewards.dtype)
@@ -173,7 +174,8 @@ def ranking_metrics(
     >>> {name: round(float(value), 3) for name, value in found.items()}
     {'hit@1': 0.0, 'mrr': 0.5, 'recall@1': 0.0, 'ndcg@1': 0.0, 'recall@3': 1.0, 'ndcg@3': 0.631}
     """
-    check_groups({"scores": scores}, offsets)
+    check_groups({"scores": scores}, {}, offsets)
+    check_values({"scores": scores}, {}, offsets)
     if not at or any(isinstance(k, bool) or not isinstance(k, int) or k < 1 for k in at):
         raise ValueError(f"at must hold whole numbers of at least 1, got {at}")
     groups = Groups.of(scores, offsets)

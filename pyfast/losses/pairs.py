@@ -23,9 +23,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, softplus
 
-from pyfast.losses._batch import Batch, Metrics, Reduction, Reward
+from pyfast.losses._batch import Batch, Metrics, Reward
 from pyfast.losses._checks import check_number
-from pyfast.losses._pairs import Weighting, over_pairs, weighing
+from pyfast.losses._pairs import Weighting, over_pairs
+from pyfast.losses.fused import Reduction
 
 
 def dpo_k(
@@ -80,21 +81,13 @@ def dpo_k(
     """
     check_number("margin", margin, signed=True)
     batch = Batch.of(
-        policy_logps,
-        ref_logps,
-        beta=beta,
-        reward=reward,
-        lengths=lengths,
-        offsets=offsets,
-        reduction=reduction,
-        metrics=metrics,
-        validate=validate,
-        others=weighing(rewards, weighting, gamma),
+        policy_logps, ref_logps, beta, reward, lengths, offsets, validate, rewards=rewards
     )
     losses = over_pairs(
         batch, rewards, weighting, gamma, lambda win, lose: softplus(lose - win + margin)
     )
-    return batch.finish(losses)
+    batch.describe(metrics)
+    return batch.reduced(losses, reduction)
 
 
 def dmpo(
@@ -145,22 +138,13 @@ def dmpo(
     tensor(0.2014)
     """
     check_number("margin", margin, signed=True)
-    batch = Batch.of(
-        policy_logps,
-        ref_logps,
-        beta=beta,
-        reward=reward,
-        lengths=lengths,
-        offsets=offsets,
-        reduction=reduction,
-        metrics=metrics,
-        validate=validate,
-    )
+    batch = Batch.of(policy_logps, ref_logps, beta, reward, lengths, offsets, validate)
     groups = batch.groups
     negatives = groups.sizes - 1
     rest = groups.sum(batch.flat.masked_fill(groups.chosen, 0.0)) / negatives.clamp(min=1)
     losses = softplus(rest - batch.flat[groups.starts] + margin)
-    return batch.finish(losses.masked_fill(negatives == 0, 0.0))
+    batch.describe(metrics)
+    return batch.reduced(losses.masked_fill(negatives == 0, 0.0), reduction)
 
 
 def ipo(
@@ -212,16 +196,7 @@ def ipo(
     tensor(1.2500)
     """
     batch = Batch.of(
-        policy_logps,
-        ref_logps,
-        beta=beta,
-        reward=reward,
-        lengths=lengths,
-        offsets=offsets,
-        reduction=reduction,
-        metrics=metrics,
-        validate=validate,
-        others=weighing(rewards, weighting, gamma),
+        policy_logps, ref_logps, beta, reward, lengths, offsets, validate, rewards=rewards
     )
     target = 1 / (2 * batch.beta)
     losses = over_pairs(
@@ -231,7 +206,8 @@ def ipo(
         gamma,
         lambda win, lose: ((win - lose) / batch.beta - target) ** 2,
     )
-    return batch.finish(losses)
+    batch.describe(metrics)
+    return batch.reduced(losses, reduction)
 
 
 def exo(
@@ -287,16 +263,7 @@ def exo(
     """
     check_number("smoothing", smoothing, below=1.0)
     batch = Batch.of(
-        policy_logps,
-        ref_logps,
-        beta=beta,
-        reward=reward,
-        lengths=lengths,
-        offsets=offsets,
-        reduction=reduction,
-        metrics=metrics,
-        validate=validate,
-        others=weighing(rewards, weighting, gamma),
+        policy_logps, ref_logps, beta, reward, lengths, offsets, validate, rewards=rewards
     )
     log_right, log_wrong = math.log1p(-smoothing), math.log(smoothing)
 
@@ -305,7 +272,9 @@ def exo(
         right = torch.sigmoid(gap) * (logsigmoid(gap) - log_right)
         return right + torch.sigmoid(-gap) * (logsigmoid(-gap) - log_wrong)
 
-    return batch.finish(over_pairs(batch, rewards, weighting, gamma, loss))
+    losses = over_pairs(batch, rewards, weighting, gamma, loss)
+    batch.describe(metrics)
+    return batch.reduced(losses, reduction)
 
 
 def sppo(
@@ -356,16 +325,7 @@ def sppo(
     tensor(0.5000)
     """
     batch = Batch.of(
-        policy_logps,
-        ref_logps,
-        beta=beta,
-        reward=reward,
-        lengths=lengths,
-        offsets=offsets,
-        reduction=reduction,
-        metrics=metrics,
-        validate=validate,
-        others=weighing(rewards, weighting, gamma),
+        policy_logps, ref_logps, beta, reward, lengths, offsets, validate, rewards=rewards
     )
     target = 1 / (2 * batch.beta)
     losses = over_pairs(
@@ -375,7 +335,8 @@ def sppo(
         gamma,
         lambda win, lose: (win / batch.beta - target) ** 2 + (lose / batch.beta + target) ** 2,
     )
-    return batch.finish(losses)
+    batch.describe(metrics)
+    return batch.reduced(losses, reduction)
 
 
 def nca(
@@ -426,16 +387,7 @@ def nca(
     tensor(1.2215)
     """
     batch = Batch.of(
-        policy_logps,
-        ref_logps,
-        beta=beta,
-        reward=reward,
-        lengths=lengths,
-        offsets=offsets,
-        reduction=reduction,
-        metrics=metrics,
-        validate=validate,
-        others=weighing(rewards, weighting, gamma),
+        policy_logps, ref_logps, beta, reward, lengths, offsets, validate, rewards=rewards
     )
     losses = over_pairs(
         batch,
@@ -444,4 +396,5 @@ def nca(
         gamma,
         lambda win, lose: softplus(-win) + 0.5 * softplus(win) + 0.5 * softplus(lose),
     )
-    return batch.finish(losses)
+    batch.describe(metrics)
+    return batch.reduced(losses, reduction)

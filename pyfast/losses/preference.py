@@ -18,9 +18,10 @@ import torch  # noqa: F401 - for the examples
 from torch import Tensor
 
 from pyfast.losses import fused
-from pyfast.losses._batch import Backend, Batch, Metrics, Reduction, Reward
+from pyfast.losses._batch import Batch, Metrics, Reward
 from pyfast.losses._checks import check_choice, check_not_negative, check_number
-from pyfast.losses.reference import Groups, widen
+from pyfast.losses.fused import Backend, Reduction
+from pyfast.losses.reference import widen
 
 Positives: TypeAlias = Literal["mean", "top"]
 
@@ -77,20 +78,11 @@ def dpo(
     tensor(0.3133)
     """
     check_number("margin", margin, signed=True)
-    batch = Batch.of(
-        policy_logps,
-        ref_logps,
-        beta=beta,
-        reward=reward,
-        lengths=lengths,
-        offsets=offsets,
-        reduction=reduction,
-        metrics=metrics,
-        validate=validate,
-        size=2,
+    batch = Batch.of(policy_logps, ref_logps, beta, reward, lengths, offsets, validate, size=2)
+    batch.describe(metrics)
+    return fused.contrast(
+        batch.scores, offsets=offsets, margin=margin, reduction=reduction, backend=backend
     )
-    losses = fused.contrast(batch.scores, offsets=offsets, margin=margin, backend=backend)
-    return batch.finish(losses)
 
 
 def plackett_luce_top1(
@@ -155,25 +147,16 @@ def plackett_luce_top1(
     """
     check_number("margin", margin, signed=True)
     batch = Batch.of(
-        policy_logps,
-        ref_logps,
-        beta=beta,
-        reward=reward,
-        lengths=lengths,
-        offsets=offsets,
-        reduction=reduction,
-        metrics=metrics,
-        validate=validate,
-        others=None if weights is None else {"weights": weights},
+        policy_logps, ref_logps, beta, reward, lengths, offsets, validate, weights=weights
     )
     log_weights = None
     if weights is not None:
         check_not_negative("weights", weights, offsets, values=validate)
         log_weights = widen(weights).log()
-    losses = fused.contrast(
-        batch.scores, None, log_weights, offsets=offsets, margin=margin, backend=backend
+    batch.describe(metrics, log_weights)
+    return fused.contrast(
+        batch.scores, None, log_weights, offsets, margin, reduction=reduction, backend=backend
     )
-    return batch.finish(losses, batch.scores if log_weights is None else batch.scores + log_weights)
 
 
 def plackett_luce(
@@ -233,23 +216,14 @@ def plackett_luce(
     """
     check_number("margin", margin, signed=True)
     batch = Batch.of(
-        policy_logps,
-        ref_logps,
-        beta=beta,
-        reward=reward,
-        lengths=lengths,
-        offsets=offsets,
-        reduction=reduction,
-        metrics=metrics,
-        validate=validate,
-        others=None if rewards is None else {"rewards": rewards},
+        policy_logps, ref_logps, beta, reward, lengths, offsets, validate, rewards=rewards
     )
     scores = batch.scores
     if rewards is not None:
         order = batch.groups.ranking(rewards.reshape(-1))
         scores = batch.flat[order].reshape(scores.shape)
-    losses = fused.listwise(scores, offsets=offsets, margin=margin, backend=backend)
-    return batch.finish(losses)
+    batch.describe(metrics)
+    return fused.listwise(scores, offsets, margin, reduction=reduction, backend=backend)
 
 
 def swepo(
@@ -327,32 +301,18 @@ def swepo(
     check_number("margin", margin, signed=True)
     check_choice("positives", positives, ("mean", "top"))
     batch = Batch.of(
-        policy_logps,
-        ref_logps,
-        beta=beta,
-        reward=reward,
-        lengths=lengths,
-        offsets=offsets,
-        reduction=reduction,
-        metrics=metrics,
-        validate=validate,
-        others={"rewards": rewards},
+        policy_logps, ref_logps, beta, reward, lengths, offsets, validate, rewards=rewards
     )
-    groups = batch.groups
-    flat = widen(rewards).reshape(-1)
-    # Measured from the highest, equal rewards differ from their mean by exactly 0.
-    below_best = flat - groups.spread(groups.max(flat.detach()))
-    above_mean = below_best - groups.spread(groups.mean(below_best))
-    positive = _positives(below_best, above_mean, groups, positives).reshape(rewards.shape)
-
-    scores = batch.scores
-    scores = scores + (above_mean * float(alpha)).to(scores.dtype).reshape(scores.shape)
-    losses = fused.contrast(scores, positive, offsets=offsets, margin=margin, backend=backend)
-    return batch.finish(losses, scores)
-
-
-def _positives(below_best: Tensor, above_mean: Tensor, groups: Groups, which: Positives) -> Tensor:
-    """Mark the positives of each flat group; never none, whatever ties and rounding do."""
-    top = groups.first(below_best == 0)
+    above, top = fused.above_mean(rewards, offsets, backend=backend)
     # The top one is above the mean wherever any is, so it only matters where all are equal.
-    return top if which == "top" else top | (above_mean > 0)
+    positive = top if positives == "top" else top | (above > 0)
+    lift = (above * float(alpha)).to(batch.scores.dtype)
+    batch.describe(metrics, lift)
+    return fused.contrast(
+        batch.scores + lift,
+        positive,
+        offsets=offsets,
+        margin=margin,
+        reduction=reduction,
+        backend=backend,
+    )

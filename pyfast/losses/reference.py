@@ -47,8 +47,8 @@ class Groups:
         if offsets is None:
             size, device = responses.shape[-1], responses.device
             starts = torch.arange(0, responses.numel(), size, device=device)
-            ids = torch.arange(starts.numel(), device=device).repeat_interleave(size)
-            return cls(starts, ids, size)
+            ids = torch.arange(starts.numel(), device=device)[:, None].expand(-1, size)
+            return cls(starts, ids.reshape(-1), size)
         ends = offsets.to(device=responses.device, dtype=torch.int64)
         # A known output_size spares the device a round trip to the host.
         ids = torch.repeat_interleave(
@@ -61,6 +61,8 @@ class Groups:
     @property
     def sizes(self) -> Tensor:
         """(B,) int64, the number of responses of each group."""
+        if self.size is not None:
+            return torch.full_like(self.starts, self.size)
         return torch.diff(self.starts, append=self.starts.new_full((1,), self.ids.numel()))
 
     @property
@@ -98,10 +100,8 @@ class Groups:
     def first(self, mask: Tensor) -> Tensor:
         """Keep the first True of a flat mask (T,) in each group; every group must have one."""
         if self.size is not None:
-            kept = self.starts + mask.reshape(-1, self.size).byte().argmax(
-                1
-            )  # the first, torch says
-            return torch.zeros_like(mask).index_fill(0, kept, True)
+            places = mask.reshape(-1, self.size).byte().argmax(1)  # the first, torch says
+            return torch.zeros_like(mask).index_fill(0, self.starts + places, True)
         index = torch.arange(mask.numel(), device=mask.device)
         index = index.masked_fill(~mask, mask.numel())
         none = index.new_full(self.starts.shape, mask.numel())
@@ -246,6 +246,36 @@ def suffixes(groups: Groups, heads: Tensor) -> tuple[Tensor, Tensor]:
     ends = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
     members = torch.arange(int(ends[-1]), device=heads.device)
     return members + torch.repeat_interleave(heads - ends[:-1], sizes), ends
+
+
+def above_mean(rewards: Tensor, offsets: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """How far each reward is above its group's mean, and whether it is the first of the highest.
+
+    Parameters
+    ----------
+    rewards : Tensor
+        In a layout of :func:`lse_loss`.
+    offsets : Tensor, optional
+        As in :func:`lse_loss`.
+
+    Returns
+    -------
+    tuple of Tensor
+        The distances, at least float32, and bool, one True in each group; in the shape of
+        `rewards`.
+
+    Examples
+    --------
+    >>> above_mean(torch.tensor([1.0, 3.0, 2.0, 2.0]))
+    (tensor([-1.,  1.,  0.,  0.]), tensor([False,  True, False, False]))
+    """
+    groups = Groups.of(rewards, offsets)
+    flat = widen(rewards).reshape(-1)
+    # Measured from the highest, equal rewards differ from their mean by exactly 0.
+    below_best = flat - groups.spread(groups.max(flat.detach()))
+    above = below_best - groups.spread(groups.mean(below_best))
+    top = groups.first(~(below_best < 0))  # a NaN too, so that every group has one
+    return above.reshape(rewards.shape), top.reshape(rewards.shape)
 
 
 def token_logps(

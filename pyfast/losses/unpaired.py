@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pyfast.losses._batch import Batch, Metrics, Reduction, Reward
+from pyfast.losses._batch import Batch, Metrics, Reward
 from pyfast.losses._checks import check_mask, check_number
+from pyfast.losses.fused import Reduction
 
 
 def kto(
@@ -74,17 +75,7 @@ def kto(
     else:
         check_number("kl", kl, zero=True)
         baseline = float(kl)
-    batch = Batch.of(
-        policy_logps,
-        ref_logps,
-        beta=beta,
-        reward=reward,
-        lengths=lengths,
-        offsets=offsets,
-        reduction=reduction,
-        metrics=metrics,
-        validate=validate,
-    )
+    batch = Batch.of(policy_logps, ref_logps, beta, reward, lengths, offsets, validate)
     groups = batch.groups
     if desirable is None:
         good = groups.chosen
@@ -97,4 +88,5 @@ def kto(
         desirable_weight * torch.sigmoid(-gain),
         undesirable_weight * torch.sigmoid(gain),
     )
-    return batch.finish(groups.mean(judged))
+    batch.describe(metrics)
+    return batch.reduced(groups.mean(judged), reduction)

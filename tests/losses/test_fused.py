@@ -75,6 +75,28 @@ def test_listwise_is_the_reference(margin, dtype):
 @settings(max_examples=80, deadline=None)
 @given(
     st.lists(
+        st.lists(st.sampled_from([0.1, 0.2, 0.3, -0.7, 1e-30, 1e4]), min_size=1, max_size=9),
+        min_size=1,
+        max_size=5,
+    ),
+    st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
+)
+def test_above_mean_is_the_reference_to_the_bit(groups, dtype):
+    """A reward that equals the mean up to rounding falls on the same side in both."""
+    offsets = torch.tensor([0, *(len(group) for group in groups)]).cumsum(0)
+    rewards = torch.tensor([reward for group in groups for reward in group], dtype=dtype)
+    for found, expected in zip(
+        fused.above_mean(rewards, offsets), reference.above_mean(rewards, offsets), strict=True
+    ):
+        assert torch.equal(found, expected)
+    batch = rewards.expand(3, -1)
+    for found, expected in zip(fused.above_mean(batch), reference.above_mean(batch), strict=True):
+        assert torch.equal(found, expected)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.lists(
         st.lists(st.sampled_from([-1e4, -89.0, -1.0, 0.0, 0.5, 88.0, 1e4]), min_size=1, max_size=9),
         min_size=1,
         max_size=5,
@@ -115,6 +137,27 @@ def test_half_types_are_computed_in_float32(name, dtype):
     assert loss.dtype is torch.float32
     assert torch.equal(loss, expected)
     assert torch.equal(scores.grad, wide.grad.to(dtype))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("offsets", [None, torch.tensor([0, 3, 4, 10])])
+@pytest.mark.parametrize("name", ["contrast", "listwise"])
+def test_reduced_losses_are_those_of_the_reference(name, offsets, reduction):
+    scores = torch.randn((2, 5) if offsets is None else (10,), dtype=torch.float64)
+    how = {"offsets": offsets, "margin": 0.3, "reduction": reduction}
+
+    def loss(s):
+        return getattr(fused, name)(s, **how)
+
+    leaves = [scores.clone().requires_grad_() for _ in range(2)]
+    found = loss(leaves[0])
+    expected = getattr(fused, name)(leaves[1], backend="reference", **how)
+    assert found.shape == ()
+    torch.testing.assert_close(found, expected, rtol=1e-13, atol=0)
+    (3 * found).backward()
+    (3 * expected).backward()
+    torch.testing.assert_close(leaves[0].grad, leaves[1].grad, rtol=1e-12, atol=1e-14)
+    assert torch.autograd.gradgradcheck(loss, (scores.requires_grad_(),))
 
 
 @pytest.mark.parametrize("name", ["contrast", "listwise"])
