@@ -102,6 +102,12 @@ class PolicyConfig(_Section):
     dtype: str = setting(
         "float32", "number type of the frozen weights", choices=("float32", "bfloat16")
     )
+    gradient_checkpointing: str = setting(
+        "selective",
+        "what is made anew in the backward pass: nothing, what is cheap to make, or whole layers; "
+        "less memory, more time, the same gradients",
+        choices=("none", "selective", "full"),
+    )
     device: str = setting("auto", "torch device; auto takes a GPU where there is one")
 
 

@@ -74,7 +74,9 @@ def train(
     """Take the optimiser steps that a run still lacks."""
     optim = config.optimisation
     parameters = model.trainable()
-    optimiser = torch.optim.AdamW(parameters.values(), optim.lr, weight_decay=optim.weight_decay)
+    optimiser = torch.optim.AdamW(
+        parameters.values(), optim.lr, weight_decay=optim.weight_decay, fused=True
+    )
     done = checkpoint.restore(out, parameters, optimiser)
 
     steps = range(done, optim.steps)

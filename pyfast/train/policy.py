@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyfast.train import activations, lora
 from pyfast.train.config import PolicyConfig, SamplingConfig
 from pyfast.train.errors import UserError
 from pyfast.train.files import cache_dir, resolve, sha256, write_folder
@@ -57,14 +58,23 @@ class Policy:
         The adapter adds ``alpha / rank * B A`` to each linear layer; B starts at zero.
     seed : int
         Seed of the start of A.
+    gradient_checkpointing : {"none", "selective", "full"}
+        What scoring keeps for the backward pass (`activations`).
     """
 
     def __init__(
-        self, model: Any, tokenizer: Any, *, rank: int = 16, alpha: float = 32.0, seed: int = 0
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        rank: int = 16,
+        alpha: float = 32.0,
+        seed: int = 0,
+        gradient_checkpointing: str = "none",
     ) -> None:
         from peft import LoraConfig, get_peft_model
 
-        lora = LoraConfig(
+        settings = LoraConfig(
             r=rank,
             lora_alpha=alpha,
             target_modules="all-linear",
@@ -75,7 +85,8 @@ class Policy:
         self.end_ids = _end_ids(model, tokenizer)
         with torch.random.fork_rng():
             torch.manual_seed(derive(seed, "adapter"))
-            self.model: Any = get_peft_model(model, lora)
+            self.model: Any = get_peft_model(model, settings)
+        lora.fuse(self.model)
         self.model.eval()
         base = self.model.get_base_model()
         self._backbone: Any = base.base_model
@@ -83,6 +94,7 @@ class Policy:
             self._scorer = GroupScorer(self.model)
         except ValueError as error:
             raise UserError(f"policy.{error}") from None
+        self._checkpointed = activations.enable(self.model, gradient_checkpointing)
 
     @property
     def device(self) -> torch.device:
@@ -234,6 +246,8 @@ class Policy:
             if reference:
                 stack.enter_context(torch.no_grad())
                 stack.enter_context(self.model.disable_adapter())
+            else:
+                stack.enter_context(activations.checkpointed(self._checkpointed))
             return self._scorer.logps([(prompt_ids, responses)])
 
     def _prefill(self, prompts: list[list[int]]) -> tuple[Any, Tensor, Tensor]:
@@ -324,7 +338,14 @@ def load(config: PolicyConfig, seed: int) -> Policy:
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"policy.model: cannot load {config.model!r}: {reason}") from None
-    return Policy(model, tokenizer, rank=config.lora_rank, alpha=config.lora_alpha, seed=seed)
+    return Policy(
+        model,
+        tokenizer,
+        rank=config.lora_rank,
+        alpha=config.lora_alpha,
+        seed=seed,
+        gradient_checkpointing=config.gradient_checkpointing,
+    )
 
 
 def gguf_folder(path: Path) -> Path:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from pyfast import losses
+from pyfast.train.shared_attention import SharedPromptMask
 
 Group = tuple[Sequence[int], Sequence[Sequence[int]]]
 """The tokens of a prompt, and those of each of its responses."""
@@ -141,7 +142,7 @@ class GroupScorer:
     Attributes
     ----------
     why_not_shared : str or None
-        Why prompts are not shared; None if they are.
+        Why prompts are never shared; None if they are, where a group allows it (`why_apart`).
 
     Raises
     ------
@@ -156,9 +157,9 @@ class GroupScorer:
         self._head: Any = self._base.get_output_embeddings()
         self._softcap, self._temperature = self._after_head()
         self._check_head()
+        self._must_share = share is True
         self.why_not_shared = "it was not asked for" if share is False else self._find_reason()
-        if share is True and self.why_not_shared is not None:
-            raise ValueError(f"share: the prompt cannot be shared: {self.why_not_shared}")
+        self._refuse(self.why_not_shared)
 
     def logps(self, groups: Sequence[Group]) -> Tensor:
         """Return log pi(y|x) of every response, those of the first group first.
@@ -177,12 +178,12 @@ class GroupScorer:
         Raises
         ------
         ValueError
-            If a group, a prompt or a response is empty.
+            If a group, a prompt or a response is empty, or if `share` is ``True`` and these groups
+            cannot.
         """
-        window = self._window()
-        longest = max((len(x) + max(map(len, ys), default=0) for x, ys in groups), default=0)
-        share = self.why_not_shared is None and (window is None or longest <= window)
-        layout = lay_out(groups, share=share)
+        reason = self.why_apart(groups)
+        self._refuse(reason)
+        layout = lay_out(groups, share=reason is None)
         hidden = self._hidden(layout)
         labels = layout.labels.to(hidden.device)
         if not isinstance(self._head, torch.nn.Linear):  # it has an adapter of its own
@@ -200,6 +201,18 @@ class GroupScorer:
             validate=False,
         )
         return logps.float()
+
+    def why_apart(self, groups: Sequence[Group]) -> str | None:
+        """Return why `logps` reads a prompt of these groups with every response; None if once."""
+        window = self._window()
+        longest = max((len(x) + max(map(len, ys), default=0) for x, ys in groups), default=0)
+        if self.why_not_shared is None and window is not None and longest > window:
+            return f"{longest} tokens of a prompt and response exceed the window of {window}"
+        return self.why_not_shared
+
+    def _refuse(self, reason: str | None) -> None:
+        if self._must_share and reason is not None:
+            raise ValueError(f"share: the prompt cannot be shared: {reason}")
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the model's logits (..., V) in float32 from its last hidden states (..., H)."""
@@ -222,6 +235,8 @@ class GroupScorer:
             seen = visible(segments)[:, None]
             mask = torch.zeros_like(seen, dtype=weight.dtype)
             mask.masked_fill_(~seen, torch.finfo(weight.dtype).min)
+            if implementation == "sdpa" and mask.device.type == "cpu":
+                mask = SharedPromptMask.of(mask, segments)
         states = self._backbone(
             input_ids=layout.tokens.to(weight.device),
             position_ids=layout.positions.to(weight.device),
@@ -255,9 +270,8 @@ class GroupScorer:
         finally:
             self._backbone.train(training)
         difference = float((shared - apart).norm() / apart.norm())
-        if (
-            not difference <= torch.finfo(self._head.weight.dtype).eps ** 0.5
-        ):  # rounding is far below
+        rounding = torch.finfo(self._head.weight.dtype).eps ** 0.5  # and far above it
+        if not difference <= rounding:
             return f"hidden states in a shared row differ by {difference:.1e} of their length"
         return None
 

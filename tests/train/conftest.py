@@ -106,8 +106,14 @@ def make_policy():
 
     from pyfast.train.policy import Policy
 
-    def make(chat_template=None, adapter=0.3, **changes):
-        policy = Policy(make_model(**changes), make_tokenizer(chat_template), rank=2, alpha=4.0)
+    def make(chat_template=None, adapter=0.3, how="none", **changes):
+        policy = Policy(
+            make_model(**changes),
+            make_tokenizer(chat_template),
+            rank=2,
+            alpha=4.0,
+            gradient_checkpointing=how,
+        )
         generator = torch.Generator().manual_seed(5)
         with torch.no_grad():
             for parameter in policy.trainable().values():

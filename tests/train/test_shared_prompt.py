@@ -11,6 +11,7 @@ from transformers import (
     MistralForCausalLM,
 )
 
+from pyfast.train.activations import selective_checkpointing
 from pyfast.train.shared_prompt import GroupScorer, block_mask, lay_out, visible
 
 GROUPS = [
@@ -127,15 +128,19 @@ def test_gradients_are_those_of_one_response_at_a_time(tiny):
         torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("use_reentrant", [True, False])
-def test_gradient_checkpointing_changes_nothing(make_policy, use_reentrant):
+@pytest.mark.parametrize(
+    "settings",
+    [{"use_reentrant": True}, {"use_reentrant": False}, selective_checkpointing()],
+    ids=["reentrant", "not reentrant", "selective"],
+)
+def test_gradient_checkpointing_changes_nothing(make_policy, settings):
     policy = make_policy()
     model = policy.model
     scorer = GroupScorer(model)
     expected = gradients(model, scorer.logps(GROUPS))
     model.train()
     model.enable_input_require_grads()
-    model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+    model.gradient_checkpointing_enable(settings)
     passes = []
     inner = model.get_base_model().model.layers[0].self_attn
     inner.register_forward_hook(lambda *_: passes.append(1))
@@ -190,7 +195,13 @@ def test_a_window_shorter_than_a_response_is_kept():
         sliding_window=6,
         initializer_range=0.5,
     )
-    assert_scores(model, GROUPS, rtol=1e-4, atol=1e-5)
+    scorer = assert_scores(model, GROUPS, rtol=1e-4, atol=1e-5)
+    reason = "12 tokens of a prompt and response exceed the window of 6"
+    assert scorer.why_not_shared is None
+    assert scorer.why_apart(GROUPS) == reason
+    assert scorer.why_apart(GROUPS[1:]) is None  # short ones are shared
+    with pytest.raises(ValueError, match=f"^share: the prompt cannot be shared: {reason}$"):
+        GroupScorer(model, share=True).logps(GROUPS)
     wide = small(
         MistralForCausalLM,
         MistralConfig,
@@ -225,6 +236,11 @@ def test_models_that_cannot_share_read_the_prompt_with_every_response(make):
     assert scorer.why_not_shared.startswith("the model does not take a block mask (")
     with pytest.raises(ValueError, match=r"^share: the prompt cannot be shared: "):
         GroupScorer(model, share=True)
+
+
+def test_not_sharing_on_request_says_so(tiny):
+    scorer = GroupScorer(tiny.model().eval(), share=False)
+    assert scorer.why_not_shared == scorer.why_apart(GROUPS) == "it was not asked for"
 
 
 def test_a_model_that_overlooks_the_mask_is_found_out(tiny, monkeypatch):

@@ -1,0 +1,96 @@
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from pyfast.train import lora
+
+TOKENS = torch.tensor([[4, 9, 12, 7, 20], [6, 8, 3, 3, 10]])
+
+
+def adapted(tiny, **settings):
+    """A made-up model with an adapter that does something, in double precision."""
+    settings = {"r": 2, "lora_alpha": 6, "target_modules": "all-linear", **settings}
+    model = tiny.model(attention_bias=True).eval()
+    model = get_peft_model(model, LoraConfig(init_lora_weights=False, **settings))
+    return model.eval().double()
+
+
+def logits_and_gradients(model):
+    logits = model(input_ids=TOKENS).logits
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    return [logits, *torch.autograd.grad(logits.square().sum(), parameters)]
+
+
+def test_fused_layers_give_what_pefts_give(tiny):
+    model = adapted(tiny)
+    expected = logits_and_gradients(model)
+    lora.fuse(model)
+    logits = model(input_ids=TOKENS).logits
+    nodes, names = [logits.grad_fn], set()
+    while nodes:
+        node = nodes.pop()
+        names.add(node.name())
+        nodes += [next_node for next_node, _ in node.next_functions if next_node is not None]
+    assert "_LoraLinearBackward" in names
+    for one, other in zip(logits_and_gradients(model), expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(3,), (2, 3), (1, 2, 2)])
+def test_gradients_of_one_layer(bias, shape):
+    def draw(*size):
+        return torch.randn(*size, generator=generator, dtype=torch.float64)
+
+    generator = torch.Generator().manual_seed(0)
+    x, a, b = draw(*shape, 5), draw(2, 5), draw(4, 2)
+    weight, constant = draw(4, 5), draw(4) if bias else None
+    for tensor in (x, a, b):
+        tensor.requires_grad_()
+
+    def layer(x, a, b):
+        return lora._LoraLinear.apply(x, weight, constant, a, b, 1.5)
+
+    expected = torch.nn.functional.linear(x, weight + 1.5 * b @ a, constant)
+    torch.testing.assert_close(layer(x, a, b), expected)
+    assert torch.autograd.gradcheck(layer, (x, a, b))
+
+
+def test_switched_off_it_is_the_layer_below(tiny):
+    model = adapted(tiny)
+    with model.disable_adapter():
+        expected = model(input_ids=TOKENS).logits
+    lora.fuse(model)
+    with model.disable_adapter():
+        assert torch.equal(model(input_ids=TOKENS).logits, expected)
+    assert not torch.allclose(model(input_ids=TOKENS).logits, expected)
+
+
+def test_hooks_inside_a_layer_still_run(tiny):
+    model = adapted(tiny)
+    lora.fuse(model)
+    seen = []
+    layer = model.get_base_model().model.layers[1].mlp.up_proj
+    expected = model(input_ids=TOKENS).logits
+    hook = layer.lora_B["default"].register_forward_hook(lambda *_: seen.append(1))
+    torch.testing.assert_close(model(input_ids=TOKENS).logits, expected)
+    hook.remove()
+    model(input_ids=TOKENS)
+    assert seen == [1]
+
+
+@pytest.mark.parametrize("settings", [{"lora_dropout": 0.5}, {"use_dora": True}], ids=str)
+def test_layers_that_do_more_keep_pefts_forward_pass(tiny, settings):
+    model = adapted(tiny, **settings)
+    expected = model(input_ids=TOKENS).logits
+    lora.fuse(model)
+    assert not any("forward" in vars(layer) for layer in model.modules())
+    assert torch.equal(model(input_ids=TOKENS).logits, expected)
+
+
+def test_an_adapter_of_another_type_keeps_pefts_forward_pass(tiny):
+    model = get_peft_model(tiny.model().bfloat16(), LoraConfig(target_modules=["q_proj"]))
+    layer = model.get_base_model().model.layers[0].self_attn.q_proj
+    assert layer.lora_A["default"].weight.dtype == torch.float32
+    lora.fuse(model)
+    assert "forward" not in vars(layer)
