@@ -146,7 +146,8 @@ def selection(options: argparse.Namespace) -> dict[str, Any]:
 
 def collection(options: argparse.Namespace) -> dict[str, Any]:
     """8 responses x ~96 tokens: ours beside the bare pass and the batch-1 loop."""
-    from sketch_model import make_policy, passes, peak_memory, project_parts
+    from sketch_fidelity import Parts
+    from sketch_model import make_policy, passes, peak_memory
 
     collector = sketch.LoraGradients(make_policy(fresh=options.fresh).model)
     rng = np.random.default_rng(0)
@@ -169,7 +170,7 @@ def collection(options: argparse.Namespace) -> dict[str, Any]:
     )  # fmt: skip
     exact = np.sqrt((flat.astype(np.float64) ** 2).sum(1))
     error = np.abs(np.sqrt(ours.squared_norms) / exact - 1).max()
-    far = np.linalg.norm(project_parts(collector, flat, 65536, 0) - ours.sketches.numpy(), axis=1)
+    far = np.linalg.norm(Parts(collector, flat).sketch(65536, 0) - ours.sketches.numpy(), axis=1)
     del loop, flat
     times: dict[str, list] = {name: [] for name in calls}
     for repeat in range(options.repeats):
@@ -200,7 +201,7 @@ def collection(options: argparse.Namespace) -> dict[str, Any]:
 
 def fidelity(options: argparse.Namespace) -> dict[str, Any]:
     """Inner products and chosen pairs of real gradients: error against theory and dense signs."""
-    from sketch_fidelity import error_by_dim, overlap, picture
+    from sketch_fidelity import Parts, error_by_dim, exact_gram, overlap, picture, rademacher_check
     from sketch_model import make_policy, sampled
 
     policy = make_policy(fresh=True)
@@ -212,9 +213,19 @@ def fidelity(options: argparse.Namespace) -> dict[str, Any]:
     rows = np.empty((len(responses), collector.size), np.float32)
     for numbers, gradients in collector.stream_gradients(responses, 1024):
         rows[numbers] = gradients.numpy()
-    errors = error_by_dim(collector, rows)
+    cosines, lengths = exact_gram(rows)
+    rows /= lengths[:, None].astype(np.float32)
+    check = rademacher_check(rows, cosines)
+    parts = Parts(collector, rows)
+    picks = overlap(parts, cosines)
+    errors = error_by_dim(parts, cosines)
     picture(errors, options.out / "sketch-error.png")
-    return {"report": str(report).splitlines(), "by_dim": errors, **overlap(collector, rows)}
+    return {
+        "report": str(report).splitlines(),
+        "overlap": picks,
+        "by_dim": errors,
+        "rademacher_check": check,
+    }
 
 
 def acquire(options: argparse.Namespace) -> dict[str, Any]:

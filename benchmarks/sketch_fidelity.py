@@ -1,14 +1,17 @@
 """Errors of inner products by the size of the sketch, and the pairs that are then chosen."""
 
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sketch_model import project_parts
 
 from pyfast import select, sketch
+from pyfast.select import _native
 
-SEEDS = 24
+DIMS = [2**i for i in range(10, 19)]
+SEEDS = 256
+POOLS, POOL_SEEDS = 20, 64
 
 
 def exact_gram(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -21,61 +24,105 @@ def exact_gram(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return gram / np.outer(lengths, lengths), lengths
 
 
-def error_by_dim(collector: sketch.LoraGradients, rows: np.ndarray) -> list[dict[str, float]]:
-    """Root mean square error of cosines over all pairs and seeds, beside the theory."""
-    cosines, lengths = exact_gram(rows)
-    above = np.triu_indices(len(rows), 1)
+class Parts:
+    """Whole gradients (R, p) of a collector, cut into its matrices once, to be sketched often."""
+
+    def __init__(self, collector: sketch.LoraGradients, rows: np.ndarray) -> None:
+        ends = np.cumsum([part.size for part in collector.parts])
+        cuts = np.split(rows, ends[:-1], axis=1)
+        self._parts = [np.ascontiguousarray(cut) for cut in cuts]
+
+    def sketch(self, dim: int, seed: int) -> np.ndarray:
+        """Sketch all rows as the collector does; float64."""
+        out = np.zeros((len(self._parts[0]), dim), np.float32)
+        for number in reversed(range(len(self._parts))):
+            _native.sketch_add(self._parts[number], out, seed, number, 0, 2)
+        return out.astype(np.float64)
+
+
+def bootstrap(values: np.ndarray, statistic: Any, draws: int = 2000) -> list[float]:
+    """95 % interval of a statistic of the mean over the first axis, redrawn with replacement."""
+    rng = np.random.default_rng(0)
+    found = [
+        statistic(values[rng.integers(0, len(values), len(values))].mean(axis=0))
+        for _ in range(draws)
+    ]
+    return [float(at) for at in np.quantile(found, (0.025, 0.975))]
+
+
+def error_by_dim(parts: Parts, cosines: np.ndarray) -> list[dict[str, Any]]:
+    """Error of cosines over all pairs, by what the theory says: over all seeds, and of one."""
+    above = np.triu_indices(len(cosines), 1)
+    scale = np.sqrt(np.mean(1 + cosines[above] ** 2))
     found = []
-    for dim in [2**i for i in range(7, 21)]:
-        squares = []
+    for dim in DIMS:
+        theory = float(scale / math.sqrt(dim))
+        squares = np.empty(SEEDS)
         for seed in range(SEEDS):
-            unit = project_parts(collector, rows, dim, seed) / lengths[:, None]
-            squares.append(np.mean((unit @ unit.T - cosines)[above] ** 2))
-        theory = float(np.sqrt(np.mean(1 + cosines[above] ** 2) / dim))
-        error = float(np.sqrt(np.mean(squares)))
+            made = parts.sketch(dim, seed)
+            squares[seed] = np.mean((made @ made.T - cosines)[above] ** 2)
+        of_one = np.sqrt(squares) / theory
         found.append(
             {
                 "dim": dim,
-                "error": error,
                 "theory": theory,
-                "ratio": error / theory,
-                "least_of_a_seed": float(np.sqrt(min(squares))),
-                "most_of_a_seed": float(np.sqrt(max(squares))),
+                "error": float(np.sqrt(squares.mean())),
+                "ratio": float(np.sqrt(squares.mean()) / theory),
+                "ratio_interval": bootstrap(squares, lambda s, t=theory: math.sqrt(s) / t),
+                "one_seed_median": float(np.median(of_one)),
+                "one_seed_95_percent": float(np.quantile(of_one, 0.95)),
+                "one_seed_most": float(of_one.max()),
+                "seeds": SEEDS,
             }
         )
+        print(found[-1], flush=True)
     return found
 
 
-def overlap(collector: sketch.LoraGradients, rows: np.ndarray) -> dict[str, Any]:
-    """Share of exact gradients' picks that sketches pick too: 20 pools, 8 seeds; dense beside.
+def overlap(parts: Parts, cosines: np.ndarray) -> dict[str, Any]:
+    """Share of exact gradients' picks that sketches pick too, and that dense Rademacher's do.
 
-    A dense sketch of p = 4.9M signs has, but for terms of 1/p, the law of a Gaussian one: its rows
-    are drawn as such, from the exact Gram matrix. `rademacher_check` holds that to real signs.
+    20 pools, many seeds of each; the difference is paired pool by pool, and its interval redraws
+    pools. A dense sketch of p = 4.9M signs has, but for terms of 1/p, the law of a Gaussian one:
+    its rows are drawn as such, from the exact Gram matrix. `rademacher_check` holds that to real
+    signs.
     """
-    cosines, lengths = exact_gram(rows)
     values, vectors = np.linalg.eigh(cosines)
     factor = vectors * np.sqrt(np.maximum(values, 0))  # rows with these very inner products
     rng = np.random.default_rng(0)
-    shares: dict[str, list[float]] = {}
-    for _ in range(20):
-        prompts = np.sort(rng.choice(len(rows) // 3, 8, replace=False))
-        members = (3 * prompts[:, None] + np.arange(3)).reshape(-1)
-        pairs = sketch.response_pairs(3 * np.arange(9))
-        want = set(select.active_dpo(factor[members], pairs, k=5).indices.tolist())
-        for dim, seed in [(dim, seed) for dim in (8192, 65536) for seed in range(8)]:
-            ours = project_parts(collector, rows[members], dim, seed) / lengths[members][:, None]
-            dense = factor[members] @ rng.standard_normal((len(rows), dim)) / np.sqrt(dim)
-            for name, made in (("stripes", ours), ("dense", dense)):
-                got = set(select.active_dpo(made, pairs, k=5).indices.tolist())
-                shares.setdefault(f"overlap_{name}_{dim}", []).append(len(got & want) / 5)
-    return {
-        **{name: float(np.mean(values)) for name, values in shares.items()},
-        **{f"{name}_sd": float(np.std(values) / np.sqrt(20)) for name, values in shares.items()},
-        "rademacher_check": rademacher_check(rows, cosines, lengths),
-    }
+    pools = [
+        (3 * np.sort(rng.choice(len(cosines) // 3, 8, replace=False))[:, None] + np.arange(3))
+        for _ in range(POOLS)
+    ]
+    pairs = sketch.response_pairs(3 * np.arange(9))
+
+    def picks(rows: np.ndarray) -> set[int]:
+        return set(select.active_dpo(rows, pairs, k=5).indices.tolist())
+
+    want = [picks(factor[pool.reshape(-1)]) for pool in pools]
+    found: dict[str, Any] = {}
+    for dim in (8192, 65536):
+        share = np.empty((2, POOLS, POOL_SEEDS))
+        for seed in range(POOL_SEEDS):
+            ours = parts.sketch(dim, seed)
+            dense = factor @ rng.standard_normal((len(cosines), dim)) / math.sqrt(dim)
+            for kind, made in enumerate((ours, dense)):
+                for number, pool in enumerate(pools):
+                    got = picks(made[pool.reshape(-1)])
+                    share[kind, number, seed] = len(got & want[number]) / 5
+        difference = share[0] - share[1]
+        found[str(dim)] = {
+            "stripes": float(share[0].mean()),
+            "dense": float(share[1].mean()),
+            "difference": float(difference.mean()),
+            "interval_over_pools": bootstrap(difference.mean(axis=1), float),
+            "interval_over_seeds": bootstrap(difference.mean(axis=0), float),
+        }
+        print(dim, found[str(dim)], flush=True)
+    return found
 
 
-def rademacher_check(rows: np.ndarray, cosines: np.ndarray, lengths: np.ndarray) -> float:
+def rademacher_check(rows: np.ndarray, cosines: np.ndarray) -> float:
     """Error of 64 columns of real dense signs by what the Gaussian law says; about 1."""
     rng = np.random.default_rng(0)
     made = np.zeros((len(rows), 64))
@@ -83,35 +130,42 @@ def rademacher_check(rows: np.ndarray, cosines: np.ndarray, lengths: np.ndarray)
         some = rows[:, start : start + (1 << 18)]
         signs = rng.integers(0, 2, (some.shape[1], 64), np.int8).astype(np.float32) * 2 - 1
         made += some @ signs
-    made /= lengths[:, None] * 8
+    made /= 8
     above = np.triu_indices(len(rows), 1)
     error = (made @ made.T - cosines)[above]
     return float(np.sqrt(np.mean(error**2) / np.mean((1 + cosines[above] ** 2) / 64)))
 
 
-def picture(errors: list[dict[str, float]], path: Path) -> None:
-    """Draw the errors with the theory beside them."""
+def picture(errors: list[dict[str, Any]], path: Path) -> None:
+    """Draw the errors with the theory beside them, and below them their ratio."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    dims = [row["dim"] for row in errors]
-    figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
-    axis.loglog(dims, [row["theory"] for row in errors], "k--", label=r"$\sqrt{(1+\cos^2)/K}$")
-    error = np.array([row["error"] for row in errors])
-    spread = [
-        error - [row["least_of_a_seed"] for row in errors],
-        [row["most_of_a_seed"] for row in errors] - error,
-    ]
-    axis.errorbar(
-        dims, error, spread, fmt="o", capsize=3, label=f"XOR stripes: {SEEDS} seeds, least to most"
+    def column(name: str) -> np.ndarray:
+        return np.array([row[name] for row in errors])
+
+    dims, theory = column("dim"), column("theory")
+    figure, (top, low) = plt.subplots(
+        2, 1, figsize=(6, 6), sharex=True, height_ratios=(2, 1), layout="constrained"
     )
-    axis.set_xscale("log", base=2)
-    axis.set_xlabel("numbers in a sketch, K")
-    axis.set_ylabel("rms error of cosines")
-    axis.set_title("Inner products of LoRA gradients, SmolLM2-135M, r = 16")
-    axis.grid(True, which="major", alpha=0.3)
-    axis.legend()
-    figure.savefig(path, dpi=150)
+    top.loglog(dims, theory, "k--", label=r"theory, $\sqrt{(1+\cos^2)/K}$")
+    top.loglog(
+        dims, column("error"), "o", label=f"XOR stripes, rms over {errors[0]['seeds']} seeds"
+    )
+    top.set_ylabel("rms error of cosines")
+    top.set_title("Inner products of LoRA gradients, SmolLM2-135M, r = 16")
+    low.axhline(1, color="k", linestyle="--")
+    interval = np.abs(column("ratio_interval").T - column("ratio"))
+    low.errorbar(dims, column("ratio"), interval, fmt="o", capsize=3, label="all seeds, 95 %")
+    low.plot(dims, column("one_seed_median"), "_", markersize=14, label="one seed, median")
+    low.plot(dims, column("one_seed_95_percent"), "^", label="one seed, 95 % point")
+    low.set_xscale("log", base=2)
+    low.set_xlabel("numbers in a sketch, K")
+    low.set_ylabel("error / theory")
+    for axis in (top, low):
+        axis.grid(True, which="major", alpha=0.3)
+        axis.legend(fontsize=8)
+    figure.savefig(path, dpi=100)
     plt.close(figure)

@@ -124,18 +124,6 @@ def peak_memory(call: Callable[[], object]) -> float:
     return most[0] / 1e6
 
 
-def project_parts(collector: sketch.LoraGradients, rows: np.ndarray, dim: int, seed: int):
-    """Sketch whole gradients (R, p) as the collector does; float64."""
-    from pyfast.select import _native
-
-    out = np.zeros((len(rows), dim), np.float32)
-    ends = np.cumsum([part.size for part in collector.parts])
-    for number in reversed(range(len(ends))):
-        part = rows[:, ends[number] - collector.parts[number].size : ends[number]]
-        _native.sketch_add(np.ascontiguousarray(part), out, seed, number, 0, 2)
-    return out.astype(np.float64)
-
-
 def acquisition(policy: Policy, out: Path, tokens: int) -> dict[str, float]:
     """Return the seconds of each part: 100 prompts x 3 responses, 300 pairs, 5 chosen."""
     record = sampled(policy, 100, 3, tokens, out)

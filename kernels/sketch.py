@@ -27,6 +27,23 @@ def _philox(c0, c1, c2, c3, k0, k1):
 
 
 @triton.jit
+def _draw(g, block, word, bit, module, k0, k1, DIM: tl.constexpr):
+    """Draw what stripe g does to the numbers w = 128 block + 32 word + bit of a sketch.
+
+    block (blocks, 1), word and bit (1, 128). Returns X (blocks, 1), all the same, and where to
+    subtract (blocks, 128).
+    """
+    zero = tl.zeros(block.shape, tl.uint32)
+    stripe = (zero.to(tl.int32) + g).to(tl.uint32)
+    m = zero + module.to(tl.uint32)
+    k0, k1 = zero + k0.to(tl.uint32), zero + k1.to(tl.uint32)
+    x0, _, _, _ = _philox(stripe, zero, m, zero, k0, k1)
+    s0, s1, s2, s3 = _philox(stripe, block.to(tl.uint32), m, zero + 1, k0, k1)
+    words = tl.where(word < 2, tl.where(word == 0, s0, s1), tl.where(word == 2, s2, s3))
+    return (x0 & (DIM - 1)).to(tl.int32), ((words >> bit) & 1) == 1
+
+
+@triton.jit
 def add_stripes_kernel(
     v_ptr,
     y_ptr,
@@ -47,21 +64,15 @@ def add_stripes_kernel(
     within = tl.arange(0, 128)[None, :]
     w = block * 128 + within
     word, bit = within >> 5, (within & 31).to(tl.uint32)
-    zero = tl.zeros([blocks, 1], tl.uint32)
-    k0, k1 = zero + seed_low.to(tl.uint32), zero + seed_high.to(tl.uint32)
-    m = zero + module.to(tl.uint32)
     y = tl.load(y_ptr + row * DIM + w)
     for start in range(0, stripes, CHUNK):
         chunk = tl.zeros([blocks, 128], tl.float32)
         for g in range(start, tl.minimum(start + CHUNK, stripes)):
-            stripe = (zero.to(tl.int32) + g).to(tl.uint32)
-            x0, _, _, _ = _philox(stripe, zero, m, zero, k0, k1)
-            s0, s1, s2, s3 = _philox(stripe, block.to(tl.uint32), m, zero + 1, k0, k1)
-            words = tl.where(word < 2, tl.where(word == 0, s0, s1), tl.where(word == 2, s2, s3))
-            at = stripe.to(tl.int64) * DIM + (w ^ (x0 & (DIM - 1)).to(tl.int32))
+            x, minus = _draw(g, block, word, bit, module, seed_low, seed_high, DIM)
+            at = tl.full(x.shape, DIM, tl.int64) * g + (w ^ x)
             value = tl.load(v_ptr + row * row_stride + at, mask=at < columns, other=0.0)
             value = value.to(tl.float32)
-            chunk += tl.where(((words >> bit) & 1) == 1, -value, value)
+            chunk += tl.where(minus, -value, value)
         y += chunk
     tl.store(y_ptr + row * DIM + w, y)
 

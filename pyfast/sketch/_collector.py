@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyfast._threads import get_num_threads
+from pyfast.losses import sequence_logps
 from pyfast.select import _arguments as args
 from pyfast.select import _native
 from pyfast.sketch._capture import Capture
@@ -20,8 +21,6 @@ from pyfast.sketch._guards import check_finite, check_not_zero
 from pyfast.sketch._layout import Layout, Tokens, check_tokens
 from pyfast.sketch._parts import Frozen, check_ready, find_parts
 from pyfast.sketch._project import add_projection, check_dim
-
-_LOGITS = 6 << 20  # that exist at a time: below the size from which malloc returns memory at once
 
 Response = tuple[Sequence[int], Sequence[int]]
 
@@ -309,28 +308,27 @@ class LoraGradients:
     def _run_head(self, hidden: Tensor, tokens: Tokens, capture: Capture, logps: Tensor) -> Tensor:
         """Add log pi to `logps`, and return its gradient with respect to `hidden`.
 
-        The head sees the places that predict response tokens, some at a time: their logits are
-        dropped before the backward pass through the layers begins.
+        The head sees the places that predict response tokens, and what it makes is dropped before
+        the backward pass through the layers begins.
         """
+        row, column = tokens.response_mask.nonzero(as_tuple=True)
+        owners, targets = tokens.owners[row, column], tokens.input_ids[row, column]
+        place = hidden.detach()[row, column - 1].requires_grad_()
+        capture.layout = Layout.of_owners(owners, tokens.responses)
+        token_logps = self._token_logps(place, targets)
         gradient = torch.zeros_like(hidden)
-        rows, columns = tokens.response_mask.nonzero(as_tuple=True)
-        vocabulary = self._backbone.config.get_text_config().vocab_size
-        step = len(rows) if self._head_is_adapted() else max(1, _LOGITS // vocabulary)
-        for start in range(0, len(rows), step):
-            row, column = rows[start : start + step], columns[start : start + step]
-            owners, targets = tokens.owners[row, column], tokens.input_ids[row, column]
-            place = hidden.detach()[row, column - 1].requires_grad_()
-            capture.layout = Layout.of_owners(owners, tokens.responses)
-            logits = self._head(place).float()
-            token_logps = -torch.nn.functional.cross_entropy(logits, targets, reduction="none")
-            gradient[row, column - 1] = torch.autograd.grad(token_logps.sum(), place)[0]
-            logps.index_add_(0, owners, token_logps.detach().double())
+        gradient[row, column - 1] = torch.autograd.grad(token_logps.sum(), place)[0]
+        logps.index_add_(0, owners, token_logps.detach().double())
         capture.layout = tokens.layout
         return gradient
 
-    def _head_is_adapted(self) -> bool:
-        inside = {id(module) for module in self._head.modules()}
-        return any(id(part.module) in inside for part in self.parts)
+    def _token_logps(self, place: Tensor, targets: Tensor) -> Tensor:
+        """Return log pi of each target, (n,), from the hidden state (n, H) that predicts it."""
+        if type(self._head) is torch.nn.Linear:  # in tiles: no logits
+            weight, bias = self._head.weight, self._head.bias
+            return sequence_logps(place[:, None], weight, targets[:, None], head_bias=bias)
+        logits = self._head(place).float()  # a head with parts in it, for example
+        return -torch.nn.functional.cross_entropy(logits, targets, reduction="none")
 
     @torch.no_grad()
     def _check_head(self, base: Any) -> None:

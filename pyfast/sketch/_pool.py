@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from pyfast._files import fsync
 from pyfast.select import _arguments as args
 from pyfast.sketch._collector import GradientBatch, LoraGradients, Response, plan
 from pyfast.sketch._guards import check_distinct
@@ -234,14 +234,9 @@ def _write(arrays: dict[str, Any], numbers: list[int], batch: GradientBatch) -> 
 def _finish(beside: Path, folder: Path) -> None:
     (beside / "done.npy").unlink()
     for path in [*beside.iterdir(), beside]:
-        if os.name == "nt" and path.is_dir():  # Windows cannot open folders
-            continue
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        fsync(path)
     beside.rename(folder)
+    fsync(folder.parent)
 
 
 def _fingerprint(collector: LoraGradients, responses: Sequence[Response], max_tokens: int) -> str:

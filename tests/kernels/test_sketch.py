@@ -1,4 +1,4 @@
-"""The stripe kernel: bit for bit the definition in the interpreter, and compiled for real GPUs."""
+"""The stripe kernels: bit for bit the definition in the interpreter, and compiled for real GPUs."""
 
 import pytest
 
@@ -54,6 +54,73 @@ def test_the_interpreted_kernel_gives_the_bits_of_the_definition(run_python, mon
     assert run_python(VALUES, timeout=400) == "same bits"
 
 
+FUSED = """
+import numpy as np, torch
+from pyfast.kernels import sketch_fused as kernels
+from pyfast.sketch._project import add_projection
+
+rng = np.random.default_rng(0)
+
+def case(lengths, channels, rank, dim, seed, module, whole, dtype=torch.float32):
+    offsets = torch.tensor([0, *np.cumsum(lengths)])
+    tokens, rows = int(offsets[-1]), len(lengths)
+
+    def factor(width):  # with NaN around it, that must not be touched
+        shape = (tokens, width)
+        draw = rng.integers(-9, 10, shape) if whole else rng.standard_normal(shape)
+        poisoned = torch.full((tokens + 5, width + 3), torch.nan, dtype=dtype)
+        poisoned[:tokens, :width] = torch.from_numpy(draw)
+        return poisoned[:tokens, :width]
+
+    wide, narrow = factor(channels), factor(rank)
+    exact = np.stack([
+        wide[a:b].double().numpy().T @ narrow[a:b].double().numpy()
+        for a, b in zip(offsets[:-1], offsets[1:])
+    ]).reshape(rows, -1)
+    y = torch.full((rows, dim), 0.25)
+    want = y.clone()
+    squares = kernels.add_outer_sketch(wide, narrow, offsets, y, seed, module)
+    add_projection(torch.from_numpy(exact.astype(np.float32)), want, seed, module, 1)
+    np.testing.assert_allclose(squares.numpy(), (exact**2).sum(1), rtol=1e-12 if whole else 1e-6)
+    if whole:  # exact sums, so version 1's bits
+        assert y.numpy().tobytes() == want.numpy().tobytes(), (lengths, channels, rank, dim)
+    else:
+        scale = np.sqrt((exact**2).sum(1, keepdims=True))
+        assert (np.linalg.norm(y - want, axis=1, keepdims=True) <= 1e-6 * scale + 1e-6).all()
+
+for whole in (True, False):
+    case([3, 0, 1, 70], 20, 16, 256, 0, 0, whole)  # two stripes; no token, one, many
+    case([32, 33], 7, 16, 1024, 2**64 - 1, 2**32 - 1, whole)  # a stripe that is not full
+case([5], 40, 32, 512, 2**31, 5, True)
+case([2, 9], 33, 64, 2048, 7, 1, False)
+case([2, 34], 65 * 16 + 1, 16, 256, 1, 2**31, True)  # more stripes than a chunk
+case([3, 40], 20, 16, 256, 0, 9, True, torch.float16)  # the interpreter multiplies bfloat16 wrongly
+
+for rank, dim, message in [(8, 1024, "16 or more, got 8"), (24, 1024, "got 24"), (16, 128, "128")]:
+    try:
+        kernels.add_outer_sketch(torch.ones(1, 4), torch.ones(1, rank), torch.tensor([0, 1]),
+                                 torch.zeros(1, dim), 0)
+    except ValueError as error:
+        assert message in str(error), error
+    else:
+        raise AssertionError((rank, dim))
+try:
+    kernels.add_outer_sketch(torch.ones(1, 4), torch.ones(1, 16).half(), torch.tensor([0, 1]),
+                             torch.zeros(1, 256), 0)
+except ValueError as error:
+    assert "expected torch.float32 as wide, got torch.float16" in str(error)
+else:
+    raise AssertionError("dtypes")
+print("same sketches")
+"""
+
+
+def test_the_fused_kernel_gives_the_sketches_of_the_products(run_python, monkeypatch):
+    """Its bits where sums are exact, and within rounding elsewhere; NaN beside what it may read."""
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert run_python(FUSED, timeout=400) == "same sketches"
+
+
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("dim", [128, 65536])
 def test_it_compiles_ahead_of_time(run_python, monkeypatch, dtype, dim):
@@ -81,6 +148,41 @@ for target, kind in [
         assert "fma.rn.f32" not in built.asm["ptx"]  # contraction would change the bits
         assert ".ftz" not in built.asm["ptx"]
         assert "atom" not in built.asm["ptx"] and "red." not in built.asm["ptx"]
+print("compiled")
+"""
+    assert run_python(code, timeout=300) == "compiled"
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize(("rank", "dim"), [(16, 256), (16, 65536), (128, 65536)])
+def test_the_fused_kernel_compiles_ahead_of_time(run_python, monkeypatch, dtype, rank, dim):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    code = f"""
+import re, triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from pyfast.kernels import sketch_fused as kernels
+
+block = min({dim}, max(kernels.BLOCK, kernels.LEAST * {rank}))
+pointers = {{"wide_ptr": "*{dtype}", "narrow_ptr": "*{dtype}", "offsets_ptr": "*i64"}}
+outputs = {{"y_ptr": "*fp32", "squares_ptr": "*fp64"}}
+scalars = {{"channels": "i32", "wide_stride": "i64", "narrow_stride": "i64", "stripes": "i32"}}
+words = {{"seed_low": "i32", "seed_high": "i32", "module": "i32"}}
+constants = {{"DIM": {dim}, "RANK": {rank}, "BLOCK": block}}
+constants |= {{"CHUNK": kernels.CHUNK, "TOKENS": kernels.TOKENS}}
+types = {{**pointers, **outputs, **scalars, **words, **dict.fromkeys(constants, "constexpr")}}
+source = ASTSource(kernels.add_outer_kernel, types, constants)
+for target, kind in [
+    (GPUTarget("cuda", 80, 32), "cubin"),
+    (GPUTarget("cuda", 90, 32), "cubin"),
+    (GPUTarget("hip", "gfx942", 64), "hsaco"),
+]:
+    built = triton.compile(source, target=target)
+    assert built.asm[kind][:4] == bytes([127]) + b"ELF"
+    assert built.metadata.shared <= 64 * 1024
+    if kind == "cubin":
+        assert "tf32" not in built.asm["ptx"]
+        assert not re.search("(^|[^a-z])(atom|red)[.]", built.asm["ptx"])
 print("compiled")
 """
     assert run_python(code, timeout=300) == "compiled"

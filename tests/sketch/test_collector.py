@@ -131,13 +131,13 @@ def test_nothing_is_kept_for_an_a_whose_gradient_is_zero(tiny):
         gc.collect()
         alive.append(seen[-1]() is not None)
 
-    head = model.get_base_model().lm_head.register_forward_hook(look)
+    last = model.get_base_model().model.norm.register_forward_hook(look)
     collector = sketch.LoraGradients(model, 256)
     collector.responses(tiny.responses(3))
     torch.nn.init.ones_(layer.lora_B["default"].weight)
     collector.responses(tiny.responses(3))
     hook.remove()
-    head.remove()
+    last.remove()
     assert alive[-2:] == [False, True]
 
 
@@ -206,13 +206,13 @@ def test_nonreentrant_checkpointing_keeps_no_inputs(tiny):
         gc.collect()
         alive.append(seen[0]() is not None)
 
-    head = model.get_base_model().lm_head.register_forward_hook(look)
+    last = model.get_base_model().model.norm.register_forward_hook(look)
     collector = sketch.LoraGradients(model, 256)
     seen.clear()
     alive.clear()
     collector.responses(tiny.responses(3))
     hook.remove()
-    head.remove()
+    last.remove()
     assert alive
     assert not any(alive)
 
@@ -220,7 +220,7 @@ def test_nonreentrant_checkpointing_keeps_no_inputs(tiny):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("cast_adapter", [True, False])
 def test_half_precision_is_as_near_to_float32_as_the_loop(tiny, dtype, cast_adapter):
-    responses = tiny.responses(5)
+    responses = tiny.responses(40)  # one response alone may be 20 % nearer or farther
     exact_model, model = tiny.lora(), tiny.lora().to(dtype)
     if cast_adapter:  # as peft does by default: the adapter in float32
         for name, parameter in model.named_parameters():
@@ -230,7 +230,12 @@ def test_half_precision_is_as_near_to_float32_as_the_loop(tiny, dtype, cast_adap
     exact = reference.lora_gradients(exact_model, responses, collector.names)
     loop = reference.lora_gradients(model, responses, collector.names)
     got = collector.gradients(*pad(responses)).numpy()
-    assert relative(got, exact) <= 1.1 * relative(loop, exact) + 1e-5
+
+    def far(gradients):
+        errors = np.linalg.norm(gradients - exact, axis=1) / np.linalg.norm(exact, axis=1)
+        return np.sqrt(np.mean(errors**2))
+
+    assert far(got) <= 1.1 * far(loop) + 1e-5
     assert relative(got, exact) < 0.2
     assert collector.responses(responses).sketches.dtype == torch.float32
 
@@ -348,11 +353,27 @@ def test_lora_on_the_head(tiny):
     check(model, responses, packed(responses, rows=4, length=32))
 
 
-def test_logits_in_pieces_are_the_logits(tiny, monkeypatch):
-    from pyfast.sketch import _collector
+def test_a_head_in_tiles_is_the_head(tiny):
+    """A plain head, one with a bias, and one that is no plain linear layer: the same gradients."""
 
-    monkeypatch.setattr(_collector, "_LOGITS", 3 * tiny.vocabulary)
-    check(tiny.lora(), tiny.responses(5))
+    class Other(nn.Linear):
+        pass
+
+    responses = tiny.responses(5)
+    model = tiny.lora()
+    plain, _ = check(model, responses)
+    base = model.get_base_model()
+    weight = base.lm_head.weight
+    base.lm_head = Other(*weight.shape[::-1], bias=False)
+    base.lm_head.weight = weight
+    other, _ = check(model, responses)
+    np.testing.assert_allclose(other.logps, plain.logps, rtol=1e-5)
+    base.lm_head = nn.Linear(*weight.shape[::-1])
+    base.lm_head.weight = weight
+    with torch.no_grad():
+        base.lm_head.bias.copy_(torch.linspace(-2, 2, tiny.vocabulary))
+    biased, _ = check(model, responses)
+    assert not np.allclose(biased.logps, plain.logps)
 
 
 def test_the_model_is_left_as_it_was(tiny):
