@@ -10,11 +10,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from harness import Machine, least_time
+from harness import Machine
 
 from pyfast import select
 from pyfast.select import _kmedoids
@@ -34,10 +35,14 @@ class Size:
 
 @dataclass(frozen=True)
 class Point:
-    """What one problem took: seconds and bytes; and what it needs at the very least."""
+    """What one problem took: seconds and bytes; and what it needs at the very least.
+
+    ``seconds`` are processor time on one thread, which is wall time on an idle machine.
+    """
 
     size: Size
     seconds: float
+    wall: float
     peak_bytes: int
     bytes: float
     multiply_adds: float
@@ -116,13 +121,18 @@ def measure(size: Size, seconds_each: float) -> Point:
     call = SELECTORS[size.selector](size, np.random.default_rng(0))
     Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
     before = status("VmRSS")
-    # One thread's processor time is its wall time on an idle machine.
-    clock = time.process_time if size.threads == 1 else time.perf_counter
-    first = least_time(call, 1, clock)
+    taken = [clocks(call)]
     peak = status("VmHWM") - before
-    repeats = int(min(10, max(0, seconds_each / first)))
-    seconds = min(first, least_time(call, repeats, clock)) if repeats else first
-    return Point(size, seconds, peak, *least_work(size))
+    taken += [clocks(call) for _ in range(int(min(10, seconds_each / taken[0][0])))]
+    wall, cpu = (min(times) for times in zip(*taken, strict=True))
+    return Point(size, cpu if size.threads == 1 else wall, wall, peak, *least_work(size))
+
+
+def clocks(call: Callable[[], object]) -> tuple[float, float]:
+    """Seconds of wall and of processor time that a call takes."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    call()
+    return time.perf_counter() - wall, time.process_time() - cpu
 
 
 def measure_apart(size: Size, seconds_each: float) -> Point:
@@ -145,13 +155,27 @@ def short(number: int) -> str:
     return f"{number // 1000}k" if number >= 1000 and number % 1000 == 0 else str(number)
 
 
+def plot_speedup(axis: Any, found: dict[str, list[Point]]) -> None:
+    """Draw how many times faster two threads are, for every problem that was given to one too."""
+    points = {point.size: point for name in found for point in found[name]}
+    gains = {}
+    for size, one in points.items():
+        two = points.get(replace(size, threads=2))
+        if size.threads == 1 and two is not None:
+            gains[f"{size.selector}, n={short(size.n)}"] = one.wall / two.wall
+    axis.barh(list(gains), list(gains.values()), color="C0")
+    axis.axvline(1, color="0.6", linestyle="--")
+    axis.invert_yaxis()
+    axis.set(title="2 threads", xlabel="times faster than 1 thread")
+
+
 def plot_growth(found: dict[str, list[Point]], machine: Machine, out: Path) -> None:
     """Draw time (with the limit beside it) and peak memory of every curve."""
     import matplotlib.pyplot as plt
 
     curves = {name: points for name, points in found.items() if "threads" not in name}
     for what in ("time", "memory"):
-        figure, axes = plt.subplots(2, 4, figsize=(16, 7.5), constrained_layout=True)
+        figure, axes = plt.subplots(3, 3, figsize=(14, 11), constrained_layout=True)
         for axis, (name, points) in zip(axes.flat, curves.items(), strict=False):
             grown = {"n": "n", "N": "n", "d": "d", "k": "k"}[name.rsplit(", ", 1)[1]]
             x = [getattr(p.size, grown) for p in points]
@@ -176,9 +200,11 @@ def plot_growth(found: dict[str, list[Point]], machine: Machine, out: Path) -> N
             axis.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
             axis.set_title(f"{name.split(',')[0]}: {', '.join(fixed)}")
             axis.grid(True, which="major", alpha=0.3)
-        axes.flat[0].legend()
-        for axis in axes.flat[len(curves) :]:
-            axis.axis("off")
+        axes.flat[3].legend(loc="lower right")  # the one with all of them, and with room
+        if what == "time":
+            plot_speedup(axes.flat[-1], found)
+        else:
+            axes.flat[-1].axis("off")
         figure.savefig(out / f"scaling-{what}.png", dpi=60)
         plt.close(figure)
 

@@ -20,8 +20,8 @@ def fuse(model: Any) -> None:
     ----------
     model : peft model
         With one adapter. Layers with dropout, DoRA or another variant, or whose adapter has another
-        number type than the weight, keep peft's forward pass; so does a layer while there are hooks
-        on its A or B, such as `pyfast.sketch`'s.
+        number type than the weight, keep peft's forward pass; so does a layer while its adapter is
+        merged, or while there are hooks on its A or B, such as `pyfast.sketch`'s.
     """
     from peft.tuners.lora import Linear
 
@@ -46,7 +46,8 @@ def _forward(layer: Any, x: Tensor) -> Tensor:
         return layer.base_layer(x)  # type: ignore[no-any-return]
     (name,) = layer.active_adapters
     a, b, base = layer.lora_A[name], layer.lora_B[name], layer.base_layer
-    if any(part._forward_hooks or part._forward_pre_hooks for part in (a, b)):
+    hooked = any(part._forward_hooks or part._forward_pre_hooks for part in (a, b))
+    if layer.merged or hooked:
         return type(layer).forward(layer, x)  # type: ignore[no-any-return]
     return _LoraLinear.apply(  # type: ignore[no-any-return, no-untyped-call]
         x, base.weight, base.bias, a.weight, b.weight, layer.scaling[name]

@@ -66,6 +66,16 @@ def test_switched_off_it_is_the_layer_below(tiny):
     assert not torch.allclose(model(input_ids=TOKENS).logits, expected)
 
 
+def test_a_merged_adapter_counts_once(tiny):
+    model = adapted(tiny)
+    expected = model(input_ids=TOKENS).logits
+    lora.fuse(model)
+    model.merge_adapter()
+    torch.testing.assert_close(model(input_ids=TOKENS).logits, expected)
+    model.unmerge_adapter()
+    torch.testing.assert_close(model(input_ids=TOKENS).logits, expected)
+
+
 def test_hooks_inside_a_layer_still_run(tiny):
     model = adapted(tiny)
     lora.fuse(model)
