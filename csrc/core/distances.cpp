@@ -86,15 +86,15 @@ template <class T>
 void ExactSquares::measure(const T* const* rows, index n, index d, double* out, index stride,
                            int threads, Token& token) {
   const index width = (d + 15) / 16 * 16;
-  wide_.resize(static_cast<std::size_t>(n * width));
+  wide_.resize(n, width);
   rows_.clear();
   for (index i = 0; i < n; ++i) {
-    double* to = wide_.data() + i * width;
+    double* to = wide_.row(i);
     std::copy(rows[i], rows[i] + d, to);
     std::fill(to + d, to + width, 0.0);
     rows_.push_back(to);
   }
-  rows_.insert(rows_.end(), simd::kSpareRows, wide_.data());
+  rows_.insert(rows_.end(), simd::kSpareRows, wide_.row(0));
   pair_squares(rows_.data(), n, width, out, stride, {}, threads, token);
 }
 

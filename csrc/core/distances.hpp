@@ -3,6 +3,7 @@
 
 #include <vector>
 
+#include "core/aligned_rows.hpp"
 #include "core/parallel.hpp"
 #include "core/views.hpp"
 #include "simd/simd.hpp"
@@ -45,7 +46,7 @@ class ExactSquares {
                Token& token);
 
  private:
-  std::vector<double> wide_;
+  AlignedRows<double> wide_;
   std::vector<const double*> rows_;
 };
 

@@ -49,18 +49,18 @@ bool FloatDistances<T>::narrow_rows(index width) {
     if (width == d) rows_ = points_->rows;
   }
   if (rows_.empty()) {
-    narrow_.resize(static_cast<std::size_t>(m * width));
-    for (index i = 0; i < m; ++i) rows_.push_back(narrow_.data() + i * width);
+    narrow_.resize(m, width);
+    for (index i = 0; i < m; ++i) rows_.push_back(narrow_.row(i));
     if constexpr (sizeof(T) == sizeof(float)) {
       for (index i = 0; i < m; ++i) {
-        float* to = narrow_.data() + i * width;
+        float* to = narrow_.row(i);
         std::fill(std::copy_n(points_->rows[i], d, to), to + width, 0.0f);
       }
     } else {
       const auto narrow = simd::kernels().narrow;
       const T* const* rows = points_->rows.data();
-      exact = narrow(rows, m, d, nullptr, narrow_.data(), width);
-      if (!exact) narrow(rows, m, d, rows[0], narrow_.data(), width);
+      exact = narrow(rows, m, d, nullptr, narrow_.row(0), width);
+      if (!exact) narrow(rows, m, d, rows[0], narrow_.row(0), width);
     }
   }
   rows_.resize(static_cast<std::size_t>(m + simd::kSpareRows), rows_[0]);

@@ -4,6 +4,7 @@
 
 #include <vector>
 
+#include "core/aligned_rows.hpp"
 #include "core/group_points.hpp"
 
 namespace pyfast {
@@ -37,7 +38,8 @@ class FloatDistances {
   const GroupPoints<T>* points_ = nullptr;
   index stride_ = 0;
   double error_ = 0;
-  std::vector<float> narrow_, distances_, row_largest_;
+  AlignedRows<float> narrow_;
+  std::vector<float> distances_, row_largest_;
   std::vector<const float*> rows_;
 };
 

@@ -258,19 +258,23 @@ void block(const A* a, index rows, index a_stride, const B* b, index cols, index
 // more than stay in the first-level cache beside the rows that meet them.
 constexpr index kPanelCols = 12, kPanelRoom = 16, kPanelBytes = 20480;
 
-// The sums of rows i .. with columns j ..; `row[r]` takes those of row i + r.
-template <class Sum>
-inline void symmetric_tile(const Sum* const* x, index i, index j, index t, index t_end,
+// The sums of rows i .. i + kTileRows - 1 with columns j .. j + cols - 1, at most Cols of them;
+// `rows[r]` takes those of row i + r. Short of a tile's width, a narrower one does no idle work.
+template <int Cols, class Sum>
+inline void symmetric_tile(const Sum* const* x, index i, index j, index cols, index t, index t_end,
                            Folded<Sum> (*rows)[kPanelRoom], index at) {
+  if constexpr (Cols > 1) {
+    if (cols < Cols) return symmetric_tile<Cols - 1>(x, i, j, cols, t, t_end, rows, at);
+  }
   const Sum* a[kTileRows];
-  const Sum* b[kTileCols];
+  const Sum* b[Cols];
   for (int r = 0; r < kTileRows; ++r) a[r] = x[i + r];
-  for (int c = 0; c < kTileCols; ++c) b[c] = x[j + c];
-  Tile<Sum, kTileRows, kTileCols> tile;
+  for (int c = 0; c < Cols; ++c) b[c] = x[j + c];
+  Tile<Sum, kTileRows, Cols> tile;
   clear(tile);
   for (; t < t_end; t += Lanes<Sum>::count) add<SquaredDifference>(tile, a, b, t);
   for (int r = 0; r < kTileRows; ++r) {
-    for (int c = 0; c < kTileCols; ++c) rows[r][at + c] = fold(tile.sums[r * kTileCols + c]);
+    for (int c = 0; c < Cols; ++c) rows[r][at + c] = fold(tile.sums[r * Cols + c]);
   }
 }
 
@@ -306,15 +310,16 @@ void pair_squares(const Sum* const* x, index n, index from, index to, index d, S
   for (index t = 0; t == 0 || t < d; t += kChunk) {
     const index t_end = d - t < kChunk ? d : t + kChunk;
     for (index first = 0; first < to; first += cols) {
-      for (index i = first < from ? from : first; i < to; i += kTileRows) {
-        index end = first + cols < to - 1 ? first + cols : to - 1;
-        end = i + kTileRows - 1 < end ? i + kTileRows - 1 : end;
+      // Rows that do not fill a tile come first, where a row has the fewest columns.
+      for (index i = first < from ? from : first + 1, next; i < to; i = next) {
+        next = i + (to - i - 1) % kTileRows + 1;
+        const index end = first + cols < next - 1 ? first + cols : next - 1;
         for (index j = first; j < end; j += kTileCols) {
-          symmetric_tile(x, i, j, t, t_end, rows, j - first);
+          symmetric_tile<kTileCols>(x, i, j, end - j, t, t_end, rows, j - first);
           const char* stop = fetch_end - fetch < fetch_each ? fetch_end : fetch + fetch_each;
           for (; fetch < stop; fetch += 64) __builtin_prefetch(fetch, 0, 2);
         }
-        for (index r = 0; r < kTileRows && i + r < to; ++r) {
+        for (index r = 0; i + r < next; ++r) {
           finish_row(rows[r], i + r, first, i + r < end ? i + r : end, t == 0, out, out_stride);
         }
       }

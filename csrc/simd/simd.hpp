@@ -59,7 +59,7 @@ struct Ahead {
 template <class T>
 using PairSquares = void (*)(const T* const* x, index n, index from, index to, index d, T* out,
                              index out_stride, const Ahead& ahead);
-constexpr index kSpareRows = 5;
+constexpr index kSpareRows = 3;
 // What one stripe gives to a slab of sums (core/sketch.hpp): to[w] += (-1)^S(w) from[w ^ x], for
 // all w such that w ^ x < count.
 struct StripePiece {

@@ -123,7 +123,7 @@ const auto square = [](auto a, auto b, auto sum) { return std::fma(a - b, a - b,
 template <class T>
 bool same_pairs(simd::PairSquares<T> pair_squares) {
   for (const index d : {16, 48, 512, 528, 1040, 2064}) {
-    for (const index n : {1, 2, 3, 5, 11, 12, 13, 26, 31}) {
+    for (const index n : {1, 2, 3, 4, 5, 7, 11, 12, 13, 14, 15, 16, 26, 29, 31}) {
       const index stride = (n + 15) / 16 * 16;
       const std::vector<double> numbers = uniform(std::size_t(n * d), unsigned(d + n), -1, 1);
       const std::vector<T> x(numbers.begin(), numbers.end());
