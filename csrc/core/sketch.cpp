@@ -209,6 +209,10 @@ void add_slabs(std::vector<Numbers>& sources, index dim, const StripeAddress& ad
                });
 }
 
+// A second team of threads beside torch's, which wait in a busy loop, costs more than it saves on
+// less than a few milliseconds of work.
+constexpr double kCalm = 64;
+
 double product_operations(const Factors& f) {
   return static_cast<double>(f.responses) * static_cast<double>(f.tokens) *
          static_cast<double>(f.size) * static_cast<double>(f.rank);
@@ -227,7 +231,7 @@ void add_sketch(const Factors& factors, index dim, const StripeAddress& address,
                 double* norms, int threads, Cancel& cancel) {
   std::fill_n(norms, factors.responses, 0.0);
   if (factors.tokens == 0) return;
-  threads = worthwhile_threads(threads, product_operations(factors) / 8);
+  threads = worthwhile_threads(threads, product_operations(factors) / kCalm);
   const Filled filled(factors);
   std::vector<Made> sources(static_cast<std::size_t>(threads), filled.source(factors));
   const index rows = factors.responses, slabs = dim / std::min(dim, kSlab);
@@ -238,7 +242,7 @@ void add_sketch(const Factors& factors, index dim, const StripeAddress& address,
 
 void multiply(const Factors& factors, float* out, int threads, Cancel& cancel) {
   constexpr index kRows = 256;
-  threads = worthwhile_threads(threads, product_operations(factors) / 8);
+  threads = worthwhile_threads(threads, product_operations(factors) / kCalm);
   const Filled filled(factors);
   const Made source = filled.source(factors);
   const index blocks = (factors.size + kRows - 1) / kRows;

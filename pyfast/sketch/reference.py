@@ -80,7 +80,10 @@ def products(wide: Floats, narrow: Floats) -> NDArray[np.float64]:
 
     (R, T, d), (R, T, r) -> (R, d, r).
     """
-    return np.matmul(wide.astype(np.float64).transpose(0, 2, 1), narrow.astype(np.float64))
+    found: NDArray[np.float64] = np.matmul(
+        wide.astype(np.float64).transpose(0, 2, 1), narrow.astype(np.float64)
+    )
+    return found
 
 
 def lora_gradients(

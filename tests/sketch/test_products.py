@@ -25,6 +25,7 @@ SHAPES = [
     (5, 3, 1, 1, 128),
     (4, 0, 30, 16, 128),
     (1, 30, 5000, 16, 65536),
+    (4, 300, 5000, 16, 8192),  # work enough for several threads
 ]
 LEVELS = ["baseline", "avx2", "avx512"]
 
