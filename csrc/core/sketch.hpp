@@ -33,4 +33,22 @@ struct StripeAddress {
 void add_sketch(MatrixView<float> v, index dim, const StripeAddress& address, float* y, int threads,
                 Cancel& cancel);
 
+// What gradients of a matrix are made of: for response b, sum_t wide_bt narrow_bt^T over its
+// tokens, (size, rank). wide is (responses, tokens, size), narrow (responses, tokens, rank). Each
+// number is one chain of fused multiply-adds, t ascending from +0: the same bits however it is cut
+// up.
+struct Factors {
+  const float* wide;
+  const float* narrow;
+  index responses, tokens, size, rank;
+};
+
+// The same for gradients that are made piece by piece and never written to memory; norms[b] is the
+// sum of the squares of gradient b in double.
+void add_sketch(const Factors& factors, index dim, const StripeAddress& address, float* y,
+                double* norms, int threads, Cancel& cancel);
+
+// The gradients themselves: out is responses x size x rank.
+void multiply(const Factors& factors, float* out, int threads, Cancel& cancel);
+
 }  // namespace pyfast

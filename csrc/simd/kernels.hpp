@@ -399,6 +399,7 @@ const Kernels PYFAST_JOIN(kernels_, PYFAST_SIMD_LEVEL) = {
     rough_dots,
     philox,
     add_stripe,
+    add_products,
 };
 
 }  // namespace pyfast::simd

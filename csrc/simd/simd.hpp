@@ -72,6 +72,20 @@ struct StripePiece {
   float* to;
 };
 
+constexpr index kProductLanes = 16;
+// out[i * rank + j] (+)= sum_t wide[t * wide_stride + i] narrow[t * narrow_stride + j] for i <
+// rows, j < rank: one chain of fused multiply-adds a sum, t ascending, from +0 or from what is
+// there. Rows of `narrow` can be read up to a multiple of kProductLanes.
+struct ProductTile {
+  const float* wide;
+  index wide_stride;
+  const float* narrow;
+  index narrow_stride;
+  index tokens, rows, rank;
+  bool fresh;
+  float* out;
+};
+
 constexpr index kPhiloxLanes = 16;
 
 struct Kernels {
@@ -159,6 +173,7 @@ struct Kernels {
                  std::uint32_t c3, const std::uint32_t* key, index count, std::uint32_t* out);
 
   void (*add_stripe)(const StripePiece& piece);
+  void (*add_products)(const ProductTile& tile);
 };
 
 // The level in use. Throws std::invalid_argument if PYFAST_SIMD names one that is unknown, or that

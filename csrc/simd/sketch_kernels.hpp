@@ -118,3 +118,59 @@ void add_stripe(const StripePiece& in) {
     group(end, whole);
   }
 }
+
+// Rows of products that have their sums in registers at once, kProductLanes columns of each.
+constexpr int kProductRows = PYFAST_VECTOR_BYTES == 64 ? 12 : 6;
+
+template <int Rows>
+inline void product_rows(const ProductTile& tile, index row, index column) {
+  constexpr int lanes = Lanes<float>::per_part, parts = kParts;
+  const int width =
+      static_cast<int>(tile.rank - column < kProductLanes ? tile.rank - column : kProductLanes);
+  float* out = tile.out + row * tile.rank + column;
+  float edge[Rows * kProductLanes] = {};
+  Floats sums[Rows][parts];
+  if (!tile.fresh) {
+    for (int i = 0; i < Rows; ++i) {
+      for (int j = 0; j < width; ++j) edge[i * kProductLanes + j] = out[i * tile.rank + j];
+    }
+  }
+  for (int i = 0; i < Rows; ++i) {
+    for (int p = 0; p < parts; ++p) sums[i][p] = load(edge + i * kProductLanes + p * lanes, 0.0f);
+  }
+  const float* wide = tile.wide + row;
+  const float* narrow = tile.narrow + column;
+  for (index t = 0; t < tile.tokens; ++t) {
+    Floats right[parts];
+    for (int p = 0; p < parts; ++p) right[p] = held(load(narrow + p * lanes, 0.0f));
+    for (int i = 0; i < Rows; ++i) {
+      const Floats left = wide[i] - Floats{};
+      for (int p = 0; p < parts; ++p) sums[i][p] = fused(left, right[p], sums[i][p]);
+    }
+    wide += tile.wide_stride;
+    narrow += tile.narrow_stride;
+  }
+  if (width == kProductLanes) {
+    for (int i = 0; i < Rows; ++i) {
+      for (int p = 0; p < parts; ++p) store(out + i * tile.rank + p * lanes, sums[i][p]);
+    }
+    return;
+  }
+  for (int i = 0; i < Rows; ++i) {
+    for (int p = 0; p < parts; ++p) store(edge + i * kProductLanes + p * lanes, sums[i][p]);
+  }
+  for (int i = 0; i < Rows; ++i) {
+    for (int j = 0; j < width; ++j) out[i * tile.rank + j] = edge[i * kProductLanes + j];
+  }
+}
+
+void add_products(const ProductTile& tile) {
+  for (index column = 0; column < tile.rank; column += kProductLanes) {
+    index row = 0;
+    for (; row + kProductRows <= tile.rows; row += kProductRows) {
+      product_rows<kProductRows>(tile, row, column);
+    }
+    for (; row + 4 <= tile.rows; row += 4) product_rows<4>(tile, row, column);
+    for (; row < tile.rows; ++row) product_rows<1>(tile, row, column);
+  }
+}

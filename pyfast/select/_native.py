@@ -15,8 +15,10 @@ from pyfast._core import (
     mass_dpo,
     opt_select,
     philox,
+    products,
     random_subsets,
     sketch_add,
+    sketch_add_products,
     squared_norms,
     surely_distances,
 )
@@ -36,8 +38,10 @@ __all__ = [
     "mass_dpo",
     "opt_select",
     "philox",
+    "products",
     "random_subsets",
     "sketch_add",
+    "sketch_add_products",
     "squared_norms",
     "surely_distances",
 ]

@@ -15,12 +15,12 @@ from torch import Tensor
 from pyfast._threads import get_num_threads
 from pyfast.losses import sequence_logps
 from pyfast.select import _arguments as args
-from pyfast.select import _native
 from pyfast.sketch._capture import Capture
 from pyfast.sketch._guards import check_finite, check_not_zero
 from pyfast.sketch._layout import Layout, Tokens, check_tokens
 from pyfast.sketch._parts import Frozen, check_ready, find_parts
-from pyfast.sketch._project import add_projection, check_dim
+from pyfast.sketch._products import add_products, products
+from pyfast.sketch._project import check_dim
 
 Response = tuple[Sequence[int], Sequence[int]]
 
@@ -87,8 +87,7 @@ class LoraGradients:
     The model stays as it is: in training or evaluation mode, its weights trainable or not, no
     ``.grad`` touched. Never put several responses behind one shared prompt: prompt tokens would
     mix their gradients. Memory beyond a pass with frozen weights: the inputs of the adapted
-    layers (gradient checkpointing drops them too), R x dim floats, and one matrix's gradients for
-    R responses.
+    layers (gradient checkpointing drops them too) and R x dim floats.
 
     Examples
     --------
@@ -215,10 +214,8 @@ class LoraGradients:
         norms = np.zeros((tokens.responses, len(self.parts)))
         threads = get_num_threads()
 
-        def sink(number: int, tile: Tensor) -> None:
-            flat = tile.view(tokens.responses, -1)
-            norms[:, number] = _squared_norms(flat, threads)
-            add_projection(flat, sketches, self.seed, number, threads)
+        def sink(number: int, wide: Tensor, narrow: Tensor) -> None:
+            norms[:, number] = add_products(wide, narrow, sketches, self.seed, number, threads)
 
         logps = self._run(tokens, sink)
         lengths = tokens.counts.cpu().numpy()
@@ -276,14 +273,19 @@ class LoraGradients:
         out = torch.zeros(tokens.responses, self.size, device=self.device)
         ends = np.cumsum([part.size for part in self.parts])
 
-        def sink(number: int, tile: Tensor) -> None:
+        threads = get_num_threads()
+
+        def sink(number: int, wide: Tensor, narrow: Tensor) -> None:
             end = int(ends[number])
+            tile = products(wide, narrow, threads)
             out[:, end - self.parts[number].size : end] = tile.view(tokens.responses, -1)
 
         self._run(tokens, sink)
         return out
 
-    def _run(self, tokens: Tokens, sink: Callable[[int, Tensor], None]) -> NDArray[np.float64]:
+    def _run(
+        self, tokens: Tokens, sink: Callable[[int, Tensor, Tensor], None]
+    ) -> NDArray[np.float64]:
         """Run forward and backward once; return log pi of each response."""
         check_ready(self.model, self.parts)
         logps = torch.zeros(tokens.responses, dtype=torch.float64, device=self.device)
@@ -377,12 +379,3 @@ def plan(responses: Sequence[Response], max_tokens: int) -> list[list[int]]:
         else:
             batches.append([number])
     return batches
-
-
-def _squared_norms(flat: Tensor, threads: int) -> NDArray[np.float64]:
-    if flat.device.type == "cpu":
-        # A second team of threads beside torch's costs more than it saves on small matrices.
-        threads = min(threads, 1 + flat.numel() // 1_000_000)
-        return _native.squared_norms(flat.numpy(), threads)
-    result: NDArray[np.float64] = flat.double().square().sum(dim=1).cpu().numpy()
-    return result

@@ -26,6 +26,8 @@ class Part:
         True for A.
     after : nn.Linear or None
         For A, the B that its output goes to.
+    layer, adapter : peft LoRA layer, str
+        Where it belongs.
     """
 
     name: str
@@ -34,6 +36,8 @@ class Part:
     rank: int
     transposed: bool
     after: nn.Linear | None
+    layer: Any
+    adapter: str
 
     @property
     def size(self) -> int:
@@ -61,8 +65,7 @@ def find_parts(model: Any) -> tuple[list[Part], list[str]]:
                 if adapter not in modules or type(modules[adapter]) is not nn.Linear:
                     continue
                 if modules[adapter].weight.requires_grad:
-                    after = layer.lora_B[adapter] if kind == "lora_A" else None
-                    parts.append(_part(f"{name}.{kind}.{adapter}", modules[adapter], after))
+                    parts.append(_part(f"{name}.{kind}.{adapter}", layer, kind, adapter))
     ours = {id(part.module.weight) for part in parts}
     others = [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in ours]
     if not parts:
@@ -80,10 +83,12 @@ def find_parts(model: Any) -> tuple[list[Part], list[str]]:
     return parts, others
 
 
-def _part(name: str, module: nn.Linear, after: nn.Linear | None) -> Part:
+def _part(name: str, layer: Any, kind: str, adapter: str) -> Part:
+    module = getattr(layer, kind)[adapter]
+    after = layer.lora_B[adapter] if kind == "lora_A" else None
     rows, columns = module.weight.shape
     long, rank = (rows, columns) if after is None else (columns, rows)
-    return Part(name, module, long, rank, after is not None, after)
+    return Part(name, module, long, rank, after is not None, after, layer, adapter)
 
 
 def silent_parts(parts: list[Part]) -> frozenset[int]:

@@ -75,6 +75,17 @@ def project_modules(parts: Iterable[Floats], dim: int, seed: int, modules: Itera
     return total
 
 
+def products(wide: Floats, narrow: Floats) -> NDArray[np.float64]:
+    """Return gradients from their factors, each ``sum_t wide[b, t] narrow[b, t]^T``, in float64.
+
+    (R, T, d), (R, T, r) -> (R, d, r).
+    """
+    found: NDArray[np.float64] = np.matmul(
+        wide.astype(np.float64).transpose(0, 2, 1), narrow.astype(np.float64)
+    )
+    return found
+
+
 def lora_gradients(
     model: Any, responses: Iterable[tuple[list[int], list[int]]], names: list[str]
 ) -> Floats:

@@ -54,6 +54,9 @@ def _forward(layer: Any, x: Tensor) -> Tensor:
     )
 
 
+_forward.same_as_peft = True  # type: ignore[attr-defined]  # pyfast.sketch may take its place
+
+
 class _LoraLinear(torch.autograd.Function):
     @staticmethod
     def forward(

@@ -191,6 +191,26 @@ def sketch_add(rng: np.random.Generator) -> dict[str, Any]:
     }
 
 
+def products(rng: np.random.Generator) -> dict[str, Any]:
+    rows, tokens = int(rng.integers(0, 4)), int(rng.integers(0, 9))
+    size, rank = int(rng.integers(0, 60)), int(rng.integers(0, 40))
+    return {
+        "wide": rng.normal(size=(rows, tokens, size)).astype(np.float32),
+        "narrow": rng.normal(size=(rows, tokens, rank)).astype(np.float32),
+        "out": np.zeros((rows, size, rank), np.float32),
+        "threads": int(rng.integers(1, 3)),
+    }
+
+
+def sketch_add_products(rng: np.random.Generator) -> dict[str, Any]:
+    call = products(rng)
+    return call | {
+        "out": np.zeros((len(call["out"]), int(2 ** rng.integers(7, 12))), np.float32),
+        "seed": int(rng.integers(0, 2**63)),
+        "module": int(rng.integers(0, 2**32)),
+    }
+
+
 CALLS: dict[str, Make] = {
     "kmedoids": kmedoids,
     "kmedoids_bounds": kmedoids_bounds,
@@ -202,7 +222,9 @@ CALLS: dict[str, Make] = {
     "logdet_pairs": logdet_pairs,
     "logdet_groups": logdet_groups,
     "mass_dpo": mass_dpo,
+    "products": products,
     "sketch_add": sketch_add,
+    "sketch_add_products": sketch_add_products,
     "squared_norms": lambda rng: {"data": points(rng, 5), "threads": 2},
     "first_invalid": lambda rng: {"array": points(rng, 3), "nonnegative": True},
     "first_asymmetric": lambda rng: {"distances": rng.random(25), "offsets": np.array([0, 3, 7])},

@@ -518,3 +518,40 @@ def test_bad_settings_are_named(tiny):
         sketch.LoraGradients(tiny.model())
     with pytest.raises(ValueError, match="a prompt of at least one token, at 1"):
         sketch.LoraGradients(model).responses([([1], [2]), ([], [2])])
+
+
+def test_plain_layers_run_as_one_node_and_others_as_they_are(tiny, monkeypatch):
+    """Both ways give the same gradients; what was in a layer's place is put back."""
+    from pyfast.sketch import _fused
+    from pyfast.train import lora
+
+    runs = []
+    plain = _fused.FusedLora.forward
+    monkeypatch.setattr(
+        _fused.FusedLora, "forward", staticmethod(lambda ctx, *a: runs.append(1) or plain(ctx, *a))
+    )
+    model, responses = tiny.lora(), tiny.responses(5)
+    _, want = check(model, responses)
+    assert len(runs) == 2 * 14  # two passes over two layers of seven
+    assert not any("forward" in module.__dict__ for module in model.modules())
+
+    runs.clear()
+    layer = model.get_base_model().model.layers[1].mlp.up_proj
+    hooks = [m.register_forward_hook(lambda *_: None) for m in (layer.lora_B["default"],)]
+    _, got = check(model, responses)
+    assert len(runs) == 2 * 13
+    assert relative(got, want) <= 1e-6
+    hooks[0].remove()
+
+    runs.clear()
+    lora.fuse(model)  # which says that it is peft's forward pass
+    before = {n: m.__dict__.get("forward") for n, m in model.named_modules()}
+    _, got = check(model, responses, like=tiny.lora())
+    assert len(runs) == 2 * 14
+    assert got.tobytes() == want.tobytes()
+    assert {n: m.__dict__.get("forward") for n, m in model.named_modules()} == before
+
+    runs.clear()
+    layer.forward = lambda x: type(layer).forward(layer, x)  # somebody's own
+    check(model, responses, like=tiny.lora())
+    assert len(runs) == 2 * 13
