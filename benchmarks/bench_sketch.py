@@ -27,6 +27,7 @@ from pyfast import select, sketch
 from pyfast.sketch import reference
 
 P = 4_884_480  # LoRA r=16 on all linears of SmolLM2-135M
+PASSES = ("bare", "bare_tiled", "ours")  # compared; bare: peft's forward, LoRA frozen, plain logits
 
 
 def least(call: Callable[[], Any], repeats: int) -> tuple[float, float]:
@@ -145,7 +146,7 @@ def selection(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def collection(options: argparse.Namespace) -> dict[str, Any]:
-    """8 responses x ~96 tokens: ours beside the bare pass and the batch-1 loop."""
+    """8 responses x ~96 tokens: ours beside bare passes, with logits and our head, and the loop."""
     from sketch_fidelity import Parts
     from sketch_model import make_policy, passes, peak_memory
 
@@ -174,7 +175,7 @@ def collection(options: argparse.Namespace) -> dict[str, Any]:
     del loop, flat
     times: dict[str, list] = {name: [] for name in calls}
     for repeat in range(options.repeats):
-        for name in ("bare", "ours", "loop") if repeat < 3 else ("bare", "ours"):
+        for name in calls if repeat < 3 else PASSES:
             times[name].append(least(calls[name], 1))
     found: dict[str, Any] = {
         "relative_error_of_sketches": float((far / exact).max()),
@@ -183,19 +184,21 @@ def collection(options: argparse.Namespace) -> dict[str, Any]:
     for name, pairs in times.items():
         found[f"{name}_wall_s"], found[f"{name}_cpu_s"] = np.min(pairs, axis=0).tolist()
     for kind in ("wall", "cpu"):
-        found[f"over_bare_{kind}"] = found[f"ours_{kind}_s"] / found[f"bare_{kind}_s"]
+        for bare in PASSES[:2]:
+            found[f"over_{bare}_{kind}"] = found[f"ours_{kind}_s"] / found[f"{bare}_{kind}_s"]
         found[f"loop_over_ours_{kind}"] = found[f"loop_{kind}_s"] / found[f"ours_{kind}_s"]
     # Twice: as malloc comes, and with freed memory given back at once, so that only what is in use
     # counts and not what malloc keeps.
     for kind, extra in (("peak", {}), ("peak_in_use", {"MALLOC_TRIM_THRESHOLD_": "0"})):
-        for name in ("bare", "ours"):
+        for name in PASSES:
             command = [sys.executable, __file__, "--only", "collection", "--peak", name]
             command += ["--fresh"] * options.fresh
             done = subprocess.run(
                 command, capture_output=True, text=True, check=True, env={**os.environ, **extra}
             )
             found[f"{name}_{kind}_mb"] = json.loads(done.stdout.splitlines()[-1])[name]
-        found[f"{kind}_over_bare"] = found[f"ours_{kind}_mb"] / found[f"bare_{kind}_mb"]
+        for bare in PASSES[:2]:
+            found[f"{kind}_over_{bare}"] = found[f"ours_{kind}_mb"] / found[f"{bare}_{kind}_mb"]
     return found
 
 
@@ -251,7 +254,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"))
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--fresh", action="store_true", help="collection with B = 0, as in round 1")
-    parser.add_argument("--peak", choices=("bare", "ours"), help=argparse.SUPPRESS)
+    parser.add_argument("--peak", choices=PASSES, help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     if options.peak:

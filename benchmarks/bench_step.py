@@ -64,6 +64,16 @@ def trl_logps(policy: Policy, prompt: list[int], responses: list[list[int]]) -> 
     return found.log_probs.sum(1)
 
 
+def as_peft_has_it(policy: Policy) -> Policy:
+    """Give the LoRA layers of a policy peft's own forward pass back."""
+    from peft.tuners.lora import LoraLayer
+
+    for layer in policy.model.modules():
+        if isinstance(layer, LoraLayer):
+            vars(layer).pop("forward", None)
+    return policy
+
+
 def make_group(policy: Policy, case: str) -> tuple[list[int], list[list[int]]]:
     """Draw random tokens: what they say does not matter for the time."""
     prompt_length, length = CASES[case]
@@ -81,13 +91,9 @@ def make_step(policy: Policy, side: str, case: str) -> Callable[[], float]:
     parameters = list(policy.trainable().values())
     start = [p.detach().clone() for p in parameters]
     if side == "trl":
-        from peft.tuners.lora import LoraLayer
         from trl.trainer.utils import add_fused_lm_head
 
-        add_fused_lm_head(policy.model.get_base_model())
-        for layer in policy.model.modules():  # with peft's own forward pass
-            if isinstance(layer, LoraLayer):
-                del layer.forward
+        add_fused_lm_head(as_peft_has_it(policy).model.get_base_model())
 
     def step() -> float:
         optimiser = torch.optim.AdamW(parameters, 4e-4, fused=True)

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import psutil
 import torch
+from bench_step import as_peft_has_it
 
-from pyfast import select, sketch
+from pyfast import losses, select, sketch
 from pyfast.sketch import _capture
 from pyfast.sketch._collector import pad
 from pyfast.sketch._parts import Frozen
@@ -50,8 +51,8 @@ PROMPTS = [form.format(topic) for topic in TOPICS for form in FORMS]
 
 
 def make_policy(*, fresh: bool) -> Policy:
-    """Load SmolLM2-135M with LoRA r=16 on all linear layers; B = 0 or not."""
-    policy = load(PolicyConfig(device="cpu"), seed=0)
+    """Load SmolLM2-135M with LoRA r=16 on all linear layers, as peft has it; B = 0 or not."""
+    policy = as_peft_has_it(load(PolicyConfig(device="cpu"), seed=0))
     if not fresh:
         generator = torch.Generator().manual_seed(1)
         with torch.no_grad():
@@ -80,7 +81,7 @@ def sampled(policy: Policy, prompts: int, each: int, tokens: int, out: Path) -> 
 
 
 def passes(collector: sketch.LoraGradients, responses: list) -> dict[str, Callable[[], object]]:
-    """Return what is compared: the bare pass, ours, and the batch-1 loop."""
+    """Return what is compared: the bare pass, with logits or our head; ours; the batch-1 loop."""
     base = collector.model.get_base_model()
     ids, mask, _ = pad(responses)
     rows, columns = mask.bool().nonzero(as_tuple=True)
@@ -95,6 +96,14 @@ def passes(collector: sketch.LoraGradients, responses: list) -> dict[str, Callab
         with Frozen(collector.model):
             logps(ids, rows, columns).backward()
 
+    def bare_tiled() -> None:
+        with Frozen(collector.model):
+            hidden = base.base_model(input_ids=ids, use_cache=False).last_hidden_state
+            head = base.get_output_embeddings().weight
+            losses.sequence_logps(
+                hidden[:, :-1], head, ids[:, 1:], mask.bool()[:, 1:]
+            ).sum().backward()
+
     def loop() -> list:
         found = []
         for prompt, response in responses:
@@ -104,7 +113,8 @@ def passes(collector: sketch.LoraGradients, responses: list) -> dict[str, Callab
             found.append(torch.autograd.grad(total, weights))
         return found
 
-    return {"bare": bare, "ours": lambda: collector.batch(ids, mask), "loop": loop}
+    calls = {"bare": bare, "bare_tiled": bare_tiled, "loop": loop}
+    return {**calls, "ours": lambda: collector.batch(ids, mask)}
 
 
 def peak_memory(call: Callable[[], object]) -> float:

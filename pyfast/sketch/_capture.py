@@ -2,9 +2,10 @@
 
 For y = W x over the tokens t of response b, the gradient of W is ``sum_t dy_t x_t^T`` over that
 response's tokens alone: what is caught are its two factors. While a capture is entered, plain LoRA
-layers run as `FusedLora`. In others, a forward hook on A and B lets the output pass through `_Tap`,
-which keeps the input for the backward pass, as autograd keeps any saved tensor: gradient
-checkpointing of both kinds drops and recomputes it, and changing it in place is an error.
+layers run as `LoraLinear`, which tells them. In others a forward hook on A and B lets the output
+pass through `_Tap`, which keeps the input for the backward pass, as autograd keeps any saved
+tensor: gradient checkpointing of both kinds drops and recomputes it, and changing it in place is
+an error.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyfast.sketch._fused import FusedLora, is_plain
+from pyfast._lora import LoraLinear, is_plain
 from pyfast.sketch._layout import Layout
 from pyfast.sketch._parts import Part, silent_parts
 
@@ -82,9 +83,11 @@ class Capture:
         self._waiting.clear()
 
     def _replace(self, part: Part, numbers: dict[bool, int]) -> None:
-        """Have a layer run as `FusedLora` until the end."""
+        """Have a layer run as `LoraLinear` until the end."""
         layer = part.layer
         before = layer.__dict__.get("forward")
+        a, b = layer.lora_A[part.adapter].weight, layer.lora_B[part.adapter].weight
+        base, scale = layer.base_layer, layer.scaling[part.adapter]
         wanted = (True in numbers, False in numbers)
 
         def forward(x: Tensor) -> Tensor:
@@ -95,8 +98,9 @@ class Capture:
             def tell(of_a: bool, wide: Tensor, narrow: Tensor) -> None:
                 self.add(numbers[of_a], layout, wide, narrow)
 
-            out: Tensor = FusedLora.apply(x, layer, part.adapter, wanted, tell)  # type: ignore[no-untyped-call]
-            return out
+            return LoraLinear.apply(  # type: ignore[no-any-return, no-untyped-call]
+                x, base.weight, base.bias, a, b, scale, tell, wanted
+            )
 
         def undo() -> None:
             del layer.forward

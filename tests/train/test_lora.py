@@ -2,6 +2,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
+from pyfast._lora import LoraLinear
 from pyfast.train import lora
 
 TOKENS = torch.tensor([[4, 9, 12, 7, 20], [6, 8, 3, 3, 10]])
@@ -31,7 +32,7 @@ def test_fused_layers_give_what_pefts_give(tiny):
         node = nodes.pop()
         names.add(node.name())
         nodes += [next_node for next_node, _ in node.next_functions if next_node is not None]
-    assert "_LoraLinearBackward" in names
+    assert "LoraLinearBackward" in names
     for one, other in zip(logits_and_gradients(model), expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
 
@@ -49,11 +50,27 @@ def test_gradients_of_one_layer(bias, shape):
         tensor.requires_grad_()
 
     def layer(x, a, b):
-        return lora._LoraLinear.apply(x, weight, constant, a, b, 1.5)
+        return LoraLinear.apply(x, weight, constant, a, b, 1.5)
 
     expected = torch.nn.functional.linear(x, weight + 1.5 * b @ a, constant)
     torch.testing.assert_close(layer(x, a, b), expected)
     assert torch.autograd.gradcheck(layer, (x, a, b))
+
+
+def test_a_frozen_layer_keeps_no_inputs(tiny):
+    model = adapted(tiny)
+    lora.fuse(model)
+    model.requires_grad_(False)
+    layer = model.get_base_model().model.layers[0].mlp.up_proj
+    x = torch.randn(3, layer.in_features, dtype=torch.float64, requires_grad=True)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        out = layer(x)
+    assert not any(t.shape == x.shape or t.data_ptr() == x.data_ptr() for t in kept)
+    delta = layer.get_delta_weight("default")
+    (gradient,) = torch.autograd.grad(out.sum(), x)
+    expected = (layer.base_layer.weight + delta).sum(dim=0).expand_as(x)
+    torch.testing.assert_close(gradient, expected)
 
 
 def test_switched_off_it_is_the_layer_below(tiny):

@@ -1,8 +1,8 @@
-"""Plain LoRA layers as one node of the graph that tells the factors of its gradients.
+"""A LoRA layer as one node of the graph: W x + s B A x without tensors that last for nothing.
 
 peft makes B A x, s B A x and the sum, each as large as the layer's output, and goes through them
 again backward. Here the low-rank part is added in the product that makes it, both ways, and the
-factors of A's and B's gradients are there without a hook of their own.
+factors of A's and B's gradients are at hand for whoever wants these token by token.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# tell(of_a, wide, narrow): of A's gradient, or else of B's, the factors (tokens, long) and (tokens,
-# rank).
 Tell = Callable[[bool, Tensor, Tensor], None]
+"""tell(of_a, wide, narrow): factors of A's gradient, or else of B's, (n, long) and (n, rank)."""
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -33,8 +32,10 @@ def is_plain(layer: Any, adapter: str) -> bool:
     a, b = layer.lora_A[adapter], layer.lora_B[adapter]
     return (
         adapter not in layer.lora_variant
+        and not layer.merged
         and all(type(module) is nn.Linear for module in (base, a, b))
-        and isinstance(dropout, (nn.Identity, nn.Dropout))  # at rate 0: check_ready
+        and isinstance(dropout, (nn.Identity, nn.Dropout))
+        and getattr(dropout, "p", 0) == 0
         and a.bias is None
         and b.bias is None
         and a.weight.dtype == b.weight.dtype == base.weight.dtype
@@ -44,23 +45,34 @@ def is_plain(layer: Any, adapter: str) -> bool:
     )
 
 
-class FusedLora(torch.autograd.Function):
-    """y = W x + s B A x, frozen; ``tell`` hears the factors of dB, then those of dA, if wanted."""
+class LoraLinear(torch.autograd.Function):
+    """y = W x + s B A x with W frozen; what backward does not need is not kept.
+
+    ``tell``, if there is one, hears the factors of dB and then those of dA, as far as ``wanted`` =
+    (of A, of B).
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, layer: Any, adapter: str, wanted: tuple[bool, bool], tell: Tell
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        a: Tensor,
+        b: Tensor,
+        scale: float,
+        tell: Tell | None = None,
+        wanted: tuple[bool, bool] = (False, False),
     ) -> Tensor:
-        a, b = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
-        base, scale = layer.base_layer, layer.scaling[adapter]
         rows = x.flatten(0, -2)
-        low = (rows @ a.t()).mul_(scale)
-        # Not in place: selective checkpointing keeps what a product gives as it is.
-        out = torch.addmm(nn.functional.linear(rows, base.weight, base.bias), low, b.t())
-        ctx.save_for_backward(
-            rows if wanted[0] else None, low if wanted[1] else None, base.weight, a, b
-        )
-        ctx.scale, ctx.tell = scale, tell
+        low = rows @ a.t()
+        out = nn.functional.linear(rows, weight, bias)
+        # Neither in place: selective checkpointing keeps what a product gives as it is.
+        out = torch.addmm(out, low, b.t(), alpha=scale)
+        keep_rows = wanted[0] or ctx.needs_input_grad[3]
+        keep_low = wanted[1] or ctx.needs_input_grad[4]
+        ctx.save_for_backward(rows if keep_rows else None, low if keep_low else None, weight, a, b)
+        ctx.scale, ctx.tell, ctx.wanted = scale, tell, wanted
         return out.view(*x.shape[:-1], -1)
 
     @staticmethod
@@ -68,10 +80,14 @@ class FusedLora(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         rows, low, weight, a, b = ctx.saved_tensors
         above = grad.flatten(0, -2)
-        if low is not None:
-            ctx.tell(False, above, low)
         grad_low = (above @ b).mul_(ctx.scale)
-        if rows is not None:
+        if ctx.wanted[1]:
+            ctx.tell(False, above, low * ctx.scale)
+        if ctx.wanted[0]:
             ctx.tell(True, rows, grad_low)
-        grad_x = (above @ weight).addmm_(grad_low, a)
-        return grad_x.view(*grad.shape[:-1], -1), None, None, None, None
+        grad_a = grad_low.t() @ rows if ctx.needs_input_grad[3] else None
+        grad_b = (above.t() @ low).mul_(ctx.scale) if ctx.needs_input_grad[4] else None
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_x = (above @ weight).addmm_(grad_low, a).view(*grad.shape[:-1], -1)
+        return grad_x, None, None, grad_a, grad_b, None, None, None
