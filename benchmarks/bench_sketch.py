@@ -22,6 +22,7 @@ if "projection" in sys.argv:
 
 import numpy as np
 import torch
+from harness import optional
 
 from pyfast import select, sketch
 from pyfast.sketch import reference
@@ -71,7 +72,8 @@ def projection(options: argparse.Namespace) -> dict[str, Any]:
         assert abs(float((count_sketch() ** 2).sum() / (batch[0] ** 2).sum()) - 1) < 0.1
         rows[f"torch index_add CountSketch, K={dim}"] = least(count_sketch, options.repeats)
     rows["dense Rademacher chunks in torch, K=8192, 32 at once"] = dense_chunks()
-    rows["TRAK BasicProjector, K=8192, 32 at once"] = trak()
+    if optional("trak.projectors") is not None:  # else it says that it is not installed
+        rows["TRAK BasicProjector, K=8192, 32 at once"] = trak()
     return {
         name: {"wall_ms": 1e3 * wall, "cpu_ms": 1e3 * cpu} for name, (wall, cpu) in rows.items()
     }
