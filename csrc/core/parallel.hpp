@@ -91,6 +91,17 @@ void resize(std::vector<T>& vector, index count, Token& token) {
   vector.resize(wanted);
 }
 
+// The same for memory that stays uncleared: takes it from the system in order. Who writes across
+// many pages first waits for all of them in one step.
+template <class T>
+void touch(T* memory, index count, Token& token) {
+  constexpr index kPage = 4096 / sizeof(T);
+  for (index i = 0; i < count; i += kPage) {
+    memory[i] = T{};
+    token.spend(8192);
+  }
+}
+
 namespace detail {
 
 // Runs worker(0 .. threads-1), each on its own thread; worker 0 is the calling thread.

@@ -89,6 +89,7 @@ class Polish {
         slots_(static_cast<std::size_t>(x.rows)),
         tried_(static_cast<std::size_t>(x.rows), 0),
         rows_(big_array<T>(2 * k() * x.rows)) {
+    touch(rows_.get(), 2 * k() * x.rows, team.token);
     fill_rows(0, medoids_);
   }
 
