@@ -83,7 +83,7 @@ const index* OptSelect<T>::start(index run) {
 template <class T>
 void OptSelect<T>::exact_distances(index stride, Token& token) {
   const index m = points_.count();
-  exact_.assign(static_cast<std::size_t>(m * stride), 0.0);
+  resize(exact_, m * stride, token);
   squares_.measure(points_.rows.data(), m, points_.d, exact_.data(), stride, threads_, token);
   largest_ = 0;
   for (index i = 0; i < m; ++i) {
