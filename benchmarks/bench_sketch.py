@@ -301,7 +301,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=list(SECTIONS), default=list(SECTIONS))
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"))
     parser.add_argument("--repeats", type=int, default=10)
-    parser.add_argument("--fresh", action="store_true", help="collection with B = 0, as in round 1")
+    parser.add_argument("--fresh", action="store_true", help="collection with B = 0, untrained")
     parser.add_argument("--peak", choices=PASSES, help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
@@ -310,7 +310,9 @@ def main() -> None:
         return
     path = options.out / "sketch.json"
     results = json.loads(path.read_text()) if path.exists() else {}
+    threads = torch.get_num_threads()
     for name in options.only:
+        torch.set_num_threads(threads)  # the section before may have run on one
         key = name + ", fresh adapter" * (options.fresh and name == "collection")
         results[key] = SECTIONS[name](options)
         print(table({key: results[key]}), flush=True)

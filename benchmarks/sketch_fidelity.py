@@ -11,7 +11,7 @@ from pyfast.select import _native
 
 DIMS = [2**i for i in range(10, 19)]
 SEEDS = 256
-POOLS, POOL_SEEDS = 20, 64
+POOLS, POOL_SEEDS = 20, 512
 
 
 def exact_gram(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -82,10 +82,11 @@ def error_by_dim(parts: Parts, cosines: np.ndarray) -> list[dict[str, Any]]:
 def overlap(parts: Parts, cosines: np.ndarray) -> dict[str, Any]:
     """Share of exact gradients' picks that sketches pick too, and that dense Rademacher's do.
 
-    20 pools, many seeds of each; the difference is paired pool by pool, and its interval redraws
-    pools. A dense sketch of p = 4.9M signs has, but for terms of 1/p, the law of a Gaussian one:
-    its rows are drawn as such, from the exact Gram matrix. `rademacher_check` holds that to real
-    signs.
+    20 pools, many seeds; the difference is paired pool by pool and seed by seed. A seed serves all
+    pools, whose errors then go together, so the interval that redraws seeds is the one to judge
+    by; the other takes the seeds as given. A dense sketch of p = 4.9M signs has, but for terms of
+    1/p, the law of a Gaussian one: its rows are drawn as such, from the exact Gram matrix.
+    `rademacher_check` holds that to real signs.
     """
     values, vectors = np.linalg.eigh(cosines)
     factor = vectors * np.sqrt(np.maximum(values, 0))  # rows with these very inner products
