@@ -270,6 +270,8 @@ def _select(arguments: argparse.Namespace) -> int:
     def choose(position: int, group: Group) -> Group:
         if group.scores is None:
             raise ValueError("scores are missing")
+        if config.selector == "random" and len(group.responses) < 2:
+            raise ValueError("responses: expected at least 2 to draw negatives at random, got 1")
         seed = derive(arguments.seed, "select", position)
         chosen = ampo.choose(config, group.scores, group.embeddings, seed)
         return dataclasses.replace(group, positive=chosen.positive, negatives=chosen.negatives)
@@ -281,8 +283,14 @@ def _select(arguments: argparse.Namespace) -> int:
         except (ValueError, TypeError) as error:
             raise UserError(f"{arguments.groups}: group {position + 1}: {error}") from None
     if arguments.out is None:
-        for group in selected:
-            print(group.to_json())
+        try:
+            for group in selected:
+                print(group.to_json())
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f"standard output: its encoding, {error.encoding}, cannot hold all of the text; "
+                "try --out FILE, which is UTF-8"
+            ) from None
         return 0
     try:
         with written_whole(Path(arguments.out)) as beside:

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 
@@ -177,6 +178,83 @@ def test_select_tells_which_group_is_wrong(capsys, groups_file, tmp_path):
     groups_file.write_text('{"prompt": "p", "responses": ["a"], "scores": ["high"]}')
     assert f"{groups_file}:1: scores[0]: expected a finite number" in refused(
         capsys, "select", groups_file
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"responses": ["\ud800", "b"]}, "got '\\ud800' without its other half"),
+        ({"prompt": "\udc00\ud83d"}, "got '\\udc00' without its other half"),
+        ({"meta": {"a": ["\udfff"]}}, "expected text that UTF-8 can hold"),
+        ({"scores": [1.0, 10**400]}, "scores[1]: expected a finite number, got 1000"),
+        ({"scores": [-(10**400), 1]}, "scores[0]: expected a finite number, got -1000"),
+        ({"embeddings": [[1.0], [10**400]]}, "embeddings[1]: expected finite numbers"),
+        ({"embeddings": [[10**400], [1.0, 2.0]]}, "embeddings"),
+        ({"embeddings": [10**400, 1]}, "embeddings: expected 2 rows of equally many numbers"),
+        ({"embeddings": 10**400}, "embeddings: expected 2 rows of equally many numbers"),
+        ({"meta": {"a": float("inf")}}, "meta: expected finite numbers"),
+        ({"token_ids": [[1], [float("nan")]]}, "token_ids: expected finite numbers"),
+    ],
+)
+def test_what_no_group_can_hold_is_told_in_one_line(capsys, tmp_path, changes, message):
+    path, out = tmp_path / "groups.jsonl", tmp_path / "selected.jsonl"
+    record = {"prompt": "p", "responses": ["a", "b"], "scores": [1.0, 2.0], **changes}
+    path.write_text(json.dumps(record))
+    for more in ([], ["--out", out]):
+        error = refused(capsys, "select", path, "--selector", "bottom-k", *more)
+        assert f"{path}:1: " in error
+        assert message in error
+        assert len(error) < 400
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"prompt": "p", "responses": ["a"], "scores": [%s]}' % ("1" * 5000), "fewer digits"),
+        ("[" * 100_000, "not nested so deeply"),
+    ],
+)
+def test_json_that_python_does_not_read_is_told_in_one_line(capsys, tmp_path, text, message):
+    path = tmp_path / "groups.jsonl"
+    path.write_text(text)
+    error = refused(capsys, "select", path, "--selector", "bottom-k")
+    assert f"{path}:1: expected " in error
+    assert message in error
+
+
+def test_escaped_text_comes_out_as_it_went_in(capsys, tmp_path):
+    path = tmp_path / "groups.jsonl"
+    record = {"prompt": "\\ud800", "responses": ["\U0001f600", "é"], "scores": [1, 2]}
+    path.write_text(json.dumps(record))
+    assert "\\ud83d\\ude00" in path.read_text()
+    assert cli.main(["select", str(path), "--selector", "bottom-k"]) == 0
+    after = json.loads(capsys.readouterr().out)
+    assert {key: after[key] for key in record} == record
+    command = [sys.executable, "-m", "pyfast.cli", "select", str(path), "--selector", "bottom-k"]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("pyfast: error: standard output: its encoding, ascii, cannot")
+    assert done.stderr.count("\n") == 1
+
+
+def test_one_response_has_no_negatives(capsys, tmp_path):
+    path = tmp_path / "groups.jsonl"
+    record = {"prompt": "p", "responses": ["a"], "scores": [1.0], "embeddings": [[1.0, 2.0]]}
+    path.write_text(json.dumps(record))
+    for selector in ("opt-select", "coreset", "bottom-k"):
+        assert cli.main(["select", str(path), "--selector", selector]) == 0
+        assert json.loads(capsys.readouterr().out)["negatives"] == []
+    assert "group 1: responses: expected at least 2 to draw negatives at random, got 1" in refused(
+        capsys, "select", path, "--selector", "random"
     )
 
 

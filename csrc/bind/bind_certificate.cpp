@@ -3,6 +3,7 @@
 #include "bind/args.hpp"
 #include "bind/problems.hpp"
 #include "core/certificate.hpp"
+#include "core/row_copies.hpp"
 
 namespace pyfast::bind {
 
@@ -89,11 +90,20 @@ void certify_groups(const py::array& data, const Solutions& all, bool precompute
       if (precomputed) {
         certify_group(all, b, KMedoidsProblem<T>{{from + squares[b], n, n}, weights, k}, means,
                       bounds, open);
-      } else {
-        with_distances(
-            MatrixView<T>{from + groups.begin(b) * d, n, d}, weights, k, means,
-            [&](const auto& problem) { certify_group(all, b, problem, means, bounds, open); });
+        return;
       }
+      const auto bound = [&](const auto& problem) {
+        certify_group(all, b, problem, means, bounds, open);
+      };
+      const MatrixView<T> x{from + groups.begin(b) * d, n, d};
+      if constexpr (sizeof(T) == sizeof(float)) {
+        if (all.unit && n > kSmall) {  // costs of unit distances are exact, and so must these be
+          const std::vector<double> wide = widen(x, token);
+          with_distances(MatrixView<double>{wide.data(), n, d}, weights, k, means, bound);
+          return;
+        }
+      }
+      with_distances(x, weights, k, means, bound);
     });
   });
 }

@@ -119,7 +119,9 @@ py::object solve(const py::array& array, index k, bool precomputed,
 
 py::object kmedoids_plain(const py::array& X, py::handle k, py::handle metric, py::handle search,
                           py::handle init, py::handle n_init, py::handle seed) {
+  constexpr index kMostNumbers = 1 << 20;  // read under the GIL; an interrupt waits for that
   if (X.ndim() != 2 || X.shape(0) > kSmall || X.size() == 0) return py::none();
+  if (X.size() > kMostNumbers) return py::none();
   const index n = X.shape(0);
   const auto count = plain_int(k);
   const bool precomputed = is_text(metric, "precomputed");

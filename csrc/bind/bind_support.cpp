@@ -106,10 +106,16 @@ py::array_t<index> random_subsets(const py::array& sizes, index k, std::uint64_t
   }
   py::array_t<index> out(std::vector<py::ssize_t>{sizes.size(), k});
   index* to = out.mutable_data();
-  for (index b = 0; b < sizes.size(); ++b) {
-    const std::vector<index> subset = random_subset(n[b], k, seed, static_cast<std::uint32_t>(b));
-    to = std::copy(subset.begin(), subset.end(), to);
-  }
+  const index groups = sizes.size();
+  without_gil([&](Cancel& cancel) {
+    Token token(cancel, true);
+    for (index b = 0; b < groups; ++b) {
+      std::vector<index> subset =
+          random_subset(n[b], k, seed, static_cast<std::uint32_t>(b), token);
+      sort_subset(subset, n[b], token);
+      to = std::copy(subset.begin(), subset.end(), to);
+    }
+  });
   return out;
 }
 
@@ -141,7 +147,7 @@ void bind_support(py::module_& m) {
         py::arg("threads"),
         "Whether one quick pass finds all finite, >= 0 and symmetric; False leaves it open.");
   m.def("random_subsets", &random_subsets, py::arg("sizes"), py::arg("k"), py::arg("seed"),
-        "k distinct numbers below sizes[b] for each b, in the order drawn: (B, k).");
+        "k distinct numbers below sizes[b] for each b, ascending: (B, k).");
   m.def(
       "philox",
       [](const std::array<std::uint32_t, 4>& counter, const std::array<std::uint32_t, 2>& key) {

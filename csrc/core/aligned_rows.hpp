@@ -5,6 +5,7 @@
 
 #include <vector>
 
+#include "core/parallel.hpp"
 #include "core/views.hpp"
 
 namespace pyfast {
@@ -16,9 +17,9 @@ class AlignedRows {
   static constexpr index kLine = 64 / static_cast<index>(sizeof(T));  // numbers
 
   // The width is a multiple of kLine.
-  void resize(index rows, index width) {
+  void resize(index rows, index width, Token& token) {
     width_ = width;
-    lines_.resize(static_cast<std::size_t>(rows * width / kLine));
+    pyfast::resize(lines_, rows * width / kLine, token);
   }
   T* row(index i) { return reinterpret_cast<T*>(lines_.data()) + i * width_; }
 

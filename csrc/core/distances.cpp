@@ -36,11 +36,11 @@ void throw_overflow(index i, index j) {
 
 template <class T>
 void exact_squares(MatrixView<T> x, double* out, index stride, Token& token) {
-  constexpr index kPanel = 6;  // columns at a time, from the diagonal down
   const index n = x.rows, d = x.cols;
+  const index panel = d <= 1 << 18 ? 6 : 1;  // columns at a time, from the diagonal down
   const simd::Kernels& kernels = simd::kernels();
-  for (index j = 0; j < n; j += kPanel) {
-    const index cols = std::min(kPanel, n - j);
+  for (index j = 0; j < n; j += panel) {
+    const index cols = std::min(panel, n - j);
     token.spend((n - j) * cols * d);
     double* to = out + j * stride + j;
     if constexpr (sizeof(T) == sizeof(float)) {
@@ -86,10 +86,11 @@ template <class T>
 void ExactSquares::measure(const T* const* rows, index n, index d, double* out, index stride,
                            int threads, Token& token) {
   const index width = (d + 15) / 16 * 16;
-  wide_.resize(n, width);
+  wide_.resize(n, width, token);
   rows_.clear();
   for (index i = 0; i < n; ++i) {
     double* to = wide_.row(i);
+    token.spend(d);
     std::copy(rows[i], rows[i] + d, to);
     std::fill(to + d, to + width, 0.0);
     rows_.push_back(to);

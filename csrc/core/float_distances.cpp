@@ -14,6 +14,20 @@ constexpr float kShrunk = 8;
 
 index padded(index count, index to) { return (count + to - 1) / to * to; }
 
+// Rounds rows to float, less `centre` if there is one; without one, whether they hold the numbers.
+bool narrow(const std::vector<const double*>& rows, index d, const double* centre,
+            AlignedRows<float>& to, index width, Token& token) {
+  const index count = static_cast<index>(rows.size());
+  const index some = std::max<index>(1, 4'000'000 / (d + 1));
+  bool exact = true;
+  for (index i = 0; i < count && exact; i += some) {
+    const index piece = std::min(some, count - i);
+    token.spend(piece * d);
+    exact = simd::kernels().narrow(rows.data() + i, piece, d, centre, to.row(i), width);
+  }
+  return exact;
+}
+
 }  // namespace
 
 // A square of float rows is off by one rounding of each difference, twice, and one of each addition
@@ -28,7 +42,7 @@ bool FloatDistances<T>::measure(const GroupPoints<T>& points, const simd::Ahead&
   const index m = points.count(), d = points.d, width = padded(d, 16);
   stride_ = SmallSearch<float>::padded(m);
   if (stride_ % 256 == 0) stride_ += 16;  // or all rows compete for the same few cache lines
-  const bool exact = narrow_rows(width);
+  const bool exact = narrow_rows(width, token);
   distances_.resize(static_cast<std::size_t>(m * stride_));
   row_largest_.resize(static_cast<std::size_t>(m));
   pair_squares(rows_.data(), m, width, distances_.data(), stride_, ahead, threads, token);
@@ -41,7 +55,7 @@ bool FloatDistances<T>::measure(const GroupPoints<T>& points, const simd::Ahead&
 
 // Rows of float, their length a multiple of 16. Whether they hold the numbers as given.
 template <class T>
-bool FloatDistances<T>::narrow_rows(index width) {
+bool FloatDistances<T>::narrow_rows(index width, Token& token) {
   const index m = points_->count(), d = points_->d;
   bool exact = true;
   rows_.clear();
@@ -49,18 +63,17 @@ bool FloatDistances<T>::narrow_rows(index width) {
     if (width == d) rows_ = points_->rows;
   }
   if (rows_.empty()) {
-    narrow_.resize(m, width);
+    narrow_.resize(m, width, token);
     for (index i = 0; i < m; ++i) rows_.push_back(narrow_.row(i));
     if constexpr (sizeof(T) == sizeof(float)) {
       for (index i = 0; i < m; ++i) {
         float* to = narrow_.row(i);
+        token.spend(d);
         std::fill(std::copy_n(points_->rows[i], d, to), to + width, 0.0f);
       }
     } else {
-      const auto narrow = simd::kernels().narrow;
-      const T* const* rows = points_->rows.data();
-      exact = narrow(rows, m, d, nullptr, narrow_.row(0), width);
-      if (!exact) narrow(rows, m, d, rows[0], narrow_.row(0), width);
+      exact = narrow(points_->rows, d, nullptr, narrow_, width, token);
+      if (!exact) narrow(points_->rows, d, points_->rows[0], narrow_, width, token);
     }
   }
   rows_.resize(static_cast<std::size_t>(m + simd::kSpareRows), rows_[0]);

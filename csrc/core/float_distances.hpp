@@ -30,7 +30,7 @@ class FloatDistances {
   double largest() const;
 
  private:
-  bool narrow_rows(index width);
+  bool narrow_rows(index width, Token& token);
   bool measure_exactly(index i, index j, Token& token);
   bool measure_close_pairs(Token& token);
   bool measure_odd_pairs(Token& token);

@@ -5,11 +5,14 @@
 #include <numeric>
 #include <stdexcept>
 
+#include "core/row_copies.hpp"
 #include "simd/simd.hpp"
 
 namespace pyfast {
 
 namespace {
+
+constexpr double kSameCosine = 1e-12;  // more than the rounding of parallel rows
 
 // The group's indices without the positive, ascending.
 std::vector<index> pool_of(index n, index positive) {
@@ -21,19 +24,22 @@ std::vector<index> pool_of(index n, index positive) {
   return pool;
 }
 
+// Its square, a power of two, brings a row's largest number near 1; once might overflow.
 template <class T>
-std::vector<T> gather(MatrixView<T> x, const std::vector<index>& rows) {
-  std::vector<T> out;
-  out.reserve(rows.size() * static_cast<std::size_t>(x.cols));
-  for (const index i : rows) out.insert(out.end(), x.row(i), x.row(i) + x.cols);
-  return out;
+double half_scale(const T* a, index d) {
+  T largest = 0;
+  for (index t = 0; t < d; ++t) largest = std::max(largest, std::abs(a[t]));
+  return largest > 0 ? std::ldexp(1.0, -std::ilogb(largest) / 2) : 1.0;
 }
 
+// Of scaled rows, whose squares neither overflow nor vanish.
 template <class T>
 double cosine(const T* a, const T* b, index d) {
+  const double half_a = half_scale(a, d), half_b = half_scale(b, d);
   double dot = 0, aa = 0, bb = 0;
   for (index t = 0; t < d; ++t) {
-    const double x = static_cast<double>(a[t]), y = static_cast<double>(b[t]);
+    const double x = static_cast<double>(a[t]) * half_a * half_a;
+    const double y = static_cast<double>(b[t]) * half_b * half_b;
     dot += x * y;
     aa += x * x;
     bb += y * y;
@@ -57,14 +63,17 @@ GroupSelection coreset(MatrixView<T> embeddings, const double* rewards, index k,
   GroupSelection selection;
   selection.positive = first_highest(rewards, n);
   const std::vector<index> pool = pool_of(n, selection.positive);
-  if (!valid(embeddings.data, n * embeddings.cols)) {
-    throw std::range_error("an embedding is not finite");
+  for (index i = 0; i < n; ++i) {
+    token.spend(embeddings.cols);
+    if (!valid(embeddings.row(i), embeddings.cols)) {
+      throw std::range_error("an embedding is not finite");
+    }
   }
   if (k >= n - 1) {
     selection.negatives = pool;
     return selection;
   }
-  const std::vector<T> x = gather(embeddings, pool);
+  const std::vector<T> x = gather(embeddings, pool, token);
   const KMeansSolution clusters =
       kmeans(MatrixView<T>{x.data(), n - 1, embeddings.cols}, k, options, workspace, token);
   std::vector<index> lowest(static_cast<std::size_t>(k), -1);
@@ -107,7 +116,7 @@ GroupSelection bottom_k(MatrixView<T> embeddings, const double* rewards, index n
     if (embeddings.data != nullptr && tied_end - next > 1) {
       auto least = next;
       for (auto other = next + 1; other != tied_end; ++other) {
-        if (similarity(*other) < similarity(*least)) least = other;
+        if (similarity(*other) < similarity(*least) - kSameCosine) least = other;
       }
       std::rotate(next, least, least + 1);  // the other tied ones stay in index order
     }

@@ -7,6 +7,7 @@
 #include "core/distances.hpp"
 #include "core/philox.hpp"
 #include "core/plus_plus.hpp"
+#include "core/row_copies.hpp"
 #include "core/small_kmeans.hpp"
 #include "core/small_search.hpp"
 
@@ -33,10 +34,10 @@ class Lloyd {
     while (iterations < max_iter) {
       ++iterations;
       const bool changed = assign_points(token);
-      move_centres();
+      move_centres(token);
       if (!changed) break;
     }
-    return {labels_, inertia(), iterations};
+    return {labels_, inertia(token), iterations};
   }
 
  private:
@@ -62,10 +63,11 @@ class Lloyd {
     return labels_ != before;
   }
 
-  void move_centres() {
+  void move_centres(Token& token) {
     std::fill(centres_.begin(), centres_.end(), 0.0);
     for (index i = 0; i < x_.rows; ++i) {
       double* c = centre(labels_[i]);
+      token.spend(x_.cols);
       for (index t = 0; t < x_.cols; ++t) c[t] += x_.row(i)[t];
     }
     for (index c = 0; c < k_; ++c) {
@@ -73,9 +75,10 @@ class Lloyd {
     }
   }
 
-  double inertia() const {
+  double inertia(Token& token) const {
     double sum = 0;
     for (index i = 0; i < x_.rows; ++i) {
+      token.spend(x_.cols);
       sum += squared_distance(x_.row(i), centres_.data() + labels_[i] * x_.cols, x_.cols);
     }
     return sum;
@@ -103,7 +106,7 @@ KMeansSolution kmeans(MatrixView<T> x, index k, const KMeansOptions& options,
     workspace.measure(rows.data(), x.rows, x.cols, squares.data(), x.rows, 1, token);
     return small_kmeans(squares.data(), x.rows, k, options, token);
   }
-  const std::vector<double> wide(x.data, x.data + x.rows * x.cols);
+  const std::vector<double> wide = widen(x, token);
   const MatrixView<double> points = view(wide, x.rows, x.cols);
   KMeansSolution best;
   for (index run = 0; run < options.n_init; ++run) {

@@ -178,7 +178,7 @@ KMedoidsSolution kmedoids(const KMedoidsProblem<T>& problem, const KMedoidsOptio
                           int threads, Cancel& cancel, Token& token) {
   const auto start_of = [&](index run, Token& t) -> std::vector<index> {
     if (run == 0 && options.init == KMedoidsOptions::Init::greedy) return greedy_start(problem, t);
-    return plain_start(options, problem.candidates(), problem.k, run);
+    return plain_start(options, problem.candidates(), problem.k, run, t);
   };
   if (is_small(problem)) {
     SmallProblem<T> copy(problem);

@@ -15,11 +15,12 @@ struct Team {
 };
 
 // A start that needs no distances.
-inline std::vector<index> plain_start(const KMedoidsOptions& options, index n, index k, index run) {
+inline std::vector<index> plain_start(const KMedoidsOptions& options, index n, index k, index run,
+                                      Token& token) {
   if (run == 0 && options.init == KMedoidsOptions::Init::given) {
     return {options.given, options.given + k};
   }
-  return random_subset(n, k, options.seed, static_cast<std::uint32_t>(run));
+  return random_subset(n, k, options.seed, static_cast<std::uint32_t>(run), token);
 }
 
 // Appendix E looks at outgoing medoids in ascending order and, for each, at incoming candidates in
@@ -77,7 +78,7 @@ void search_eager(State<T>& state, const KMedoidsProblem<T>& problem, Team& team
     const auto look = [&](index piece, int worker, Token& own) {
       for (index c = piece * kPiece; c < std::min((piece + 1) * kPiece, count); ++c) {
         own.spend(problem.points());
-        promising[c] = !state.is_medoid(in + c) && state.may_improve(in + c, scans[worker]);
+        promising[c] = !state.is_medoid(in + c) && state.may_improve(in + c, scans[worker], own);
       }
     };
     const index pieces = (count + kPiece - 1) / kPiece;

@@ -80,7 +80,7 @@ class State {
   // that are nearer to `in` than to their second medoid. These are differences of large numbers,
   // so the answer leaves room for every rounding in them; costs_with() then decides. Distances that
   // are too small, as codes are, make C_s and G too large: on the safe side.
-  bool may_improve(index in, Scan& scan) const {
+  bool may_improve(index in, Scan& scan, Token& token) const {
     if (codes_ == nullptr) {
       const T* row = problem_.distances.row(in);
       return may_gain(scan, points_below(row, scan.places.data()),
@@ -92,7 +92,7 @@ class State {
     const auto coded = [=](index, index i) { return codes_->least(i, codes[i]); };
     if (!may_gain(scan, found, coded)) return false;
     if (points_ != nullptr) {
-      const T* d = points_->measure(in, scan.places.data(), found, scan.room);
+      const T* d = points_->measure(in, scan.places.data(), found, scan.room, token);
       return may_gain(scan, found, [=](index f, index) { return static_cast<double>(d[f]); });
     }
     const T* row = problem_.distances.row(in);
@@ -158,7 +158,7 @@ class State {
     for (index f = 0; f < in_row_; ++f) row_[own_.places[f]] = std::numeric_limits<T>::infinity();
     in_row_ =
         kernels_.within(codes_->row(in), limits_.data(), problem_.points(), own_.places.data());
-    const T* d = points_->measure(in, own_.places.data(), in_row_, own_.room);
+    const T* d = points_->measure(in, own_.places.data(), in_row_, own_.room, token_);
     for (index f = 0; f < in_row_; ++f) row_[own_.places[f]] = d[f];
     return row_.data();
   }
@@ -253,10 +253,11 @@ class State {
         near.push_back(points[p]);
         places.push_back(p);
       }
-      const T* d =
-          points_->measure(medoids_[s], near.data(), static_cast<index>(near.size()), own_.room);
-      for (std::size_t f = 0; f < near.size(); ++f)
+      const T* d = points_->measure(medoids_[s], near.data(), static_cast<index>(near.size()),
+                                    own_.room, token_);
+      for (std::size_t f = 0; f < near.size(); ++f) {
         offer(places[f], static_cast<std::int32_t>(s), d[f]);
+      }
     }
   }
 

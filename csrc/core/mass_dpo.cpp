@@ -25,6 +25,9 @@ double MassDpo::solve(MatrixView<T> features, const double* policy_logps, const 
                       index preferred, const MassDpoOptions& options, const LogDetAnswer& answer,
                       int threads, Cancel& cancel, Token& token) {
   const index n = features.rows, d = features.cols;
+  for (const T *row = features.row(preferred), *t = row; t < row + d; ++t) {  // is in no vector
+    if (!std::isfinite(*t)) throw std::range_error("the features of the preferred are not finite");
+  }
   const auto member = [preferred](index j) { return j < preferred ? j : j + 1; };
 
   const double of_preferred = policy_logps[preferred] - ref_logps[preferred];
@@ -44,7 +47,7 @@ double MassDpo::solve(MatrixView<T> features, const double* policy_logps, const 
     token.spend(d);
     for (index t = 0; t < d; ++t) mean_[t] += probabilities_[j] * static_cast<double>(row[t]);
   }
-  vectors_.resize(static_cast<std::size_t>((n - 1) * d));
+  resize(vectors_, (n - 1) * d, token);
   for (index j = 0; j < n - 1; ++j) {
     const T* row = features.row(member(j));
     double* v = vectors_.data() + j * d;

@@ -60,11 +60,11 @@ void OptSelect<T>::weigh(const double* rewards, index n) {
 
 // Starts depend on the group's size alone, so that equal groups draw the first of them once.
 template <class T>
-const index* OptSelect<T>::start(index run) {
+const index* OptSelect<T>::start(index run, Token& token) {
   const auto draw = [&](index r, std::vector<index>& into) {
     shuffled_.resize(static_cast<std::size_t>(candidates_));
     random_subset_into(candidates_, k_, options_.search.seed, static_cast<std::uint32_t>(r),
-                       shuffled_.data());
+                       shuffled_.data(), token);
     into.insert(into.end(), shuffled_.begin(), shuffled_.begin() + k_);
   };
   if (run >= kKeptStarts) {
@@ -87,6 +87,7 @@ void OptSelect<T>::exact_distances(index stride, Token& token) {
   squares_.measure(points_.rows.data(), m, points_.d, exact_.data(), stride, threads_, token);
   largest_ = 0;
   for (index i = 0; i < m; ++i) {
+    token.spend(2 * m);
     for (index j = 0; j < m; ++j) {
       double& d = exact_[i * stride + j];
       d = std::sqrt(d);
@@ -94,8 +95,9 @@ void OptSelect<T>::exact_distances(index stride, Token& token) {
       largest_ = std::max(largest_, d);
     }
   }
-  if (largest_ > 0) {
-    for (double& d : exact_) d /= largest_;
+  for (index i = 0; i < m && largest_ > 0; ++i) {
+    token.spend(m);
+    for (index j = 0; j < m; ++j) exact_[i * stride + j] /= largest_;
   }
 }
 
@@ -120,7 +122,7 @@ typename OptSelect<T>::Set OptSelect<T>::solve_exactly(Token& token) {
   prepare_exact_search(token);
   Set best;
   for (index run = 0; run < options_.search.n_init; ++run) {
-    Set set = search_exactly(start(run), token);
+    Set set = search_exactly(start(run, token), token);
     if (run == 0 || set.cost < best.cost) best = std::move(set);
   }
   return best;
@@ -228,10 +230,10 @@ typename OptSelect<T>::Set OptSelect<T>::settle(double tolerance, Token& token) 
 // is searched exactly.
 template <class T>
 void OptSelect<T>::search_filtered(index run, float tolerance, Token& token) {
-  filtered_.run(start(run), options_.search.search, tolerance, token, this);
+  filtered_.run(start(run, token), options_.search.search, tolerance, token, this);
   if (filtered_.ambiguous() && options_.search.search == Search::best) {
     prepare_exact_search(token);
-    const Set set = search_exactly(start(run), token);
+    const Set set = search_exactly(start(run, token), token);
     found_.push_back(
         {static_cast<float>(set.cost * std::max(largest_, 0.0)), true, set.swaps, set.cost});
     found_medoids_.insert(found_medoids_.end(), set.medoids.begin(), set.medoids.end());
@@ -282,6 +284,9 @@ GroupSelection OptSelect<T>::select(MatrixView<T> embeddings, const double* rewa
   }
   if (n == 1) return selection;
   read_group(embeddings, rewards, selection.positive);
+  if (points_.count() == 1 && !valid(points_.rows[0], points_.d)) {  // in no distance either
+    throw std::range_error("the embedding of the only other response is not finite");
+  }
   const bool usual = points_.count() <= kMostFiltered && k_ > 1 && k_ < candidates_ &&
                      options_.search.init == KMedoidsOptions::Init::random;
   const Set set = usual ? solve(token) : solve_any(cancel, token);

@@ -46,7 +46,7 @@ class OptSelect final : private Judge {
 
   void read_group(MatrixView<T> embeddings, const double* rewards, index positive);
   void weigh(const double* rewards, index n);
-  const index* start(index run);
+  const index* start(index run, Token& token);
   Set solve(Token& token);
 
   // On exact distances.

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "core/distances.hpp"
+#include "core/row_copies.hpp"
 #include "simd/simd.hpp"
 
 namespace pyfast {
@@ -139,9 +140,7 @@ void distance_rows(MatrixView<T> x, const std::vector<index>& points, T* out, in
                    Cancel& cancel, Token& caller, const index* names) {
   constexpr index kChunk = 1024;
   const auto rows = static_cast<index>(points.size());
-  std::vector<T> gathered;
-  gathered.reserve(static_cast<std::size_t>(rows * x.cols));
-  for (const index p : points) gathered.insert(gathered.end(), x.row(p), x.row(p) + x.cols);
+  const std::vector<T> gathered = gather(x, points, caller);
   threads = worthwhile_threads(threads, static_cast<double>(rows * x.rows * x.cols));
   share((x.rows + kChunk - 1) / kChunk, threads, cancel, caller, [&](index chunk, Token& token) {
     const index start = chunk * kChunk;

@@ -78,7 +78,7 @@ class Token {
 // hand out and clear a gigabyte.
 template <class T>
 void resize(std::vector<T>& vector, index count, Token& token) {
-  constexpr std::size_t kStep = std::size_t{1} << 20;
+  constexpr std::size_t kStep = (std::size_t{1} << 23) / sizeof(T) + 1;
   const auto wanted = static_cast<std::size_t>(count);
   if (wanted > vector.capacity()) {
     vector.clear();
@@ -86,7 +86,7 @@ void resize(std::vector<T>& vector, index count, Token& token) {
   }
   while (vector.size() + kStep < wanted) {
     vector.resize(vector.size() + kStep);
-    token.spend(4 * static_cast<index>(kStep));
+    token.spend(4'000'000);
   }
   vector.resize(wanted);
 }

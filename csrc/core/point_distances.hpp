@@ -1,10 +1,12 @@
 // Distances of a few pairs of points, for a search without a matrix of them.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
 #include "core/pairwise.hpp"
+#include "core/parallel.hpp"
 
 namespace pyfast {
 
@@ -20,11 +22,17 @@ class PointDistances {
   };
 
   // The distances of point j to `count` points; as euclidean_distances() has them.
-  const T* measure(index j, const std::int32_t* points, index count, Room& room) const {
+  const T* measure(index j, const std::int32_t* points, index count, Room& room,
+                   Token& token) const {
+    const index some = std::max<index>(1, 4'000'000 / (x_.cols + 1));
     room.points.clear();
     for (index p = 0; p < count; ++p) room.points.push_back(x_.row(points[p]));
     room.distances.resize(static_cast<std::size_t>(count));
-    distances_to(x_.row(j), room.points.data(), count, x_.cols, room.distances.data());
+    for (index p = 0; p < count; p += some) {
+      const index piece = std::min(some, count - p);
+      token.spend(piece * x_.cols);
+      distances_to(x_.row(j), room.points.data() + p, piece, x_.cols, room.distances.data() + p);
+    }
     return room.distances.data();
   }
 

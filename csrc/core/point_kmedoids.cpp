@@ -60,8 +60,9 @@ KMedoidsSolution kmedoids_of_points(MatrixView<T> x, const double* weights, inde
   {
     std::unique_ptr<DistanceCodes<T>> codes;
     for (index run = 0; run < options.n_init; ++run) {
-      KMedoidsSolution solution = search_points(x, names, weights, plain_start(options, n, k, run),
-                                                Team{threads, cancel}, token, codes);
+      KMedoidsSolution solution =
+          search_points(x, names, weights, plain_start(options, n, k, run, token),
+                        Team{threads, cancel}, token, codes);
       if (run == 0 || solution.cost < best.cost) best = std::move(solution);
     }
   }

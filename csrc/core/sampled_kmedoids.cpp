@@ -8,6 +8,7 @@
 #include "core/distances.hpp"
 #include "core/pairwise.hpp"
 #include "core/philox.hpp"
+#include "core/row_copies.hpp"
 
 namespace pyfast {
 
@@ -68,14 +69,6 @@ struct Team {
     }
   }
 };
-
-template <class T>
-std::vector<T> gather(MatrixView<T> x, const std::vector<index>& points) {
-  std::vector<T> rows;
-  rows.reserve(points.size() * static_cast<std::size_t>(x.cols));
-  for (const index p : points) rows.insert(rows.end(), x.row(p), x.row(p) + x.cols);
-  return rows;
-}
 
 // A set of medoids of all points and the rows of their distances, with room for as many candidates.
 template <class T>
@@ -236,7 +229,7 @@ KMedoidsSolution search_sample(MatrixView<T> x, const double* weights, index k, 
   const WeightedSample sample =
       weighted_sample(weights, x.rows, sample_size, k, options.seed, given);
   const auto m = static_cast<index>(sample.points.size());
-  const std::vector<T> rows = gather(x, sample.points);
+  const std::vector<T> rows = gather(x, sample.points, team.token);
   KMedoidsOptions own = options;
   for (index& point : given) {
     point =

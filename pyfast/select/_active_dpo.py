@@ -6,12 +6,14 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pyfast._threads import resolve_threads
 from pyfast.select import _arguments as args
 from pyfast.select import _native
 from pyfast.select._logdet import LogDetState, check_state, extend, state_arrays
 
 Doubles = NDArray[np.float64]
+
+# In the differences of rows whose lengths are taken together, by at most.
+NUMBERS_AT_ONCE = 65_536
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,8 @@ def active_dpo(
     Notes
     -----
     phi is never written down, but for the k chosen ones. Memory: P (m + k + 6) + k d +
-    (m + k)^2 + M float64, with m pairs in `state`; the result holds (m + k) d more.
+    (m + k)^2 + M float64, with m pairs in `state`, and 5 max(d, 65,536) with ``normalize="pair"``;
+    the result holds (m + k) d more.
 
     Examples
     --------
@@ -211,7 +214,9 @@ def aplp(
     [2]
     """
     entropy = args.as_floats(entropies, "entropies")
-    layout = args.layout_of(entropy, "entropies", 1, np.array([0, entropy.size]))
+    if entropy.ndim != 1 or len(entropy) == 0:
+        raise ValueError(f"entropies: expected shape (P,) with P >= 1, got {entropy.shape}")
+    layout = args.layout_of(entropy, "entropies", 1, None)
     args.check_values(entropy, "entropies", layout)
     scores = args.as_floats(rewards, "rewards")
     if scores.shape != (len(entropy), 2):
@@ -240,7 +245,7 @@ def _choose(
 ) -> PairSelection:
     """Scale the rows or pairs, rebuild V if asked to, and let the native core choose."""
     k = args.check_int(k, "k", 1, len(pairs))
-    threads = resolve_threads(n_threads)
+    threads = args.resolve_threads(n_threads)
     check_state(state, rows.shape[1], lam, 1.0)
     lengths = np.sqrt(_native.squared_norms(rows, threads))
     if not np.isfinite(lengths).all():
@@ -279,7 +284,7 @@ def _inverse(lengths: Doubles) -> Doubles:
 
 def _pair_lengths(rows: args.Floats, pairs: args.Indices) -> Doubles:
     """Return the length of each difference of two rows, a few at a time."""
-    step = max(1, 4_000_000 // rows.shape[1])
+    step = max(1, NUMBERS_AT_ONCE // rows.shape[1])
     parts = [pairs[i : i + step] for i in range(0, len(pairs), step)]
     return np.concatenate(
         [

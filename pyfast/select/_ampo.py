@@ -6,7 +6,6 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pyfast._threads import resolve_threads
 from pyfast.select import _arguments as args
 from pyfast.select import _certificate, _native
 
@@ -73,7 +72,8 @@ def opt_select(
         the pool alone, as Appendix E runs it. The best response is never a negative.
     search : {"best", "eager"}
         "best", the paper's own, makes the best swap of all each time and visits the sets of
-        Appendix E from the same start; "eager" is FasterPAM. In groups of a few dozen, best swaps
+        Appendix E from the same start (of equal swaps the first in ascending order; the paper's
+        code goes through a Python set); "eager" is FasterPAM. In groups of a few dozen, best swaps
         are as fast and end in the optimum more often.
     init, n_init, seed, certify, exact, offsets, n_threads
         As for :func:`kmedoids`. One random start is optimal for most groups, ten for nearly all.
@@ -87,12 +87,23 @@ def opt_select(
     ------
     ValueError, TypeError
         If an argument is out of its range, shape or type; the message names it and the place.
+    ImportError, RuntimeError
+        With `exact`, as :func:`kmedoids`.
 
     Notes
     -----
-    A group of n responses takes n^2 float64 numbers. Groups of up to 128 responses are searched
-    on float32 distances of bounded error first; whatever that bound leaves open is decided by
-    float64 distances, so that the result is a local optimum of those.
+    Random starts of up to 2,048 points with d >= 32 and 1 < k < n - 1 are searched on float32
+    distances of bounded error first; whatever that bound leaves open is decided by float64
+    distances, so that the result is a local optimum of those. All others are searched on float64
+    distances.
+
+    Memory, beside the embeddings and for each group being worked on (at most `n_threads` of a
+    batch): 200 bytes a point and, in float64, n^2 distances, the rows' n d numbers and up to 2 k n
+    costs of swaps; where float32 distances come first, n (n + d + 4 k) float32 for them, and the
+    float64 only if something is left open. With ``init="greedy"``, or above 2,048 points, what
+    :func:`kmedoids` takes for given distances besides. When that is done, `certify` and `exact`
+    take a copy of the embeddings, n (n + d) float64 for each group's bound, and `exact` what it
+    takes in :func:`kmedoids`.
 
     Examples
     --------
@@ -112,7 +123,7 @@ def opt_select(
         args.check_name(init, "init", ("random", "greedy")),
         args.check_int(n_init, "n_init", 1),
         args.check_seed(seed),
-        resolve_threads(n_threads),
+        args.resolve_threads(n_threads),
     )
     try:
         result = _native.opt_select(points, scores, layout.offsets, *settings)
@@ -191,7 +202,7 @@ def coreset(
         args.check_int(n_init, "n_init", 1),
         args.check_int(max_iter, "max_iter", 1),
         args.check_seed(seed),
-        resolve_threads(n_threads),
+        args.resolve_threads(n_threads),
     )
     try:
         result = _native.coreset(points, scores, layout.offsets, *settings)
@@ -213,7 +224,7 @@ def bottom_k(
 
     Among equal scores, the response whose largest cosine similarity to those already chosen is
     smallest comes first (if `embeddings` are given), then the lowest index. The cosine with a
-    zero vector is 0.
+    zero vector is 0; cosines within 1e-12 are equal.
 
     Parameters
     ----------
@@ -250,7 +261,7 @@ def bottom_k(
         points, scores = None, args.like_points(raw, "rewards", layout)
         args.check_values(scores, "rewards", layout)
     result = _native.bottom_k(
-        points, scores, layout.offsets, args.check_int(k, "k", 1), resolve_threads(n_threads)
+        points, scores, layout.offsets, args.check_int(k, "k", 1), args.resolve_threads(n_threads)
     )
     return _selection(layout, *result)
 

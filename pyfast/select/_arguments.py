@@ -1,7 +1,7 @@
 """Checks of meaning that every selector shares: arrays, group layouts, counts and names.
 
 Each error names the argument, the place and what was expected. Nothing is changed silently:
-arrays are only converted where no value changes (integers and float16 widen).
+numbers are only converted where no value changes (integers and float16 widen).
 """
 
 import operator
@@ -11,10 +11,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from pyfast._threads import resolve_threads as _resolve_threads
 from pyfast.select import _native
 
 Floats = NDArray[np.float32] | NDArray[np.float64]
 Indices = NDArray[np.int64]
+
+# Above every count that makes sense, and small enough for the native core's arithmetic.
+MOST = 2**62
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,9 @@ class Layout:
 
 def as_array(value: ArrayLike, name: str) -> NDArray[Any]:
     """Return an array-like or CPU torch tensor as a numpy array, without importing torch."""
+    parts = value if isinstance(value, (list, tuple)) else [value]
+    if any(isinstance(part, np.ma.MaskedArray) and np.ma.is_masked(part) for part in parts):
+        raise ValueError(f"{name}: expected no masked values; leave them out or fill them in")
     if type(value).__module__.partition(".")[0] == "torch":
         # Tensors know how to become arrays unless they are on a device, need gradients or are
         # bfloat16; torch's own words for that do not name the argument.
@@ -72,6 +79,8 @@ def as_array(value: ArrayLike, name: str) -> NDArray[Any]:
             f"{name}: expected one rectangular array; pass ragged groups end to end, "
             f"with offsets ({error})"
         ) from error
+    except (RuntimeError, TypeError) as error:  # a list of such tensors
+        raise TypeError(f"{name}: expected numbers that numpy can read ({error})") from error
 
 
 def as_floats(value: ArrayLike, name: str) -> Floats:
@@ -80,10 +89,23 @@ def as_floats(value: ArrayLike, name: str) -> Floats:
     if array.dtype == np.float16:
         array = array.astype(np.float32)
     elif array.dtype.kind in "iu":
-        array = array.astype(np.float64)
+        array = _widened(array, name)
     elif array.dtype.kind != "f" or array.dtype.itemsize > 8:
         raise TypeError(f"{name}: expected real numbers, float32 or float64, got {array.dtype}")
     return np.require(array, array.dtype.newbyteorder("="), ["C_CONTIGUOUS", "ALIGNED"])
+
+
+def _widened(array: NDArray[Any], name: str) -> NDArray[np.float64]:
+    """Return integers as float64; of those from 2**53 on it does not hold every one."""
+    wide = array.astype(np.float64)
+    for flat in np.flatnonzero(np.abs(wide) >= 2**53).tolist() if array.itemsize == 8 else []:
+        place = np.unravel_index(flat, array.shape)
+        if int(wide[place]) != int(array[place]):
+            at = ", ".join(str(i) for i in place)
+            raise ValueError(
+                f"{name}: expected numbers that float64 holds exactly, got {array[place]} at [{at}]"
+            )
+    return wide
 
 
 def check_values(array: Floats, name: str, layout: Layout, *, nonnegative: bool = False) -> None:
@@ -109,6 +131,7 @@ def layout_of(array: NDArray[Any], name: str, rank: int, offsets: ArrayLike | No
                 f"{name}: with offsets, expected the groups end to end in shape {flat}, "
                 f"got {array.shape}"
             )
+        _check_axes(array, name)
         return Layout("ragged", check_offsets(offsets, array.shape[0]))
     if array.ndim == rank:
         layout = Layout("one", np.array([0, array.shape[0]]))
@@ -119,19 +142,25 @@ def layout_of(array: NDArray[Any], name: str, rank: int, offsets: ArrayLike | No
         raise ValueError(
             f"{name}: expected shape {one} for one group or {batch} for a batch, got {array.shape}"
         )
-    if 0 in array.shape:
-        raise ValueError(f"{name}: expected no empty group or axis, got shape {array.shape}")
+    _check_axes(array, name)
     return layout
 
 
-def check_offsets(offsets: ArrayLike, total: int) -> Indices:
-    """Return ragged offsets as int64 of shape (B+1,), rising from 0 to `total`."""
+def _check_axes(array: NDArray[Any], name: str) -> None:
+    if 0 in array.shape:
+        raise ValueError(f"{name}: expected no empty group or axis, got shape {array.shape}")
+
+
+def check_offsets(offsets: ArrayLike, total: int | None) -> Indices:
+    """Return ragged offsets as int64 of shape (B+1,), rising from 0 (to `total`, if known)."""
     array = as_array(offsets, "offsets")
     if array.dtype.kind not in "iu":
         raise TypeError(f"offsets: expected integers, got {array.dtype}")
     if array.ndim != 1 or len(array) < 2:
         raise ValueError(f"offsets: expected shape (B+1,) with B >= 1, got {array.shape}")
     array = np.ascontiguousarray(array, dtype=np.int64)
+    if total is None:
+        total = int(array[-1])
     if array[0] != 0 or array[-1] != total:
         raise ValueError(
             f"offsets: expected to rise from 0 to {total}, got {array[0]} to {array[-1]}"
@@ -156,7 +185,7 @@ def like_points(value: ArrayLike, name: str, layout: Layout) -> NDArray[np.float
     return array.reshape(-1).astype(np.float64)
 
 
-def check_int(value: int, name: str, low: int, high: int | None = None) -> int:
+def check_int(value: int, name: str, low: int, high: int = MOST) -> int:
     """Return `value` as an int within [low, high], or raise naming it."""
     try:
         if isinstance(value, (bool, np.bool_)):
@@ -164,10 +193,15 @@ def check_int(value: int, name: str, low: int, high: int | None = None) -> int:
         number = operator.index(value)
     except TypeError:
         raise TypeError(f"{name}: expected an int, got {type(value).__name__}") from None
-    if number < low or (high is not None and number > high):
-        limit = f"at least {low}" if high is None else f"{low} to {high}"
+    if not low <= number <= high:
+        limit = f"at least {low}" if number < low and high == MOST else f"{low} to {high}"
         raise ValueError(f"{name}: expected {limit}, got {number}")
     return number
+
+
+def resolve_threads(n_threads: int | None) -> int:
+    """Return the number of threads for one call; numpy's integers are ints here, too."""
+    return _resolve_threads(int(n_threads) if isinstance(n_threads, np.integer) else n_threads)
 
 
 def check_k(k: int, layout: Layout) -> int:
@@ -182,11 +216,20 @@ def check_k(k: int, layout: Layout) -> int:
 
 def check_finite(value: float, name: str) -> float:
     """Return `value` as a finite float, or raise naming it."""
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.number)):
+    real = (int, float, np.integer, np.floating)
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, real):
         raise TypeError(f"{name}: expected a float, got {type(value).__name__}")
-    number = float(value)
+    given = int(value) if isinstance(value, np.integer) else value
+    try:
+        number = float(given)
+    except OverflowError:
+        raise ValueError(
+            f"{name}: expected a number that float64 holds, got a larger int"
+        ) from None
     if not np.isfinite(number):
         raise ValueError(f"{name}: expected a finite number, got {number}")
+    if number != given:
+        raise ValueError(f"{name}: expected a number that float64 holds exactly, got {given}")
     return number
 
 

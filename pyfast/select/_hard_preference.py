@@ -85,7 +85,7 @@ def hard_preference(
     if layout.sizes.min() < 2:
         where = "" if layout.kind == "one" else f" in group {int(np.argmin(layout.sizes))}"
         raise ValueError(f"rewards: expected at least 2 responses, got 1{where}")
-    most = None if replace else int(layout.sizes.min()) - 1
+    most = args.MOST if replace else int(layout.sizes.min()) - 1
     draws = args.check_int(draws, "draws", 1, most)
     with np.errstate(over="ignore"):
         logits = args.check_finite(gamma, "gamma") * scores

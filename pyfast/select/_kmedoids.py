@@ -6,7 +6,6 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pyfast._threads import resolve_threads
 from pyfast.select import _arguments as args
 from pyfast.select import _certificate, _native
 
@@ -14,6 +13,9 @@ from pyfast.select import _certificate, _native
 # neither time nor memory jumps.
 _SAMPLED_ABOVE = 10_000
 _SAMPLE = 7_000
+# Groups of so many points are searched on all their distances, whatever sample_size says (kSmall in
+# C++).
+_NEVER_SAMPLED = 128
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,8 @@ def kmedoids(
         Number of starts; those after the first are random. The cheapest result is kept.
     search : {"eager", "best"}
         "eager": FasterPAM, each improving swap at once. "best": the best of all swaps each time,
-        the sets that AMPO's Appendix E visits.
+        the sets that AMPO's Appendix E visits; of equal swaps the first in ascending order of the
+        medoid that leaves, then of the point that comes (the paper's code goes through a set).
     seed : int
         0 to 2**64 - 1. Every group draws the same stream, so that a group's result does not
         depend on the batch around it.
@@ -111,6 +114,10 @@ def kmedoids(
     ------
     ValueError, TypeError
         If an argument is out of its range, shape or type; the message names it and the place.
+    ImportError
+        With `exact`, if there is no scipy.
+    RuntimeError
+        With `exact`, if the solver gives up.
 
     Notes
     -----
@@ -120,10 +127,14 @@ def kmedoids(
     float32 than for float64 input.
 
     Memory, beside `X` and for each group being worked on (at most `n_threads` of a batch): 200
-    bytes a point; from points, k n distances; from 1,000 points on, given distances or not, one
-    byte for each of n^2. From fewer points, or with ``k=1``, ``init="greedy"`` or
-    ``search="best"``, n^2 distances too. With a sample of m points: m in place of n, and
-    2 k n distances, as many bytes, and 8 m (d + 25) bytes.
+    bytes a point; from points, the medoids' rows and their distances, k (n + d) numbers of the type
+    of `X`; from 1,000 points on, given distances or not, one byte for each of n^2. From fewer
+    points, or with ``k=1``, ``init="greedy"`` or ``search="best"``, n^2 distances too; up to 128
+    points, given distances or not, 3 n^2 float64. With a sample of m points: m in place of n, and
+    2 k n distances, as many bytes, k d numbers and 8 m (d + 25) bytes. When that is done,
+    `certify` and `exact` take n^2 distances from points (float64 up to 128 points, else of the type
+    of `X`), and `exact` then, if the bound is not enough, n (3 n + 3 d) float64 and what its solver
+    needs.
 
     A sampled group: each of m equal parts of the total weight draws one point, the search runs on
     the points drawn, and then the 4 points nearest to the middle of each cluster are tried as
@@ -149,13 +160,14 @@ def kmedoids(
     ([0, 3], [0, 0, 1, 1], 3.0)
     """
     plain = weights is None and sample_size is None and offsets is None and n_threads is None
-    if plain and type(X) is np.ndarray and not (certify or exact):
+    masked = isinstance(init, np.ma.MaskedArray)  # which the native core would read as it is
+    if plain and type(X) is np.ndarray and not (masked or certify or exact):
         answer = _native.kmedoids_plain(X, k, metric, search, init, n_init, seed)
         if answer is not None:
             return KMedoidsResult(*answer)
     args.check_name(metric, "metric", ("euclidean", "precomputed"))
     data = args.as_floats(X, "X")
-    threads = resolve_threads(n_threads)
+    threads = args.resolve_threads(n_threads)
     if metric == "precomputed":
         layout = _distance_layout(data, offsets, threads)
         data = data.reshape(-1)
@@ -224,6 +236,7 @@ def kmedoids(
 def _check_certifiable(layout: args.Layout, metric: str, sampled_above: int, exact: bool) -> None:
     """Refuse what only a sample will be searched of, and a solver that is not there."""
     group = int(np.argmax(layout.sizes))
+    sampled_above = max(sampled_above, _NEVER_SAMPLED)
     if metric != "precomputed" and layout.sizes[group] > sampled_above:
         where = "" if layout.kind == "one" else f" in group {group}"
         raise ValueError(
@@ -259,10 +272,8 @@ def _distance_layout(data: args.Floats, offsets: ArrayLike | None, threads: int)
                 "X: with offsets, expected the groups' distances end to end in one axis, "
                 f"got shape {data.shape}"
             )
-        checked = args.as_array(offsets, "offsets")
-        last = int(checked[-1]) if checked.ndim == 1 and checked.size else 0
-        layout = args.Layout("ragged", args.check_offsets(offsets, last))
-        if (total := int((layout.sizes**2).sum())) != data.size:
+        layout = args.Layout("ragged", args.check_offsets(offsets, None))
+        if (total := sum(n * n for n in layout.sizes.tolist())) != data.size:
             raise ValueError(f"X: expected sum of n_b^2 = {total} distances, got {data.size}")
     if _native.surely_distances(data.reshape(-1), layout.offsets, threads):
         return layout

@@ -63,7 +63,7 @@ def random(n: int | ArrayLike, k: int, *, seed: int = 0) -> RandomSelection:
     if batch.min() < 1 or batch.max() >= 2**32:
         raise ValueError(f"n: expected 1 to 2**32 - 1, got {int(batch.min())} to {batch.max()}")
     k = args.check_int(k, "k", 1, int(batch.min()))
-    indices = np.sort(_native.random_subsets(batch, k, args.check_seed(seed)), axis=1)
+    indices = _native.random_subsets(batch, k, args.check_seed(seed))
     return RandomSelection(indices[0] if sizes.ndim == 0 else indices)
 
 

@@ -15,6 +15,8 @@ IMPROVEMENT = 1e-12
 
 # Candidates whose v^T H^-1 v is within this fraction of the largest tie.
 LOGDET_TIE = 1e-10
+# Cosines this close are equal: parallel rows differ by rounding.
+SAME_COSINE = 1e-12
 
 # Philox counter words that keep the streams of different uses apart.
 SUBSET, KMEANS, HARD_PREFERENCE = 1, 2, 3
@@ -95,7 +97,10 @@ def greedy_start(D: Floats, weights: Floats, k: int) -> list[int]:
 
 
 def kmedoids_best(D: Floats, weights: Floats, start: list[int]) -> list[list[int]]:
-    """All sets that best-swap search visits from `start`, each ascending (AMPO, Appendix E)."""
+    """All sets that best-swap search visits from `start`, each ascending (AMPO, Appendix E).
+
+    Of equal swaps the first in ascending order; the paper's code goes through a Python set.
+    """
     visited = [sorted(start)]
     while True:
         now = visited[-1]
@@ -206,19 +211,26 @@ def bottom_k(rewards: Floats, k: int, embeddings: Floats | None = None) -> tuple
     while len(chosen) < min(k, len(rewards) - 1):
         rest = [i for i in range(len(rewards)) if i != positive and i not in chosen]
         tied = [i for i in rest if rewards[i] == min(rewards[rest])]
-        closest = [_largest_cosine(embeddings, i, chosen) for i in tied]
-        chosen.append(tied[int(np.argmin(closest))])
+        least, closest = tied[0], _largest_cosine(embeddings, tied[0], chosen)
+        for i in tied[1:]:
+            cosine = _largest_cosine(embeddings, i, chosen)
+            if cosine < closest - SAME_COSINE:
+                least, closest = i, cosine
+        chosen.append(least)
     return positive, chosen
 
 
 def _largest_cosine(embeddings: Floats | None, i: int, chosen: list[int]) -> float:
     if embeddings is None or not chosen:
         return 0.0
-    cosines = []
-    for j in chosen:
-        norms = np.linalg.norm(embeddings[i]) * np.linalg.norm(embeddings[j])
-        cosines.append(float(embeddings[i] @ embeddings[j] / norms) if norms > 0 else 0.0)
-    return max(cosines)
+    return max(_cosine(embeddings[i], embeddings[j]) for j in chosen)
+
+
+def _cosine(a: Floats, b: Floats) -> float:
+    if not (a.any() and b.any()):
+        return 0.0
+    a, b = a / np.abs(a).max(), b / np.abs(b).max()  # squares that neither overflow nor vanish
+    return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
 
 
 def logdet(

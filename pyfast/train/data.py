@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import reprlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +38,19 @@ def _object(path: Path, number: int, text: str, wanted: str) -> dict[str, Any]:
         value = json.loads(text)
     except json.JSONDecodeError as error:
         raise UserError(f"{path}:{number}: expected {wanted}; not JSON: {error.msg}") from None
+    except ValueError:  # Python's guard against conversions that take quadratic time
+        raise UserError(f"{path}:{number}: expected numbers of fewer digits") from None
+    except RecursionError:
+        raise UserError(f"{path}:{number}: expected {wanted}, not nested so deeply") from None
+    if "\\ud" in text.lower():  # perhaps half of a surrogate pair; only an escape can hold one
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            half = ascii(error.object[error.start])
+            raise UserError(
+                f"{path}:{number}: expected text that UTF-8 can hold, "
+                f"got {half} without its other half"
+            ) from None
     if not isinstance(value, dict):
         raise UserError(f"{path}:{number}: expected {wanted}, got {type(value).__name__}")
     return value
@@ -182,6 +196,11 @@ def _group(record: dict[str, Any]) -> Group:
         raise UserError(f"token_ids: expected {n} lists of whole numbers, one a response")
     if not isinstance(record.get("meta", {}), dict):
         raise UserError("meta: expected an object")
+    for name in ("token_ids", "meta"):
+        try:
+            to_json(record.get(name))
+        except (ValueError, RecursionError):
+            raise UserError(f"{name}: expected finite numbers, not nested deeply") from None
     embeddings = _embeddings(record.get("embeddings"), n)
     return Group(**{**record, "embeddings": embeddings})
 
@@ -196,8 +215,15 @@ def _check_numbers(record: dict[str, Any], name: str, n: int, nullable: bool) ->
     for i, value in enumerate(values):
         if value is None and nullable:
             continue
-        if type(value) not in (int, float) or not math.isfinite(value):
-            raise UserError(f"{name}[{i}]: expected a finite number, got {value!r}")
+        if not _is_finite(value):
+            raise UserError(f"{name}[{i}]: expected a finite number, got {reprlib.repr(value)}")
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return type(value) in (int, float) and math.isfinite(value)
+    except OverflowError:  # an integer beyond float64
+        return False
 
 
 def _check_indices(record: dict[str, Any], n: int) -> None:
@@ -216,10 +242,15 @@ def _check_indices(record: dict[str, Any], n: int) -> None:
 def _embeddings(rows: Any, n: int) -> NDArray[np.float32] | None:
     if rows is None:
         return None
-    try:
-        array = np.asarray(rows, dtype=np.float32)
-    except (TypeError, ValueError):
-        array = np.empty(0, np.float32)
+    array: NDArray[np.float32] = np.empty(0, np.float32)
+    if isinstance(rows, list) and all(isinstance(row, list) for row in rows):
+        try:
+            array = np.asarray(rows, dtype=np.float32)
+        except (TypeError, ValueError):
+            pass
+        except OverflowError:  # an integer beyond float64
+            bad = next(i for i, row in enumerate(rows) if not all(map(_is_finite, row)))
+            raise UserError(f"embeddings[{bad}]: expected finite numbers") from None
     if array.ndim != 2 or array.shape[0] != n or array.shape[1] == 0:
         raise UserError(f"embeddings: expected {n} rows of equally many numbers")
     if not np.isfinite(array).all():

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "core/kmedoids.hpp"
+#include "core/subsets.hpp"
 #include "core/views.hpp"
 
 namespace pyfast::test {
@@ -42,6 +43,12 @@ inline std::vector<double> exact_distances(index n, unsigned seed) {
     for (index j = 0; j < i; ++j) d[i * n + j] = d[j * n + i] = double(generator() % 5) / 2;
   }
   return d;
+}
+
+inline std::vector<index> drawn(index n, index k, std::uint64_t seed, std::uint32_t stream) {
+  Cancel cancel;
+  Token token(cancel, true);
+  return random_subset(n, k, seed, stream, token);
 }
 
 inline std::vector<index> first(index k) {

@@ -43,7 +43,7 @@ TEST(best_follows_appendix_e) {
   for (unsigned seed = 0; seed < 60; ++seed) {
     const index n = 4 + seed % 13, k = 1 + seed % 4;
     const Random2D data(n, k, seed);
-    const auto start = random_subset(n, k, seed, 0);
+    const auto start = drawn(n, k, seed, 0);
     const auto visited = naive::best_trajectory(data.problem, start);
     const KMedoidsSolution found = search(data.problem, start, Search::best);
     CHECK(found.medoids == visited.back());
@@ -58,7 +58,7 @@ TEST(best_breaks_exact_ties_as_appendix_e_does) {
     std::vector<double> w(std::size_t(n), 1.0);
     w[seed % std::size_t(n)] = seed % 3;  // zero, one and two
     const KMedoidsProblem<double> problem{{d.data(), n, n}, w.data(), k};
-    const auto start = random_subset(n, k, seed, 0);
+    const auto start = drawn(n, k, seed, 0);
     CHECK(search(problem, start, Search::best).medoids ==
           naive::best_trajectory(problem, start).back());
   }
@@ -69,7 +69,7 @@ TEST(both_searches_end_in_a_local_optimum_of_the_cost_they_report) {
     const index n = 5 + seed % 20, k = 1 + seed % 5;
     const Random2D data(n, k, seed);
     for (const Search how : {Search::best, Search::eager}) {
-      const auto found = search(data.problem, random_subset(n, k, seed, 0), how);
+      const auto found = search(data.problem, drawn(n, k, seed, 0), how);
       CHECK(!has_improving_swap(data.problem, found.medoids));
       CHECK_NEAR(found.cost, naive::cost(data.problem, found.medoids), 1e-12 * found.cost);
       CHECK(found.cost >= naive::optimum(data.problem) * (1 - 1e-12));

@@ -37,11 +37,11 @@ TEST(draws_stay_in_range_and_fill_it) {
 TEST(subsets_are_distinct_and_differ_by_stream) {
   for (index n = 1; n < 20; ++n) {
     for (index k = 1; k <= n; ++k) {
-      const std::vector<index> subset = random_subset(n, k, 3, 0);
+      const std::vector<index> subset = test::drawn(n, k, 3, 0);
       CHECK(static_cast<index>(std::set<index>(subset.begin(), subset.end()).size()) == k);
       CHECK(*std::max_element(subset.begin(), subset.end()) < n);
     }
   }
-  CHECK(random_subset(1000, 10, 3, 0) != random_subset(1000, 10, 3, 1));
-  CHECK(random_subset(1000, 10, 3, 0) != random_subset(1000, 10, 4, 0));
+  CHECK(test::drawn(1000, 10, 3, 0) != test::drawn(1000, 10, 3, 1));
+  CHECK(test::drawn(1000, 10, 3, 0) != test::drawn(1000, 10, 4, 0));
 }

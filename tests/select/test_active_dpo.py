@@ -64,6 +64,24 @@ def test_float32_and_memory_maps_give_the_same_bits(tmp_path: Path) -> None:
             assert (found.gains == expected.gains).all()
 
 
+def test_lengths_of_pairs_stay_within_the_memory_that_is_stated(run_python) -> None:
+    code = """
+import resource
+import numpy as np
+from pyfast import select
+M, P, k, d = 999, 999, 5, 16384
+sketches = np.random.default_rng(0).random((M, d), np.float32)
+pairs = np.stack([np.arange(P), np.roll(np.arange(P), 1)], axis=1)
+select.active_dpo(sketches[:20], pairs[1:20], 2, normalize="pair")
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+select.active_dpo(sketches, pairs, k, normalize="pair")
+grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+print(grown, 8 * (P * (k + 6) + 2 * k * d + k * k + M + 5 * 65_536))
+"""
+    grown, stated = map(int, run_python(code).split())
+    assert grown <= stated + 4e6
+
+
 def test_a_pool_of_long_sketches_is_not_copied() -> None:
     import resource
 

@@ -18,6 +18,11 @@ def with_value(array: np.ndarray, at: tuple[int, ...], value: float) -> np.ndarr
 
 CASES = {
     "k zero": (lambda: select.kmedoids(X, 0), ValueError, "k: expected at least 1, got 0"),
+    "k past 64 bits": (
+        lambda: select.opt_select(X, R, k=2**63),
+        ValueError,
+        f"k: expected 1 to {2**62}, got {2**63}",
+    ),
     "k large": (
         lambda: select.kmedoids(X, 7),
         ValueError,
@@ -127,6 +132,21 @@ CASES = {
         ValueError,
         "embeddings: expected no empty group or axis, got shape (3, 0)",
     ),
+    "no columns in ragged groups": (
+        lambda: select.kmedoids(np.empty((6, 0)), 2, offsets=[0, 3, 6]),
+        ValueError,
+        "X: expected no empty group or axis, got shape (6, 0)",
+    ),
+    "no columns in opt_select's ragged groups": (
+        lambda: select.opt_select(np.empty((6, 0)), R, offsets=[0, 3, 6]),
+        ValueError,
+        "embeddings: expected no empty group or axis, got shape (6, 0)",
+    ),
+    "no columns in coreset's ragged groups": (
+        lambda: select.coreset(np.empty((6, 0)), R, offsets=[0, 3, 6]),
+        ValueError,
+        "embeddings: expected no empty group or axis, got shape (6, 0)",
+    ),
     "empty ragged group": (
         lambda: select.opt_select(X, R, offsets=[0, 3, 3, 6]),
         ValueError,
@@ -141,6 +161,31 @@ CASES = {
         lambda: select.bottom_k(R, offsets=[0.0, 6.0]),
         TypeError,
         "offsets: expected integers, got float64",
+    ),
+    "distances with an offset of NaN": (
+        lambda: select.kmedoids(D.ravel(), 1, metric="precomputed", offsets=[0, np.nan]),
+        TypeError,
+        "offsets: expected integers, got float64",
+    ),
+    "distances with an infinite offset": (
+        lambda: select.kmedoids(D.ravel(), 1, metric="precomputed", offsets=[0, np.inf]),
+        TypeError,
+        "offsets: expected integers, got float64",
+    ),
+    "distances with an offset of text": (
+        lambda: select.kmedoids(D.ravel(), 1, metric="precomputed", offsets=[0, "b"]),
+        TypeError,
+        "offsets: expected integers, got <U",
+    ),
+    "distances with an offset of None": (
+        lambda: select.kmedoids(D.ravel(), 1, metric="precomputed", offsets=[0, None]),
+        TypeError,
+        "offsets: expected integers, got object",
+    ),
+    "distances of a group whose square is past 64 bits": (
+        lambda: select.kmedoids(D.ravel(), 1, metric="precomputed", offsets=[0, 2**32, 2**32 + 6]),
+        ValueError,
+        f"X: expected sum of n_b^2 = {2**64 + 36} distances, got 36",
     ),
     "offsets of one number": (
         lambda: select.bottom_k(R, offsets=[0]),
@@ -197,6 +242,31 @@ CASES = {
         TypeError,
         "rewards: expected real numbers, float32 or float64, got float128",
     ),
+    "integers that float64 does not hold": (
+        lambda: select.bottom_k(np.array([2**53, 2**53 + 1]), k=1),
+        ValueError,
+        f"rewards: expected numbers that float64 holds exactly, got {2**53 + 1} at [1]",
+    ),
+    "the largest unsigned integer": (
+        lambda: select.kmedoids(np.array([[0, 1], [2**64 - 1, 2**63]], np.uint64), 1),
+        ValueError,
+        f"X: expected numbers that float64 holds exactly, got {2**64 - 1} at [1, 0]",
+    ),
+    "masked rewards": (
+        lambda: select.bottom_k(np.ma.masked_array(R, R > 4)),
+        ValueError,
+        "rewards: expected no masked values; leave them out or fill them in",
+    ),
+    "a list of masked rows": (
+        lambda: select.kmedoids([np.ma.masked_array(row, row > 10) for row in X], 2),
+        ValueError,
+        "X: expected no masked values",
+    ),
+    "masked init": (
+        lambda: select.kmedoids(X, 2, init=np.ma.masked_array([0, 1], [False, True])),
+        ValueError,
+        "init: expected no masked values",
+    ),
     "lists of different lengths": (
         lambda: select.opt_select([[[0.0]], [[1.0], [2.0]]], [[0.0], [1.0, 2.0]]),
         ValueError,
@@ -242,6 +312,16 @@ CASES = {
         ValueError,
         "n_init: expected at least 1, got 0",
     ),
+    "n_init past 64 bits": (
+        lambda: select.kmedoids(X, 2, n_init=2**63),
+        ValueError,
+        f"n_init: expected 1 to {2**62}, got {2**63}",
+    ),
+    "max_iter past 64 bits": (
+        lambda: select.coreset(X, R, max_iter=2**63),
+        ValueError,
+        f"max_iter: expected 1 to {2**62}, got {2**63}",
+    ),
     "max_iter zero": (
         lambda: select.coreset(X, R, max_iter=0),
         ValueError,
@@ -261,6 +341,16 @@ CASES = {
         lambda: select.kmedoids(X, 2, n_threads=0),
         ValueError,
         "n_threads: expected 1 to 1024, got 0",
+    ),
+    "no threads, by numpy": (
+        lambda: select.kmedoids(X, 2, n_threads=np.int64(0)),
+        ValueError,
+        "n_threads: expected 1 to 1024, got 0",
+    ),
+    "threads as numpy's bool": (
+        lambda: select.kmedoids(X, 2, n_threads=np.bool_(True)),
+        TypeError,
+        "n_threads: expected an int or None, got bool",
     ),
     "threads as text": (
         lambda: select.kmedoids(X, 2, n_threads="2"),
@@ -308,6 +398,29 @@ def test_tensors_that_numpy_cannot_view() -> None:
     ):
         with pytest.raises(TypeError, match=r"X: expected a CPU tensor .* X\.detach\(\)"):
             select.kmedoids(tensor, 2)
+
+
+def test_a_list_of_tensors_that_numpy_cannot_view() -> None:
+    torch = pytest.importorskip("torch")
+    rows = [torch.zeros(2, requires_grad=True), torch.ones(2)]
+    with pytest.raises(TypeError, match=r"X: expected numbers that numpy can read \(.*grad"):
+        select.kmedoids(rows, 2)
+    assert select.kmedoids([row.detach() for row in rows], 2).cost == 0
+
+
+def test_what_changes_no_value_is_taken() -> None:
+    """Numpy's integers as counts, large integers that float64 holds, masks that hide nothing."""
+    expected = select.kmedoids(X, 2, weights=R)
+    for threads in (np.int64(1), np.uint8(2)):
+        found = select.kmedoids(X, np.int32(2), weights=R, n_threads=threads)
+        assert found.medoids.tolist() == expected.medoids.tolist()
+        for selector in (select.opt_select, select.coreset):
+            picked = selector(X, R, k=2, n_threads=threads)
+            assert picked.negatives.tolist() == selector(X, R, k=2).negatives.tolist()
+    assert select.kmedoids(X, 2, weights=np.ma.masked_array(R)).cost == expected.cost
+    large = [2**53 + 2, 2**60, -(2**63), 2**53]
+    assert select.bottom_k(large, k=3).negatives.tolist() == [2, 3, 0]
+    assert select.bottom_k(np.array([2**63, 0], np.uint64), k=1).positive == 0
 
 
 def test_the_extension_itself_refuses_wrong_arrays() -> None:

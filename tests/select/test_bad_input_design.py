@@ -35,6 +35,26 @@ CASES = {
         ValueError,
         "gamma: expected a finite number, got nan",
     ),
+    "gamma complex": (
+        lambda: select.logdet(V, 1, np.complex128(0.1 + 5j)),
+        TypeError,
+        "gamma: expected a float, got complex128",
+    ),
+    "gamma past float64": (
+        lambda: select.logdet(V, 1, 10**400),
+        ValueError,
+        "gamma: expected a number that float64 holds, got a larger int",
+    ),
+    "gamma that float64 does not hold": (
+        lambda: select.logdet(V, 1, 2**53 + 1),
+        ValueError,
+        f"gamma: expected a number that float64 holds exactly, got {2**53 + 1}",
+    ),
+    "gamma that float64 does not hold, by numpy": (
+        lambda: select.logdet(V, 1, np.int64(2**53 + 1)),
+        ValueError,
+        f"gamma: expected a number that float64 holds exactly, got {2**53 + 1}",
+    ),
     "gamma text": (lambda: select.logdet(V, 1, "1"), TypeError, "gamma: expected a float, got str"),
     "scale negative": (
         lambda: select.logdet(V, 1, scale=-1.0),
@@ -60,6 +80,11 @@ CASES = {
         lambda: select.logdet(V * 1e200, 2),
         ValueError,
         "the squared length of candidate 0 times scale / gamma overflows; scale the vectors down",
+    ),
+    "no columns in ragged groups": (
+        lambda: select.logdet(np.empty((6, 0)), 2, offsets=[0, 3, 6]),
+        ValueError,
+        "V: expected no empty group or axis, got shape (6, 0)",
     ),
     "one axis": (
         lambda: select.logdet(H, 2),
@@ -112,6 +137,11 @@ CASES = {
         lambda: select.logdet(np.ones((60, 2)), 20, exact=True),
         ValueError,
         "exact: expected at most 1000000 subsets, got 4191844505805495 (20 of 60 vectors)",
+    ),
+    "mass without columns in ragged groups": (
+        lambda: select.mass_dpo(np.empty((6, 0)), H, H, k=1, offsets=[0, 3, 6]),
+        ValueError,
+        "features: expected no empty group or axis, got shape (6, 0)",
     ),
     "mass k": (
         lambda: select.mass_dpo(V, H, H, k=6),
@@ -241,7 +271,22 @@ CASES = {
     "aplp NaN": (
         lambda: select.aplp(with_value(H, (3,), np.nan), V, 1),
         ValueError,
-        "entropies: expected a finite number, got nan",
+        "entropies: expected a finite number, got nan at row 3",
+    ),
+    "aplp infinite reward": (
+        lambda: select.aplp(H, with_value(V, (3, 1), np.inf), 1),
+        ValueError,
+        "rewards: expected a finite number, got inf at row 3, column 1",
+    ),
+    "aplp of nothing": (
+        lambda: select.aplp([], np.empty((0, 2)), 1),
+        ValueError,
+        "entropies: expected shape (P,) with P >= 1, got (0,)",
+    ),
+    "aplp entropies of two axes": (
+        lambda: select.aplp(V, V, 1),
+        ValueError,
+        "entropies: expected shape (P,) with P >= 1, got (6, 2)",
     ),
     "aplp shortlist": (
         lambda: select.aplp(H, V, 3, shortlist=2),
@@ -257,6 +302,16 @@ CASES = {
         lambda: select.hard_preference(H, 1.0, 6, replace=False),
         ValueError,
         "draws: expected 1 to 5, got 6",
+    ),
+    "hard gamma complex": (
+        lambda: select.hard_preference(H, np.complex128(1 + 5j)),
+        TypeError,
+        "gamma: expected a float, got complex128",
+    ),
+    "hard draws past 64 bits": (
+        lambda: select.hard_preference(H, 1.0, 2**63),
+        ValueError,
+        f"draws: expected 1 to {2**62}, got {2**63}",
     ),
     "hard gamma": (
         lambda: select.hard_preference(H, np.inf),

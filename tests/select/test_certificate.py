@@ -189,6 +189,28 @@ def test_no_bound_is_above_the_optimum(case: tuple[list[int], list[float], int])
     assert 0 <= found.gap <= 1
 
 
+def test_groups_that_are_never_sampled_are_certified() -> None:
+    """Up to 128 points, whatever the size of samples."""
+    X = np.random.default_rng(0).normal(size=(129, 2))
+    for n in (100, 128):
+        sampled = select.kmedoids(X[:n], 3, sample_size=50, certify=True)
+        plain = select.kmedoids(X[:n], 3, certify=True)
+        assert sampled.medoids.tolist() == plain.medoids.tolist()
+        assert (sampled.cost, sampled.bound, sampled.gap) == (plain.cost, plain.bound, plain.gap)
+    with pytest.raises(ValueError, match="certify: expected at most 128 points, got 129"):
+        select.kmedoids(X, 3, sample_size=50, certify=True)
+
+
+def test_a_solver_that_gives_up_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    optimize = pytest.importorskip("scipy.optimize")
+    given_up = optimize.OptimizeResult(x=None, status=1, message="time limit")
+    monkeypatch.setattr(optimize, "milp", lambda *args, **options: given_up)
+    monkeypatch.setattr(_certificate, "_PROVEN", -1.0)  # so that every bound leaves something open
+    X = np.random.default_rng(1).normal(size=(32, 2))
+    with pytest.raises(RuntimeError, match="the solver gave up"):
+        select.kmedoids(X, 7, exact=True)
+
+
 def test_what_cannot_be_certified_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     X = np.random.default_rng(0).normal(size=(200, 2))
     with pytest.raises(
@@ -205,3 +227,13 @@ def test_what_cannot_be_certified_is_refused(monkeypatch: pytest.MonkeyPatch) ->
         with pytest.raises(ImportError, match=r"exact=True needs scipy: pip install .*\[exact\]"):
             call()
     select.kmedoids(X, 2, certify=True)  # needs no solver
+
+
+def test_the_bound_of_large_float32_groups_is_of_exact_distances() -> None:
+    for seed in range(60):  # in about 9, float32 distances give a bound above the cost of a set
+        rng = np.random.default_rng(seed)
+        X = (rng.normal(size=(132, 2)) @ rng.normal(size=(2, 40))).astype(np.float32)
+        rewards = rng.random(132)
+        found = select.opt_select(X, rewards, k=4, n_init=1, search="eager", certify=True)
+        better = select.opt_select(X, rewards, k=4, n_init=60)
+        assert found.bound <= better.cost * (1 + 1e-13)

@@ -339,6 +339,31 @@ def test_bottom_k_follows_the_reference_on_ties() -> None:
             assert (got.positive, got.negatives.tolist()) == ref.bottom_k(r, 6, embeddings)
 
 
+def test_bottom_k_takes_parallel_rows_by_index_and_rows_of_any_length() -> None:
+    equal = np.array([1.0, 0, 0, 0, 0, 0])
+    for seed in range(100):
+        v, other = np.random.default_rng(seed).normal(size=(2, 16))
+        rows = np.stack([other, v, 3 * v, 7 * v, 11 * v, -v])
+        assert select.bottom_k(equal, k=4, embeddings=rows).negatives.tolist() == [1, 5, 2, 3]
+        assert ref.bottom_k(equal, 4, rows) == (0, [1, 5, 2, 3])
+    rows = np.array([[0.0, 1], [1, 0], [1, 1], [0, 1]])
+    for scale in (1e-310, 1e-170, 1.0, 1e200):
+        got = select.bottom_k(equal[:4], k=2, embeddings=scale * rows)
+        assert got.negatives.tolist() == [1, 3] == ref.bottom_k(equal[:4], 2, scale * rows)[1]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_numbers_that_no_distance_meets_are_checked_too(bad: float) -> None:
+    with pytest.raises(ValueError, match=r"embeddings: expected a finite number, got .* at row 1$"):
+        select.opt_select([[1.0], [bad]], [1.0, 0.0], k=1)
+    with pytest.raises(ValueError, match=r"embeddings: .* at group 1, row 1$"):
+        select.opt_select(np.array([[[1.0], [2]], [[1], [bad]]]), [[1.0, 0], [1, 0]], k=1)
+    features, logps = np.array([[0.0, 0], [1, 0], [1.1, 0], [0, 0.8]]), np.zeros(4)
+    features[2, 1] = bad
+    with pytest.raises(ValueError, match=r"features: .* at row 2, column 1$"):
+        select.mass_dpo(features, logps, logps, preferred=2, k=2)
+
+
 @pytest.mark.parametrize("name", ["opt_select", "coreset", "bottom_k"])
 def test_batch_and_ragged_equal_single_calls(name: str) -> None:
     rng = np.random.default_rng(4)

@@ -157,8 +157,11 @@ def test_equal_numbers_in_either_type_and_any_layout() -> None:
     """Whole numbers and few columns, so that float32 holds every square exactly."""
     X = np.random.default_rng(6).integers(0, 9, size=(400, 2)).astype(np.float64)
     expected = select.kmedoids(X, 7)
-    for data in (np.asfortranarray(X), np.repeat(X, 2, axis=0)[::2], X.tolist()):
-        assert select.kmedoids(data, 7).medoids.tolist() == expected.medoids.tolist()
+    for values in (X, X.astype(np.float32)):
+        every_other = np.repeat(values, 2, axis=0)[::2]
+        for data in (values, np.asfortranarray(values), every_other, values.astype(np.int32)):
+            assert select.kmedoids(data, 7).medoids.tolist() == expected.medoids.tolist()
+    assert select.kmedoids(X.tolist(), 7).medoids.tolist() == expected.medoids.tolist()
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "all weights zero", "one heavy point"])
@@ -241,32 +244,75 @@ MEMORY = """
 import resource, sys
 import numpy as np
 from pyfast import select
-n, d, k, m = {n}, {d}, 10, {sample_size}
-X = np.random.default_rng(0).normal(size=(n, d)).astype(np.float32)
-select.kmedoids(X[:1100], k)
+n, d, k, m = {n}, {d}, {k}, {sample_size}
+X = np.random.default_rng(0).random((n, d), np.float32)  # at once, or memory would have peaked
+select.kmedoids(X[:1100, :8], 10)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-select.kmedoids(X, k, sample_size=m, n_threads=1, init={init!r}, n_init=2)
+select.kmedoids(X, k, sample_size=m, n_threads=1, init={init!r}, n_init=2, certify={certify})
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
 """
 
 
 @pytest.mark.parametrize(
-    ("n", "d", "sample_size", "init"),
+    ("n", "d", "k", "sample_size", "init", "certify"),
     [
-        (6000, 8, 6000, "random"),
-        (4000, 8, 4000, "greedy"),
-        (10_001, 4, None, "random"),
-        (120_000, 16, 3000, "random"),
+        (6000, 8, 10, 6000, "random", False),
+        (3000, 8, 10, 3000, "random", True),
+        (1100, 8000, 1000, 1100, "random", False),
+        (4000, 8, 10, 4000, "greedy", False),
+        (10_001, 4, 10, None, "random", False),
+        (120_000, 16, 10, 3000, "random", False),
     ],
 )
 def test_memory_stays_below_what_the_docstring_says(
-    run_python, n: int, d: int, sample_size: int | None, init: str
+    run_python, n: int, d: int, k: int, sample_size: int | None, init: str, certify: bool
 ) -> None:
-    used = int(run_python(MEMORY.format(n=n, d=d, sample_size=sample_size, init=init)))
+    settings = {"n": n, "d": d, "k": k, "sample_size": sample_size, "init": init}
+    used = int(run_python(MEMORY.format(certify=certify, **settings)))
     m = sample_size or 7000  # by default
-    stated = m**2 + 4 * 10 * m + 200 * n
-    if init == "greedy":
+    stated = m**2 + 4 * k * (m + d) + 200 * n
+    if init == "greedy" or certify:
         stated += 4 * m**2
     if n > m:
-        stated += (4 + 1) * 2 * 10 * n + 8 * m * (d + 25)
+        stated += (4 + 1) * 2 * k * n + 4 * k * d + 8 * m * (d + 25)
     assert used <= stated + 8e6  # the allocator's own
+
+
+OPT_SELECT_MEMORY = """
+import resource
+import numpy as np
+from pyfast import select
+rng = np.random.default_rng(0)
+X, r = rng.random(({n}, {d}), np.{dtype}), rng.normal(size={n})
+select.opt_select(X[:50], r[:50], k=5, certify=True)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+select.opt_select(
+    X, r, k={k}, init={init!r}, n_init=1, search="eager", certify={certify}, n_threads=1
+)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+"""
+
+
+@pytest.mark.parametrize(
+    ("n", "d", "k", "dtype", "init", "certify"),
+    [
+        (1500, 64, 300, "float64", "random", False),  # on float32 distances first
+        (1500, 8, 300, "float32", "random", False),
+        (2500, 1000, 5, "float32", "random", False),
+        (2500, 64, 5, "float32", "greedy", False),
+        (1500, 640, 3, "float32", "random", True),
+    ],
+)
+def test_memory_of_opt_select_stays_below_what_the_docstring_says(
+    run_python, n: int, d: int, k: int, dtype: str, init: str, certify: bool
+) -> None:
+    settings = {"n": n, "d": d, "k": k, "dtype": dtype, "init": init}
+    used = int(run_python(OPT_SELECT_MEMORY.format(certify=certify, **settings)))
+    stated = 200 * n + 8 * n * (n + d + 2 * k)
+    if init == "random" and n <= 2048 and d >= 32:
+        stated += 4 * n * (n + d + 4 * k)
+    if init == "greedy" or n > 2048:
+        stated += n**2 + 200 * n
+    if certify:
+        stated += np.dtype(dtype).itemsize * n * d
+    assert used <= stated + 4e6  # the allocator's own

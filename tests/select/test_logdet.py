@@ -31,11 +31,26 @@ def vectors(seed: int, n: int, d: int, kind: str) -> np.ndarray:
 KINDS = ["plain", "unit", "duplicates", "zeros", "rank", "spread"]
 
 
+def assert_gains(V: np.ndarray, found: select.LogDetResult, ratio: float) -> None:
+    """Each gain is log det's growth, and no later pick adds more: by R^T R = I + ratio V_S V_S^T.
+
+    The core never lets a gain exceed the one before it, so the second is asked of gains of our own.
+    """
+    S = np.sqrt(ratio) * V[found.indices].astype(float)
+    R = np.linalg.qr(np.vstack([S.T, np.eye(len(S))]), mode="r")
+    gains = 2 * np.log(np.abs(np.diag(R)))
+    lengths = (S**2).sum(axis=1)
+    slack = 1e-9 * gains + 1e-13 * (1 + lengths) / np.exp(gains)  # roundings are of the lengths
+    assert (np.abs(found.gains - gains) <= slack).all()
+    assert (np.diff(gains) <= slack[:-1] + slack[1:]).all()
+    assert (np.diff(found.gains) <= 0).all()
+
+
 def assert_contract(V: np.ndarray, found: select.LogDetResult, gamma: float, scale: float) -> None:
     indices = found.indices.tolist()
     assert len(set(indices)) == len(indices)
     assert all(0 <= i < len(V) for i in indices)
-    assert (np.diff(found.gains) <= 0).all()
+    assert_gains(V, found, scale / gamma)
     assert (found.gains >= 0).all()
     empty = V.shape[1] * np.log(gamma)
     whole = ref.logdet_value(V[indices].astype(float), gamma, scale)
@@ -98,6 +113,37 @@ def test_greedy_is_not_always_optimal() -> None:
     assert exact.logdet > greedy.logdet + 0.1
 
 
+def test_exact_refuses_the_lengths_that_greedy_refuses() -> None:
+    V = np.array([[1.0, 0.0], [0.0, 1.0], [1e160, 1e160], [-1e160, 1e160]])
+    words = "times scale / gamma overflows; scale the vectors down"
+    with pytest.raises(ValueError, match=f"squared length of candidate 2 {words}"):
+        select.logdet(V, 2)
+    with pytest.raises(ValueError, match=f"V: the squared length of row 2 {words}"):
+        select.logdet(V, 2, exact=True)
+    with pytest.raises(ValueError, match=f"V: the squared length of group 1, row 2 {words}"):
+        select.logdet(np.stack([V / 1e80, V]), 2, exact=True)
+    with pytest.raises(ValueError, match=f"V: the squared length of row 0 {words}"):
+        select.logdet(V[:2], 2, 1e-300, scale=1e100, exact=True)
+
+
+def test_exact_with_many_picks_stays_within_the_memory_that_is_stated(run_python) -> None:
+    code = """
+import resource
+import numpy as np
+from pyfast import select
+n, k, d = 251, 250, 8
+V = np.random.default_rng(0).normal(size=(n, d))
+select.logdet(V[:6], 2, exact=True)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+assert len(select.logdet(V, k, exact=True).indices) == k
+grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+greedy = 2 * n * (k + 4) + k * (k + d + 640) + k * d
+print(grown, 8 * (greedy + n * (d + 2 * n) + 4_000_000))
+"""
+    grown, stated = map(int, run_python(code).split())
+    assert grown <= stated + 4e6
+
+
 def test_ties_go_to_the_lowest_index() -> None:
     assert select.logdet(np.ones((9, 4)), 9).indices.tolist() == list(range(9))
     assert select.logdet(np.zeros((9, 4)), 9).indices.tolist() == list(range(9))
@@ -128,7 +174,7 @@ def test_tiny_gamma_and_more_picks_than_the_rank() -> None:
     for gamma in (1e-12, 1e-6, 1e6):
         found = select.logdet(V, 40, gamma)
         assert sorted(found.indices.tolist()) == list(range(40))
-        assert (np.diff(found.gains) <= 0).all()
+        assert_gains(V, found, 1 / gamma)
         assert np.isfinite(found.logdet)
 
 
