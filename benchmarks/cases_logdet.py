@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pyfast import select
 
 GAMMA = 0.1
+TIE = 1e-10  # within it of the largest, candidates tie: see select.logdet
 Vectors = NDArray[np.float32]
 
 
@@ -20,18 +21,44 @@ def vectors(groups: int, n: int, d: int, unit: bool) -> Vectors:
     return V / np.linalg.norm(V, axis=2, keepdims=True) if unit else V
 
 
-def verify(V: Vectors, k: int, unit: bool, found: Any) -> str:
+def verify(V: Vectors, k: int, found: Any, theirs: list[list[int]]) -> str:
     """Compare the picks with those of a float64 greedy, and logdet with one computed anew."""
-    wide = select.logdet(V[:8].astype(np.float64), k, GAMMA, n_threads=1)
-    for b in range(min(8, len(V))):
-        picks, group = found.indices[b].tolist(), V[b].astype(np.float64)
-        assert picks == wide.indices[b].tolist(), b
-        if not unit:  # unit rows tie but for the rounding of their normalisation
-            assert picks == peers.logdet_matrix_free(group, k, GAMMA), b
-        S = group[picks]
-        whole = V.shape[2] * np.log(GAMMA) + np.linalg.slogdet(np.eye(k) + S @ S.T / GAMMA)[1]
+    wide = V.astype(np.float64)
+    assert np.array_equal(found.indices, select.logdet(wide, k, GAMMA, n_threads=1).indices)
+    for b, group in enumerate(wide):
+        picks = found.indices[b].tolist()
+        assert picks == peers.logdet_matrix_free(group, k, GAMMA, TIE), b
+        whole = V.shape[2] * np.log(GAMMA) + gain(group, picks)
         assert abs(found.logdet[b] - whole) <= 1e-9 * abs(whole), b
-    return "picks of float64, logdet to 1e-9"
+    same = agreement(V, found, theirs)
+    return f"picks of float64, logdet to 1e-9; peer's picks in {same} of {len(theirs)}"
+
+
+def gain(group: NDArray[Any], picks: list[int]) -> float:
+    """Return what some rows add to the log-determinant, in float64."""
+    S = group[picks].astype(np.float64)
+    return float(np.linalg.slogdet(np.eye(len(S)) + S @ S.T / GAMMA)[1])
+
+
+def agreement(V: Vectors, found: Any, theirs: list[list[int]]) -> int:
+    """Count the groups where a peer picked the same; elsewhere its float32 has rounded a tie.
+
+    Unit rows tie but for the rounding of their normalisation, so a peer may begin with another
+    one. That is no better than ours, nor worse by more than rounding; later picks depend on it.
+    """
+    same = 0
+    for b, picks in enumerate(theirs):
+        ours = found.indices[b].tolist()
+        assert len(set(picks)) == len(ours), b
+        if picks == ours:
+            same += 1
+            continue
+        until = 1 + next(t for t in range(len(ours)) if ours[t] != picks[t])
+        best, other = gain(V[b], ours[:until]), gain(V[b], picks[:until])
+        assert -1e-9 * best <= best - other <= 1e-6 * best, (b, best, other)
+        best, other = gain(V[b], ours), gain(V[b], picks)
+        assert abs(best - other) <= 1e-3 * best, (b, best, other)
+    return same
 
 
 def one(
@@ -52,7 +79,7 @@ def one(
         ours=lambda: select.logdet(V, k, GAMMA, n_threads=1),
         theirs=lambda: [call(group, k, GAMMA) for group in V[:few]],
         peer=peer,
-        check=lambda ours, _: verify(V, k, unit, ours),
+        check=lambda ours, theirs: verify(V, k, ours, theirs),
         target=target,
         bytes=4.0 * n * d,  # every vector has to be looked at once; most products can be avoided
         peer_items=min(few, groups),

@@ -128,6 +128,21 @@ def run(case: Case, machine: Machine) -> Row:
     )
 
 
+def verdict(target: str, met: bool) -> str:
+    """Say whether a target was met."""
+    return f"{target}: {'met' if met else 'missed'}"
+
+
+def targets(row: Row) -> str:
+    """Say which targets a row has, and whether this run met them."""
+    said = []
+    if row.target is not None:
+        said.append(verdict(f"<= {row.target * 1e6:,.10g}", row.ours <= row.target))
+    if row.target_ratio is not None:
+        said.append(verdict(f">= {row.target_ratio:g}x", row.ratio >= row.target_ratio))
+    return ", ".join(said) or "-"
+
+
 def markdown(rows: list[Row]) -> str:
     """Lay the rows out as a table in microseconds an item."""
     lines = [
@@ -136,10 +151,8 @@ def markdown(rows: list[Row]) -> str:
     ]
     for row in rows:
         limit = f"{row.ours / row.limit:.1f} ({row.bound_by})" if row.limit else "-"
-        target = "-" if row.target is None else f"{row.target * 1e6:,.10g}"
-        target = target if row.target_ratio is None else f">= {row.target_ratio:g}x"
         lines.append(
-            f"| {row.name} | {row.ours * 1e6:,.1f} / {row.unit} | {target} "
+            f"| {row.name} | {row.ours * 1e6:,.1f} / {row.unit} | {targets(row)} "
             f"| {row.peer}: {row.theirs * 1e6:,.1f} | {row.ratio:.1f}x | {limit} | {row.checked} |"
         )
     return "\n".join(lines)

@@ -34,18 +34,26 @@ def pool_and_weights(X: Floats, r: Floats) -> tuple[NDArray[np.int64], Floats, F
     return pool, unit_distances(X[pool]), np.exp(scaled[pool].mean() - scaled[pool])
 
 
-def opt_select_fasterpam(X: Floats, r: Floats, k: int, seed: int) -> tuple[float, list[int]]:
+def random_start(n: int, k: int, seed: int) -> NDArray[np.uint64]:
+    """Draw k of n positions, in the type that kmedoids takes; a case does so before it times."""
+    return np.random.default_rng(seed).choice(n, k, replace=False).astype(np.uint64)
+
+
+def opt_select_fasterpam(
+    X: Floats, r: Floats, start: NDArray[np.uint64]
+) -> tuple[float, list[int]]:
     """Numpy distances, then the Rust k-medoids; weights multiply the rows."""
     import kmedoids
 
     pool, D, w = pool_and_weights(X, r)
-    start = np.random.default_rng(seed).choice(len(pool), k, replace=False).astype(np.uint64)
     # It reads D[point, candidate].
     found = kmedoids.fasterpam((D * w[:, None]).astype(np.float32), start, n_cpu=1)
     return float(found.loss), sorted(int(pool[j]) for j in found.medoids)
 
 
-def opt_select_appendix_e(X: Floats, r: Floats, k: int, seed: int) -> tuple[float, list[int]]:
+def opt_select_appendix_e(
+    X: Floats, r: Floats, start: NDArray[np.uint64]
+) -> tuple[float, list[int]]:
     """Search as the paper does, written anew: every swap priced by summing the whole cost."""
     pool, D, w = pool_and_weights(X.astype(np.float64), r)
     n = len(pool)
@@ -53,7 +61,7 @@ def opt_select_appendix_e(X: Floats, r: Floats, k: int, seed: int) -> tuple[floa
     def cost(chosen: set[int]) -> float:
         return sum(w[i] * min(D[i, j] for j in chosen) for i in range(n))
 
-    chosen = set(np.random.default_rng(seed).choice(n, k, replace=False).tolist())
+    chosen = set(start.tolist())
     now = cost(chosen)
     while True:
         best, best_gain = None, 1e-12
@@ -101,15 +109,18 @@ def coreset_sklearn(X: Floats, r: Floats, k: int, seed: int) -> float:
     return float(KMeans(k, n_init=1, random_state=seed).fit(pool).inertia_)
 
 
-def logdet_matrix_free(V: Floats, k: int, gamma: float) -> list[int]:
-    """Partial Cholesky in numpy: one product of the whole V with the last pick each time."""
+def logdet_matrix_free(V: Floats, k: int, gamma: float, tie: float = 0) -> list[int]:
+    """Partial Cholesky in numpy: one product of the whole V with the last pick each time.
+
+    Candidates within `tie` of the largest, relatively, tie, and the first of them is picked.
+    """
     square = np.einsum("ij,ij->i", V, V, dtype=np.float64) / gamma
     U = np.empty((k, len(V)))
     picks: list[int] = []
     for t in range(k):
         best = square.copy()
         best[picks] = -1
-        i = int(np.argmax(best))
+        i = int(np.argmax(best >= best.max() * (1 - tie) if tie else best))
         column = (V @ V[i]).astype(np.float64) / gamma
         U[t] = (column - U[:t].T @ U[:t, i]) / np.sqrt(1 + square[i])
         square -= U[t] ** 2
