@@ -3,7 +3,7 @@
 About three minutes. One thread, and the processor time of this process, in which the load of other
 programs does not count. "MB" is what a fresh process grows by at its peak during one call; what it
 returns is part of it. The head's limit is the time of its two products alone (who makes the logits
-anew in backward needs three). The extremes are checked against float64.
+anew in backward needs three). The extremes are checked against torch's logsumexp in float64.
 """
 
 import argparse
@@ -111,6 +111,7 @@ class HeadInputs:
             total.addmm_(tile, words)
 
 
+HEAD = f"head H={WIDTH} V={VOCABULARY}, {SEQUENCES * SCORED} of {SEQUENCES * LENGTH} tokens"
 PEERS = {"trl_trainer": 10, "trl_selective": None, "plain": 5, "plain_scored": None}
 MOST_MEGABYTES = 30
 
@@ -126,7 +127,7 @@ def head_cases() -> list[Case]:
             return f"{compare(ours, theirs, 1e-4)}; {grew}"
 
         return Case(
-            f"head H={WIDTH} V={VOCABULARY}, {SEQUENCES * SCORED} of {SEQUENCES * LENGTH} tokens",
+            HEAD,
             unit="step",
             items=1,
             ours=lambda: inputs.outcome(inputs.tiled),
@@ -259,11 +260,39 @@ def group_cases(name: str, groups: int, size: int) -> list[Case]:
     ]
 
 
+def ragged_case() -> Case:
+    """Return rankings of which one is far longer than the others, beside our reference."""
+    torch.manual_seed(0)
+    offsets = torch.tensor([0, *[2] * 5000, 300]).cumsum(0)
+    ref = -40 + 5 * torch.randn(int(offsets[-1]))
+    inputs = (ref + torch.randn(len(ref)), ref, ref)
+    how = {"beta": BETA, "offsets": offsets}
+    return Case(
+        "plackett_luce ragged, 5000 x 2 and 1 x 300",
+        unit="step",
+        items=2,
+        ours=step(lambda p, q, _: losses.plackett_luce(p, q, **how), inputs, 2),
+        theirs=step(
+            lambda p, q, _: losses.plackett_luce(p, q, backend="reference", **how), inputs, 2
+        ),
+        peer="our reference",
+        check=lambda found, expected: compare(found, expected, 1e-5),
+        target_ratio=1,
+        clock=time.process_time,
+    )
+
+
+def top1(policy: Tensor, ref: Tensor, _: Tensor) -> Tensor:
+    """Plackett-Luce top choice by torch's logsumexp, which no exponential makes overflow."""
+    scores = BETA * (policy - ref)
+    return (scores.logsumexp(1) - scores[:, 0]).mean()
+
+
 def extreme_case(name: str, scores: Tensor, overflows: bool) -> Case:
     """Return a loss where exponentials overflow, beside its formula."""
     zeros = torch.zeros_like(scores)
     inputs = (scores / BETA, zeros, zeros)
-    truth = step(ours("plackett_luce_top1"), tuple(x.double() for x in inputs))()
+    truth = step(top1, tuple(x.double() for x in inputs))()
     rounding = 1e-6 + 2 * torch.finfo(scores.dtype).eps * float(scores.abs().max())  # of a score
 
     def check(found: Outcome, formula: Outcome) -> str:
@@ -310,11 +339,11 @@ def main() -> None:
     if options.measure:
         measure(options.measure)
         return
-    cases = head_cases() if options.only in "head" else []
+    cases = head_cases() if options.only in HEAD else []
     for name in FORMULAS:
         for groups, size in ((1, 8), (64, 8), (512, 32), (4096, 32)):
             cases += group_cases(name, groups, 2 if name == "dpo" else size)
-    cases += extreme_cases()
+    cases += [ragged_case(), *extreme_cases()]
     report([case for case in cases if options.only in case.name], options.out, "losses")
 
 

@@ -9,6 +9,8 @@ import torch
 import triton
 import triton.language as tl
 
+from .runtime import launching_on
+
 LARGEST_RANKING = 16384
 
 
@@ -50,18 +52,17 @@ def _two_sets(
     at,
     start,
     end,
-    margin,
     HAS_POSITIVE: tl.constexpr,
     HAS_WEIGHTS: tl.constexpr,
 ):
-    """Load a block: scores among the positives, and shifted scores among the rest; else -inf."""
+    """Load a block: scores among the positives, and weighted scores among the rest; else -inf."""
     inside = at < end
     s = tl.load(scores + at, mask=inside, other=0.0).to(tl.float32)
     if HAS_POSITIVE:
         chosen = tl.load(positive + at, mask=inside, other=0) != 0
     else:
         chosen = at == start
-    rest = s + margin
+    rest = s
     if HAS_WEIGHTS:
         rest += tl.load(log_weights + at, mask=inside, other=0.0).to(tl.float32)
     low = float("-inf")
@@ -108,7 +109,6 @@ def contrast_kernel(
             base + lanes,
             start,
             end,
-            margin,
             HAS_POSITIVE,
             HAS_WEIGHTS,
         )
@@ -117,7 +117,8 @@ def contrast_kernel(
 
     some = mass_r > 0
     mass_r = tl.where(some, mass_r, 1.0)
-    deficit = (_finite(top_r) - top_p) + (tl.log(mass_r) - tl.log(mass_p))
+    # The margin joins what is left of the tops: scores of 1e4 would swallow it.
+    deficit = (_finite(top_r) - top_p) + margin + (tl.log(mass_r) - tl.log(mass_p))
     deficit = tl.where(some, deficit, float("-inf"))
     small = tl.exp(-tl.abs(deficit))
     tl.store(loss + group, _softplus(deficit, small))
@@ -131,7 +132,6 @@ def contrast_kernel(
             base + lanes,
             start,
             end,
-            margin,
             HAS_POSITIVE,
             HAS_WEIGHTS,
         )
@@ -217,21 +217,22 @@ def contrast(scores, positive=None, log_weights=None, *, offsets=None, margin=0.
     s, offsets, size, groups = _laid_out(scores, offsets)
     loss, slope = _outputs(scores, groups)
     block = 128 if offsets is not None else min(triton.next_power_of_2(size), 1024)
-    contrast_kernel[(groups,)](
-        s,
-        s if positive is None else positive.contiguous().view(torch.uint8),
-        s if log_weights is None else log_weights.contiguous(),
-        s if offsets is None else offsets,
-        loss,
-        slope,
-        size,
-        margin,
-        HAS_OFFSETS=offsets is not None,
-        HAS_POSITIVE=positive is not None,
-        HAS_WEIGHTS=log_weights is not None,
-        BLOCK=max(block, 16),
-        num_warps=1 if block <= 128 else 4,
-    )
+    with launching_on(s):
+        contrast_kernel[(groups,)](
+            s,
+            s if positive is None else positive.contiguous().view(torch.uint8),
+            s if log_weights is None else log_weights.contiguous(),
+            s if offsets is None else offsets,
+            loss,
+            slope,
+            size,
+            margin,
+            HAS_OFFSETS=offsets is not None,
+            HAS_POSITIVE=positive is not None,
+            HAS_WEIGHTS=log_weights is not None,
+            BLOCK=max(block, 16),
+            num_warps=1 if block <= 128 else 4,
+        )
     return loss, slope
 
 
@@ -252,17 +253,18 @@ def listwise(scores, *, offsets=None, margin=0.0):
         )
     loss, slope = _outputs(scores, groups)
     block = max(triton.next_power_of_2(size), 16)
-    listwise_kernel[(groups,)](
-        s,
-        s if offsets is None else offsets,
-        loss,
-        slope,
-        size,
-        margin,
-        HAS_OFFSETS=offsets is not None,
-        BLOCK=block,
-        num_warps=1 if block <= 128 else (4 if block <= 2048 else 16),
-    )
+    with launching_on(s):
+        listwise_kernel[(groups,)](
+            s,
+            s if offsets is None else offsets,
+            loss,
+            slope,
+            size,
+            margin,
+            HAS_OFFSETS=offsets is not None,
+            BLOCK=block,
+            num_warps=1 if block <= 128 else (4 if block <= 2048 else 16),
+        )
     return loss, slope
 
 

@@ -9,6 +9,8 @@ import math
 import triton
 import triton.language as tl
 
+from .runtime import launching_on
+
 LOG2E = math.log2(math.e)
 
 
@@ -128,23 +130,24 @@ def fold(tile, shares, top, mass, moment, shrink, temperature, softcap):
         As in the loss; `softcap` may be None.
     """
     rows, width = tile.shape
-    fold_kernel[(rows,)](
-        tile,
-        tile if shares is None else shares,
-        top,
-        mass,
-        mass if moment is None else moment,
-        shrink,
-        width,
-        LOG2E / temperature,
-        1.0 if softcap is None else softcap,
-        -2.0 if softcap is None else -2.0 * LOG2E / softcap,
-        HAS_CAP=softcap is not None,
-        HAS_SHARES=shares is not None,
-        HAS_MOMENT=moment is not None,
-        BLOCK=_block(width),
-        num_warps=_warps(width),
-    )
+    with launching_on(tile):
+        fold_kernel[(rows,)](
+            tile,
+            tile if shares is None else shares,
+            top,
+            mass,
+            mass if moment is None else moment,
+            shrink,
+            width,
+            LOG2E / temperature,
+            1.0 if softcap is None else softcap,
+            -2.0 if softcap is None else -2.0 * LOG2E / softcap,
+            HAS_CAP=softcap is not None,
+            HAS_SHARES=shares is not None,
+            HAS_MOMENT=moment is not None,
+            BLOCK=_block(width),
+            num_warps=_warps(width),
+        )
 
 
 def slope(tile, out, top, mass, grad, labels, temperature, softcap):
@@ -168,21 +171,22 @@ def slope(tile, out, top, mass, grad, labels, temperature, softcap):
     """
     rows, width = tile.shape
     block = _block(width)
-    slope_kernel[(rows, triton.cdiv(width, block))](
-        tile,
-        out,
-        top,
-        mass,
-        grad / temperature,
-        labels,
-        width,
-        LOG2E / temperature,
-        1.0 if softcap is None else softcap,
-        -2.0 if softcap is None else -2.0 * LOG2E / softcap,
-        HAS_CAP=softcap is not None,
-        BLOCK=block,
-        num_warps=_warps(width),
-    )
+    with launching_on(tile):
+        slope_kernel[(rows, triton.cdiv(width, block))](
+            tile,
+            out,
+            top,
+            mass,
+            grad / temperature,
+            labels,
+            width,
+            LOG2E / temperature,
+            1.0 if softcap is None else softcap,
+            -2.0 if softcap is None else -2.0 * LOG2E / softcap,
+            HAS_CAP=softcap is not None,
+            BLOCK=block,
+            num_warps=_warps(width),
+        )
 
 
 def _block(width):

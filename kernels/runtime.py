@@ -1,7 +1,9 @@
-"""Whether Triton kernels can run here, and if not, why."""
+"""Whether Triton kernels can run here, and if not, why; and on which device they run."""
 
 import importlib.util
 import os
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 
 def interpreting() -> bool:
@@ -21,3 +23,12 @@ def why_unusable() -> str | None:
     if not torch.cuda.is_available():
         return "torch sees no GPU (set TRITON_INTERPRET=1 to interpret kernels on the CPU)"
     return None
+
+
+def launching_on(tensor: Any) -> AbstractContextManager[Any]:
+    """Have Triton launch where a tensor lies: by itself it takes the current CUDA device."""
+    if not tensor.is_cuda:
+        return nullcontext()
+    import torch
+
+    return torch.cuda.device(tensor.device)

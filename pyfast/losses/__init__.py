@@ -35,7 +35,8 @@ reduction : {"mean", "sum", "none"}
     Over groups. "none" gives () for one group, else (B,).
 metrics : mutable mapping, optional
     Filled with detached scalars by TRL's names, from the same scores; see
-    :func:`pyfast.losses.metrics.preference_metrics`.
+    :func:`pyfast.losses.metrics.preference_metrics`. A loss that ranks whole groups by `rewards`
+    takes the response that ranks first as the chosen one there, and says so.
 validate : bool
     Whether to look at values. The host waits for the device once then; inside torch.compile values
     are never looked at. Shapes, dtypes and devices are always checked.

@@ -87,12 +87,26 @@ class Batch:
         """The scores end to end, (T,)."""
         return self.scores.reshape(-1)
 
-    def describe(self, metrics: Metrics | None, added: Tensor | None = None) -> None:
-        """Write the metrics, if they are wanted; `added` is what the loss adds to the scores."""
-        if metrics is not None:
-            weighing = self.flat if added is None else self.flat + added.reshape(-1)
-            found = preference_metrics(self.flat, self.policy_logps, self.groups, weighing)
-            metrics.update(found)
+    def describe(
+        self,
+        metrics: Metrics | None,
+        added: Tensor | None = None,
+        *,
+        ranked_by: Tensor | None = None,
+    ) -> None:
+        """Write the metrics, if they are wanted.
+
+        `added` is what the loss adds to the scores. The first response of a group is the chosen
+        one, or with `ranked_by` the first of the highest there.
+        """
+        if metrics is None:
+            return
+        groups, scores, logps = self.groups, self.flat, self.policy_logps.reshape(-1)
+        weighing = scores if added is None else scores + added.reshape(-1)
+        if ranked_by is not None:
+            order = groups.ranking(ranked_by.reshape(-1))
+            scores, logps, weighing = scores[order], logps[order], weighing[order]
+        metrics.update(preference_metrics(scores, logps, groups, weighing))
 
     def reduced(self, losses: Tensor, reduction: Reduction) -> Tensor:
         """Reduce the losses of the groups, (B,)."""

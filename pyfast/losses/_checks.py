@@ -211,6 +211,41 @@ def check_at_most(
         raise ValueError(f"{name} must be at most {most}, got {value} in {place}")
 
 
+def check_one_a_group(
+    name: str, tensor: Tensor, shape: torch.Size, responses: Tensor, *, values: bool = True
+) -> None:
+    """Require a finite value for each group; the host waits for the device unless told not to."""
+    _check_tensor(name, tensor, _FLOATS, "a floating-point dtype")
+    if tensor.shape != shape:
+        raise ValueError(
+            f"{name} must hold one value for each of {shape.numel()} groups in shape "
+            f"{tuple(shape)}, got shape {tuple(tensor.shape)}"
+        )
+    if tensor.device != responses.device:
+        raise ValueError(
+            f"{name} must be on the device of policy_logps ({responses.device}), "
+            f"got {tensor.device}"
+        )
+    if values and not torch.compiler.is_compiling() and not torch.isfinite(tensor).all():
+        flat = tensor.reshape(-1)
+        group = int((~torch.isfinite(flat)).nonzero()[0])
+        raise ValueError(f"{name} must be finite, got {flat[group].item()} in group {group}")
+
+
+def check_one_number(name: str, tensor: Tensor, responses: Tensor, *, values: bool = True) -> None:
+    """Require a tensor of one finite number from 0 on; the host waits unless told not to look."""
+    _check_tensor(name, tensor, _FLOATS + _INTEGERS, "a number dtype")
+    if tensor.numel() != 1:
+        raise ValueError(f"{name} must be one number, got shape {tuple(tensor.shape)}")
+    if tensor.device not in (responses.device, torch.device("cpu")):
+        raise ValueError(
+            f"{name} must be on the CPU or the device of policy_logps ({responses.device}), "
+            f"got {tensor.device}"
+        )
+    if values and not torch.compiler.is_compiling():
+        check_number(name, tensor.item(), zero=True)
+
+
 def check_mask(name: str, mask: Tensor, responses: Tensor) -> None:
     """Require a boolean tensor with a value for each response."""
     _check_tensor(name, mask, (torch.bool,), "a boolean dtype")

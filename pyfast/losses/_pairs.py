@@ -53,10 +53,21 @@ def choose_pairs(
         weight = torch.ones(loser.shape, dtype=dtype, device=loser.device)
     else:
         assert rewards is not None
-        tilt = (rewards * gamma).masked_fill(groups.chosen, -torch.inf)
-        weights = torch.exp(tilt - groups.spread(groups.max(tilt)))
+        weights = torch.exp(tilt(groups, rewards, gamma))
         weight = (weights[loser] / groups.sum(weights)[group]).to(dtype)
     return Pairs(groups.starts[group], loser, weight)
+
+
+def tilt(groups: Groups, rewards: Tensor, gamma: float) -> Tensor:
+    """Gamma r_i of the negatives less the largest of their group, (T,); -inf for the chosen.
+
+    The largest is subtracted first: a product of large rewards would not fit the dtype.
+    """
+    upward = (rewards if gamma >= 0 else -rewards).masked_fill(groups.chosen, -torch.inf)
+    top = groups.max(upward.detach())
+    below = upward - groups.spread(torch.where(top == -torch.inf, 0.0, top))
+    below = below.clamp(min=torch.finfo(below.dtype).min)  # 0 * -inf would be NaN
+    return (below * abs(gamma)).masked_fill(groups.chosen, -torch.inf)
 
 
 def _ranked_pairs(groups: Groups, rewards: Tensor | None, dtype: torch.dtype) -> Pairs:

@@ -19,17 +19,19 @@ LOG2E = math.log2(math.e)
 CPU_TOKENS, CPU_TILE = 512, 1 << 19  # rows, and numbers in a tile: 2 MB of float32 stay in cache
 GPU_TOKENS, GPU_TILE = 2048, 1 << 24  # 64 MB, large enough for products at full speed
 LEAST_WORDS, MOST_WORDS = 512, 1 << 14  # in a tile, however many tokens there are
+LEAST_COPIED = 64  # words in a tile whose rows of W are copied or summed, however wide they are
 
 
-def kernels_for(hidden: Tensor, backend: str) -> Any:
+def kernels_for(hidden: Tensor, weight: Tensor, backend: str) -> Any:
     """Return the Triton kernels if they are to be used, else None."""
     from pyfast.kernels import runtime
 
     reason = runtime.why_unusable()
     if reason is None and hidden.device.type == "cpu" and not runtime.interpreting():
         reason = "the hidden states are on the CPU"
-    if reason is None and hidden.dtype == torch.float64:
-        reason = "the kernels accumulate in float32, the hidden states are float64"
+    for what, tensor in (("hidden states are", hidden), ("head is", weight)):
+        if reason is None and tensor.dtype == torch.float64:
+            reason = f"the kernels accumulate in float32, the {what} float64"
     if reason is not None and backend == "triton":
         raise ValueError(f"backend triton cannot be used: {reason}")
     if reason is not None or (backend == "auto" and hidden.device.type == "cpu"):
@@ -109,10 +111,15 @@ class Head:
         length = -(-count // pieces)
         return (slice(i, min(i + length, count)) for i in range(0, count, max(length, 1)))
 
-    def vocabulary_tiles(self, tokens: int) -> Iterator[slice]:
-        """Cut the vocabulary, so that a tile has about as many numbers as the device likes."""
+    def vocabulary_tiles(self, tokens: int, *, with_words: bool) -> Iterator[slice]:
+        """Cut the vocabulary, so that a tile has about as many numbers as the device likes.
+
+        So have the words' rows of W, if `with_words` says that memory is taken for these too.
+        """
         numbers = GPU_TILE if self.weight.device.type != "cpu" else CPU_TILE
         width = min(max(numbers // max(tokens, 1), LEAST_WORDS), MOST_WORDS)
+        if with_words:
+            width = min(width, max(numbers // self.weight.shape[1], LEAST_COPIED))
         size = self.weight.shape[0]
         return (slice(i, min(i + width, size)) for i in range(0, size, width))
 
@@ -132,7 +139,7 @@ class Head:
     def fold(self, rows: Tensor, running: Running) -> None:
         """Go through the vocabulary once, adding every tile to the running sums."""
         product = _Product(self, rows, _Scratch())
-        for part in self.vocabulary_tiles(rows.shape[0]):
+        for part in self.vocabulary_tiles(rows.shape[0], with_words=product.widens):
             tile, weight = product.logits(part)
             if self.kernels is None:
                 tile = _fold_in_torch(self, tile, running).to(weight.dtype)
@@ -160,7 +167,8 @@ class Head:
         longest = max((part.stop - part.start for part in tokens), default=1)
         scratch = _Scratch()
         products = [_Product(self, rows[part], scratch) for part in tokens]
-        for words in self.vocabulary_tiles(longest):
+        with_words = need_weight or any(product.widens for product in products)
+        for words in self.vocabulary_tiles(longest, with_words=with_words):
             width = words.stop - words.start
             sums = self.empty(rows, width, rows.shape[1]).zero_() if need_weight else None
             column = self.empty(rows, width).zero_() if need_bias else None
@@ -225,6 +233,7 @@ class _Product:
         self.head, self.scratch = head, scratch
         self.as_is = _multiplied_as_is(rows, head.weight)
         self.sums = head.dtype(rows)
+        self.widens = not self.as_is and head.weight.dtype != self.sums
         self.plain = rows if self.as_is else rows.to(self.sums)
 
     def logits(self, words: slice) -> tuple[Tensor, Tensor]:

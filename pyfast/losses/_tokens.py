@@ -44,7 +44,9 @@ class Tokens:
         placed = self.place(values)
         if self.offsets is None:
             return placed.sum(-1)
-        return Groups.of(placed, self.offsets).sum(placed)
+        if placed.dtype == torch.float32 and placed.device.type != "mps":  # has no float64
+            placed = placed.double()  # added one by one, thousands would lose digits in float32
+        return Groups.of(placed, self.offsets).sum(placed).to(values.dtype)
 
 
 def check_head(
@@ -103,9 +105,10 @@ def scored_tokens(
     """List the scored tokens, after a look at their labels and at the offsets."""
     if offsets is not None:
         _check_offsets(labels, offsets, validate=validate)
+    labels = labels.long()  # -100 is 156 to a uint8
     scored = labels != IGNORED if mask is None else mask != 0
     index = scored.reshape(-1).nonzero().squeeze(1)
-    found = labels.reshape(-1)[index].long()
+    found = labels.reshape(-1)[index]
     if validate:
         bad = (found < 0) | (found >= vocabulary)
         if bad.any():

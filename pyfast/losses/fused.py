@@ -24,6 +24,7 @@ Backend: TypeAlias = Literal["auto", "reference", "triton"]
 Reduction: TypeAlias = Literal["mean", "sum", "none"]
 REDUCTIONS = ("mean", "sum", "none")
 _Floats: TypeAlias = NDArray[Any]
+LEAST_TABLE = 4096  # numbers: scanning a smaller table costs less than going about it twice
 
 
 def contrast(
@@ -47,7 +48,7 @@ def contrast(
     backend : {"auto", "reference", "triton"}
         "auto" takes Triton for tensors on a GPU, the closed form in numpy on the CPU, and the
         reference inside torch.compile, which fuses it by itself, and where the weights need a
-        gradient, which only the reference has.
+        gradient, which only the reference has. "triton" on the CPU needs Triton's interpreter.
 
     Returns
     -------
@@ -119,15 +120,16 @@ def _loss(
 ) -> Tensor:
     """Take the reference or the closed form; `more` are arguments of this kernel alone."""
     check_choice("reduction", reduction, REDUCTIONS)
-    if _use_reference(scores, backend, more):
+    way = _way(scores, backend, more)
+    if way == "reference":
         return _by_reference(name, scores, offsets, margin, reduction, *more)
     return _Closed.apply(  # type: ignore[no-any-return, no-untyped-call]
-        name, scores, offsets, margin, reduction, *more
+        name, way == "triton", scores, offsets, margin, reduction, *more
     )
 
 
-def _use_reference(scores: Tensor, backend: str, more: tuple[Tensor | None, ...]) -> bool:
-    """Decide between reference and closed form; the device decides the rest."""
+def _way(scores: Tensor, backend: str, more: tuple[Tensor | None, ...]) -> str:
+    """Decide between "reference", "numpy" and "triton"; on the CPU, Triton only where asked."""
     check_choice("backend", backend, ("auto", "reference", "triton"))
     weights_need_grad = any(tensor is not None and tensor.requires_grad for tensor in more)
     if backend == "triton":
@@ -136,10 +138,12 @@ def _use_reference(scores: Tensor, backend: str, more: tuple[Tensor | None, ...]
             reason = "weights that need a gradient are known to the reference alone"
         if reason is not None:
             raise ValueError(f"backend triton cannot be used: {reason}")
-        return False
+        return "triton"
     if backend == "reference" or weights_need_grad or torch.compiler.is_compiling():
-        return True
-    return scores.device.type != "cpu" and _why_no_triton(scores) is not None
+        return "reference"
+    if scores.device.type == "cpu":
+        return "numpy"
+    return "reference" if _why_no_triton(scores) is not None else "triton"
 
 
 def _why_no_triton(scores: Tensor) -> str | None:
@@ -170,15 +174,14 @@ class _Closed(torch.autograd.Function):
     def forward(
         ctx: Any,
         name: str,
+        by_kernel: bool,
         scores: Tensor,
         offsets: Tensor | None,
         margin: float,
         reduction: Reduction,
         *more: Tensor | None,
     ) -> Tensor:
-        from pyfast.kernels import runtime
-
-        if scores.device.type == "cpu" and not runtime.interpreting():
+        if not by_kernel:
             loss, slope = _on_cpu(name, scores, offsets, margin, reduction, *more)
         else:
             from pyfast.kernels import group_lse
@@ -200,7 +203,7 @@ class _Closed(torch.autograd.Function):
             (slope,) = torch.autograd.grad(loss, scores, grad, create_graph=True)
         else:  # autograd rounds to half types where the scores are such
             slope = slope * (_spread(grad, slope, offsets) if reduction == "none" else grad)
-        return None, slope, None, None, None, *(None for _ in more)
+        return None, None, slope, None, None, None, *(None for _ in more)
 
 
 def _spread(grad: Tensor, slope: Tensor, offsets: Tensor | None) -> Tensor:
@@ -261,9 +264,9 @@ def _contrast_arrays(
     positive: _Floats | None = None,
     log_weights: _Floats | None = None,
 ) -> tuple[_Floats, _Floats]:
+    if log_weights is not None and positive is not None:
+        log_weights = np.where(positive, 0, log_weights)  # those of the positives may be NaN
     shifted = s if log_weights is None else s + log_weights.astype(s.dtype, copy=False)
-    if margin:
-        shifted = shifted + s.dtype.type(margin)
     infinity = s.dtype.type(np.inf)
     if positive is None:
         top, log_mass = s[starts], s.dtype.type(0)
@@ -283,8 +286,11 @@ def _contrast_arrays(
     np.exp(rest, out=rest)
     mass_rest = np.maximum(np.add.reduceat(rest, starts), 1)  # 0 where there is no rest
 
-    # Tops and masses are subtracted apart: added up first, scores of 1e4 would swallow the masses.
-    loss = np.logaddexp(0, (top_rest - top) + (np.log(mass_rest) - log_mass))
+    # Tops are subtracted apart: added up first, scores of 1e4 would swallow masses and margin.
+    lead = top_rest - top
+    if margin:
+        lead += s.dtype.type(margin)
+    loss = np.logaddexp(0, lead + (np.log(mass_rest) - log_mass))
     lost = -np.expm1(-loss)
     rest *= (lost / mass_rest).repeat(sizes)
     if positive is None:
@@ -297,8 +303,27 @@ def _contrast_arrays(
 def _listwise_arrays(
     s: _Floats, starts: _Floats, sizes: _Floats | int, margin: float
 ) -> tuple[_Floats, _Floats]:
-    """Scan suffixes on a padded table in float64, where sums of exponentials of 1e4 keep digits."""
-    table, kept = _padded(s.astype(np.float64), np.broadcast_to(sizes, starts.shape))
+    """Scan suffixes in float64, where sums of exponentials of 1e4 keep digits.
+
+    Groups are scanned side by side in a table as wide as the longest of them: all at once, or
+    where that would be mostly padding, those of like size (1, 2, 3 to 4, 5 to 8, ...) together.
+    """
+    many = np.broadcast_to(sizes, starts.shape)
+    if starts.size * many.max() <= max(2 * s.size, LEAST_TABLE):
+        return _scanned(s, many, margin)
+    losses, slope = np.empty(starts.shape, s.dtype), np.empty_like(s)
+    like = np.frexp(many - 1)[1]
+    likes = like.repeat(many)
+    for each in np.unique(like):
+        group = (like == each).nonzero()[0]
+        place = (likes == each).nonzero()[0]
+        losses[group], slope[place] = _scanned(s[place], many[group], margin)
+    return losses, slope
+
+
+def _scanned(s: _Floats, sizes: _Floats, margin: float) -> tuple[_Floats, _Floats]:
+    """Loss and slope of each ranking, scanned in one table."""
+    table, kept = _padded(s.astype(np.float64), sizes)
     low = -np.inf
     after = np.full_like(table, low)  # log sum of e^s over all that come after
     backwards = np.logaddexp.accumulate(table[:, ::-1], axis=1)[:, ::-1]

@@ -10,6 +10,7 @@ from torch import Tensor
 from pyfast.losses import fused
 from pyfast.losses._batch import Batch, Metrics, Reward
 from pyfast.losses._checks import check_choice, check_number, check_valid
+from pyfast.losses._pairs import tilt
 from pyfast.losses.fused import Backend, Reduction
 from pyfast.losses.reference import Groups, suffixes, widen
 
@@ -69,7 +70,8 @@ def hps(
         False gives each drawn negative the weight 1 instead of N/m. With ``draws=1`` that is what
         the authors' code does: plain DPO against one drawn negative.
     normalize : {"mean", "sum"}
-        Whether the weights are 1 in the mean (N q_i) or sum to 1 (q_i: equation 10 as printed).
+        Whether the weights are 1 in the mean (N q_i) or sum to 1 (q_i: equation 10 as printed; with
+        m draws, 1/m each).
     valid : Tensor, optional
         bool, in the shape of `policy_logps`: which responses are valid. By default the first of
         each group; that one always has to be.
@@ -91,8 +93,8 @@ def hps(
     Raises
     ------
     TypeError, ValueError
-        As for all losses; `draws`, `valid` or a name is not as said above, or
-        ``importance=False`` without draws.
+        As for all losses; `draws`, `valid` or a name is not as said above,
+        ``importance=False`` without draws, or with several and ``normalize="sum"``.
 
     Notes
     -----
@@ -112,24 +114,23 @@ def hps(
     check_number("margin", margin, signed=True)
     check_number("valid_weight", valid_weight, zero=True)
     check_choice("normalize", normalize, ("mean", "sum"))
-    _check_draws(draws, importance)
+    _check_draws(draws, importance, normalize)
     batch = Batch.of(
         policy_logps, ref_logps, beta, reward, lengths, offsets, validate, rewards=rewards
     )
     groups, ends = batch.groups, offsets
-    scores, tilt = batch.scores, widen(rewards) * float(gamma)
+    scores, estimates = batch.scores, widen(rewards)
     heads = None
     if valid is not None:
         check_valid(valid, policy_logps, groups.starts, values=validate)
         marked = valid.reshape(-1)
         heads = marked.nonzero().squeeze(1)
         members, ends = _one_group_a_head(groups, heads, marked, keep=valid_as_negatives)
-        scores, tilt = batch.flat[members], tilt.reshape(-1)[members]
+        scores, estimates = batch.flat[members], estimates.reshape(-1)[members]
 
     drawn_from = groups if heads is None else Groups.of(scores, ends)
-    log_weights = _log_weights(
-        tilt.reshape(-1), drawn_from, draws, importance, normalize, generator
-    )
+    tilted = tilt(drawn_from, estimates.reshape(-1), float(gamma))
+    log_weights = _log_weights(tilted, drawn_from, draws, importance, normalize, generator)
     log_weights = log_weights.to(scores.dtype).reshape(scores.shape)
     if heads is None:
         batch.describe(metrics, log_weights)
@@ -144,7 +145,7 @@ def hps(
     return batch.reduced(per_group, reduction)
 
 
-def _check_draws(draws: int | None, importance: bool) -> None:
+def _check_draws(draws: int | None, importance: bool, normalize: Normalize) -> None:
     if draws is None:
         if not importance:
             raise ValueError("importance=False needs draws: without them nothing is drawn")
@@ -152,6 +153,11 @@ def _check_draws(draws: int | None, importance: bool) -> None:
         raise TypeError(f"draws must be a whole number, got {type(draws).__name__}")
     elif draws < 1:
         raise ValueError(f"draws must be at least 1, got {draws}")
+    elif draws > 1 and not importance and normalize == "sum":
+        raise ValueError(
+            "importance=False gives each draw the weight 1, normalize='sum' 1 / draws: "
+            f"leave out one of them, got both with {draws} draws"
+        )
 
 
 def _one_group_a_head(
@@ -174,24 +180,20 @@ def _one_group_a_head(
 
 
 def _log_weights(
-    tilt: Tensor,
+    tilted: Tensor,
     groups: Groups,
     draws: int | None,
     importance: bool,
     normalize: Normalize,
     generator: torch.Generator | None,
 ) -> Tensor:
-    """Return log b_i of every negative, (T,); -inf for the chosen."""
-    chosen = groups.chosen
-    negatives = groups.spread((groups.sizes - 1).clamp(min=1)).to(tilt.dtype)
-    tilt = tilt.masked_fill(chosen, -torch.inf)
+    """Return log b_i of every negative, (T,), from `tilted`, 0 at most; -inf for the chosen."""
+    negatives = groups.spread((groups.sizes - 1).clamp(min=1)).to(tilted.dtype)
     if draws is None:
-        top = groups.max(tilt.detach())
-        shifted = tilt - groups.spread(torch.where(top == -torch.inf, 0.0, top))
-        mass = groups.sum(torch.exp(shifted))
-        log_q = shifted - groups.spread(torch.where(mass > 0, mass, 1.0).log())
+        mass = groups.sum(torch.exp(tilted))
+        log_q = tilted - groups.spread(torch.where(mass > 0, mass, 1.0).log())
         return log_q if normalize == "sum" else log_q + negatives.log()
-    times = _draw(tilt.detach(), groups, draws, generator)
+    times = _draw(tilted.detach(), groups, draws, generator)
     if normalize == "sum":
         times = times / draws
     elif importance:
@@ -199,15 +201,15 @@ def _log_weights(
     return times.log()
 
 
-def _draw(tilt: Tensor, groups: Groups, draws: int, generator: torch.Generator | None) -> Tensor:
-    """Count how often each response comes in `draws` draws by softmax(tilt), (T,).
+def _draw(tilted: Tensor, groups: Groups, draws: int, generator: torch.Generator | None) -> Tensor:
+    """Count how often each response comes in `draws` draws by softmax(tilted), (T,).
 
-    The largest of tilt plus Gumbel noise is distributed so; one pass over the responses a draw.
+    The largest of them plus Gumbel noise is distributed so; one pass over the responses a draw.
     """
-    times = torch.zeros_like(tilt)
+    times = torch.zeros_like(tilted)
     for _ in range(draws):
-        noise = torch.empty_like(tilt).exponential_(generator=generator).log()
-        noisy = tilt - noise
+        noise = torch.empty_like(tilted).exponential_(generator=generator).log()
+        noisy = tilted - noise
         best = noisy == groups.spread(groups.max(noisy))
-        times += groups.first(best) & (tilt > -torch.inf)
+        times += groups.first(best) & (tilted > -torch.inf)
     return times

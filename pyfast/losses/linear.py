@@ -151,9 +151,18 @@ def sequence_logps(
 
     Notes
     -----
-    Float16 and bfloat16 are summed in float32. Beside inputs and gradients a call holds one tile
-    (at most 4 MB on the CPU, 96 MB on a GPU) and, with a frozen head, one row of H numbers for
-    each scored token. A second derivative is refused.
+    Float16 and bfloat16 are summed in float32. Beside inputs and gradients a call holds:
+
+    - the hidden states of the scored tokens; with a frozen head as many numbers again, which alone
+      are kept for backward. A trainable head keeps the states; its backward has them and their
+      gradients in float32
+    - a tile of logits: up to 2 MB of float32 on the CPU, 64 MB on a GPU (twice that in float64).
+      A softcap and the entropy take one more each, and so do, on a GPU, the slopes
+    - the tile's rows of W, of no more numbers than that (but 64 rows at least), where they have to
+      be widened, as half types on the CPU, and in the backward pass of a trainable head
+    - a few rows of H numbers for each of the tokens at work: 512 on the CPU, 2048 on a GPU
+
+    A second derivative is refused.
 
     Examples
     --------
@@ -174,7 +183,7 @@ def sequence_logps(
     if backend == "reference":
         logps, entropy = reference.token_logps(*head, *how)
     else:
-        kernels = _tiles.kernels_for(hidden, backend)
+        kernels = _tiles.kernels_for(hidden, head_weight, backend)
         logps, entropy = _HeadLogps.apply(  # type: ignore[no-untyped-call]
             *head, *how, details, kernels
         )
@@ -218,13 +227,19 @@ class _HeadLogps(torch.autograd.Function):
             top[part], mass[part] = running.top, running.mass
             # Tops and masses are subtracted apart, or logits of 1e4 would swallow the masses.
             below = own.logit - running.top.squeeze(1)
-            logps[part] = below / temperature - running.mass.squeeze(1).log()
+            found = below / temperature - running.mass.squeeze(1).log()
+            # The label's logit was rounded in another product: a log-prob of 0 may come out above.
+            logps[part] = found.clamp_(max=0)
             if entropy is not None:
                 entropy[part] = running.entropy(temperature)
             if slope is not None:
                 slope[part] = (own.slope - running.mean()).mul_(1 / temperature)
-        ctx.head, ctx.frozen = head, frozen
-        ctx.save_for_backward(rows, weight, bias, labels, top, mass, slope)
+        ctx.frozen = frozen
+        if frozen:
+            ctx.save_for_backward(slope)
+        else:
+            ctx.head = head
+            ctx.save_for_backward(rows, weight, bias, labels, top, mass)
         if entropy is not None:
             ctx.mark_non_differentiable(entropy)
         return logps, entropy
@@ -236,13 +251,13 @@ class _HeadLogps(torch.autograd.Function):
                 "sequence_logps has no second derivative in tiles: leave create_graph=True out, "
                 "or use backend='reference'"
             )
-        rows, _, _, labels, top, mass, slope = ctx.saved_tensors
         nothing = (None,) * 5
         if grad is None:
             return None, None, None, *nothing
         if ctx.frozen:
-            assert slope is not None
+            (slope,) = ctx.saved_tensors
             scaled = torch.mul(slope, grad[:, None], out=torch.empty_like(slope))
             return scaled, None, None, *nothing
+        rows, _, _, labels, top, mass = ctx.saved_tensors
         wanted = ctx.needs_input_grad[:3]
         return *ctx.head.gradients(rows, labels, top, mass, grad, wanted), *nothing

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from pyfast.losses._batch import Batch, Metrics, Reward
-from pyfast.losses._checks import check_at_most, check_number
+from pyfast.losses._checks import check_at_most, check_number, check_one_a_group
 from pyfast.losses._pairs import Pairs, Weighting, choose_pairs, over_pairs
 from pyfast.losses.fused import Reduction
 from pyfast.losses.reference import widen
@@ -43,8 +43,8 @@ def slic(
     rewards, weighting, gamma
         Which pairs count: :mod:`pyfast.losses.pairs`.
     target_logps : Tensor, optional
-        log pi(y_ref|x) under the policy, () for one group, else (B,); by default the chosen
-        response's. Read only where `regularizer` is above 0.
+        log pi(y_ref|x) under the policy, () for one group, else (B,), on the device of
+        `policy_logps`; by default the chosen response's. Read only where `regularizer` is above 0.
     delta : float
         The margin of the hinge, above 0.
     regularizer : float
@@ -60,7 +60,8 @@ def slic(
     Raises
     ------
     TypeError, ValueError
-        As for all losses; "hps" without rewards; `target_logps` not of the groups' shape.
+        As for all losses; "hps" without rewards; `target_logps` not of the groups' shape, or not
+        finite.
 
     Notes
     -----
@@ -82,11 +83,9 @@ def slic(
     if regularizer > 0:
         if target_logps is None:
             target_logps = policy_logps.reshape(-1)[groups.starts]
-        elif target_logps.numel() != groups.starts.numel():
-            raise ValueError(
-                f"target_logps must hold one value for each of {groups.starts.numel()} groups, "
-                f"got shape {tuple(target_logps.shape)}"
-            )
+        else:
+            shape = policy_logps.shape[:-1] if offsets is None else groups.starts.shape
+            check_one_a_group("target_logps", target_logps, shape, policy_logps, values=validate)
         pull = float(regularizer) * widen(target_logps).reshape(-1)
 
     def hinge(win: Tensor, lose: Tensor) -> Tensor:
@@ -128,6 +127,7 @@ def lipo_lambda(
         As for all losses: :mod:`pyfast.losses`.
     rewards : Tensor
         r_i, in the shape of `policy_logps`; at most 100, as they are exponents. Usually in [0, 1].
+        The metrics take the response of the highest (of equals the first) as the chosen one.
 
     Returns
     -------
@@ -165,5 +165,5 @@ def lipo_lambda(
     weight = (gain[i] - gain[j]).abs() * (discount[i] - discount[j]).abs()
     pairs = Pairs(i, j, weight.to(flat.dtype))
     losses = pairs.total(groups, softplus(flat[j] - flat[i]))
-    batch.describe(metrics)
+    batch.describe(metrics, ranked_by=rewards)
     return batch.reduced(losses, reduction)

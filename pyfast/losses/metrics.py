@@ -18,7 +18,8 @@ def preference_metrics(
     Parameters
     ----------
     rewards : Tensor
-        (T,) implicit rewards, of the chosen response first in each group.
+        (T,) implicit rewards, of the chosen response first in each group. (Where a loss ranks by
+        `rewards`, it puts the response that ranks first there.)
     policy_logps : Tensor
         Sequence log-probs of the policy in nats, T of them.
     groups : Groups
@@ -33,7 +34,7 @@ def preference_metrics(
         ``rewards/accuracies`` (1 where the chosen one beats every negative), ``logps/chosen``,
         ``logps/rejected``, and ``negatives/effective``: exp(entropy) of the softmax over the
         negatives, k where all weigh the same and 1 where one has all the weight. Groups without a
-        negative count in the ``chosen`` means only.
+        negative count in the ``chosen`` means only; where no group has one, the others are NaN.
     """
     chosen = groups.chosen
     count = groups.sizes - 1

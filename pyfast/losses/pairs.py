@@ -11,6 +11,7 @@ response c and N negatives, `weighting` says which pairs count (HPS, table 2):
 - "pl": each response in turn against all below it in the ranking, the mean over those below,
   summed over the ranks (as equation 4 does for Plackett-Luce)
 
+The metrics take the first response of a group as the chosen one, whatever `rewards` rank first.
 One negative makes all four the same. A group of one response has loss and gradient 0. The paper
 does not spell out the last two for losses that are no likelihoods: both are our reading of it.
 """

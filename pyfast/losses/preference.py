@@ -12,9 +12,10 @@ its gradient in closed form.
 
 from __future__ import annotations
 
+import math
 from typing import Literal, TypeAlias
 
-import torch  # noqa: F401 - for the examples
+import torch
 from torch import Tensor
 
 from pyfast.losses import fused
@@ -116,7 +117,8 @@ def plackett_luce_top1(
         The m above: by how much the chosen response has to win over the rest together.
     weights : Tensor, optional
         b_i, in the shape of `policy_logps`, from 0 on, all 1 by default; those of the chosen
-        responses are not used. A 0 leaves a negative out.
+        responses are not used. A 0 leaves a negative out, and has a gradient like any other. They
+        do not widen the loss.
     backend : {"auto", "reference", "triton"}
         What computes; see :func:`pyfast.losses.fused.contrast`.
 
@@ -149,14 +151,40 @@ def plackett_luce_top1(
     batch = Batch.of(
         policy_logps, ref_logps, beta, reward, lengths, offsets, validate, weights=weights
     )
-    log_weights = None
-    if weights is not None:
-        check_not_negative("weights", weights, offsets, values=validate)
-        log_weights = widen(weights).log()
-    batch.describe(metrics, log_weights)
-    return fused.contrast(
-        batch.scores, None, log_weights, offsets, margin, reduction=reduction, backend=backend
-    )
+    if weights is None:
+        batch.describe(metrics)
+        return fused.contrast(
+            batch.scores, offsets=offsets, margin=margin, reduction=reduction, backend=backend
+        )
+    check_not_negative("weights", weights, offsets, values=validate)
+    chosen = batch.groups.chosen.reshape(weights.shape)
+    b, dtype = widen(weights).masked_fill(chosen, 1.0), batch.scores.dtype
+    log_weights = b.log().to(dtype)
+    if not weights.requires_grad:
+        batch.describe(metrics, log_weights)
+        return fused.contrast(
+            batch.scores, None, log_weights, offsets, margin, reduction=reduction, backend=backend
+        )
+    left_out = b == 0  # where log b has no gradient
+    log_weights = b.masked_fill(left_out, 1.0).log().masked_fill(left_out, -torch.inf).to(dtype)
+    batch.describe(metrics, log_weights.detach())
+    losses = fused.contrast(batch.scores, None, log_weights, offsets, margin, backend=backend)
+    zeros = b.masked_fill(~left_out, 0.0).to(dtype)
+    return batch.reduced(losses + _of_left_out(batch, zeros, losses, margin), reduction)
+
+
+def _of_left_out(batch: Batch, weights: Tensor, losses: Tensor, margin: float) -> Tensor:
+    """Return what negatives of weight 0 add to the losses: 0, with a gradient in their weights.
+
+    b_i e^(s_i + m) would join the sum in the loss, which is e^(s_chosen + L).
+    """
+    groups = batch.groups
+    gaps = batch.flat - groups.spread(batch.flat[groups.starts])
+    log_shares = gaps - groups.spread(losses.reshape(-1)) + margin
+    most = math.log(torch.finfo(weights.dtype).max) - 1  # 0 * inf would be NaN
+    shares = torch.exp(log_shares.clamp(max=most))
+    added = torch.log1p(groups.sum(weights.reshape(-1) * shares))
+    return added.reshape(losses.shape)
 
 
 def plackett_luce(
@@ -186,7 +214,8 @@ def plackett_luce(
         As for all losses: :mod:`pyfast.losses`. Without `rewards`, from best to worst.
     rewards : Tensor, optional
         Scores to rank by, the highest first and equals in the order given; in the shape of
-        `policy_logps`. They rank and do nothing else: no gradient flows to them.
+        `policy_logps`. They rank and do nothing else: no gradient flows to them. The metrics take
+        the first of the ranking as the chosen response.
     margin : float
         By how much each response has to win over those below it together.
     backend : {"auto", "reference", "triton"}
@@ -222,7 +251,7 @@ def plackett_luce(
     if rewards is not None:
         order = batch.groups.ranking(rewards.reshape(-1))
         scores = batch.flat[order].reshape(scores.shape)
-    batch.describe(metrics)
+    batch.describe(metrics, ranked_by=rewards)
     return fused.listwise(scores, offsets, margin, reduction=reduction, backend=backend)
 
 
@@ -262,7 +291,8 @@ def swepo(
     rewards : Tensor
         r_i, in the shape and on the device of `policy_logps`, in any scale and in a
         floating-point dtype of their own: they are compared in that one, at least float32, and
-        do not widen the result.
+        do not widen the result. The metrics take the response of the highest reward (of equals the
+        first) as the chosen one, and all others as its negatives.
     alpha : float
         Scale of the rewards, from 0 on.
     positives : {"mean", "top"}
@@ -307,7 +337,7 @@ def swepo(
     # The top one is above the mean wherever any is, so it only matters where all are equal.
     positive = top if positives == "top" else top | (above > 0)
     lift = (above * float(alpha)).to(batch.scores.dtype)
-    batch.describe(metrics, lift)
+    batch.describe(metrics, lift, ranked_by=rewards)
     return fused.contrast(
         batch.scores + lift,
         positive,

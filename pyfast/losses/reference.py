@@ -115,11 +115,15 @@ def widen(values: Tensor) -> Tensor:
 
 
 def lse_loss(
-    scores: Tensor, log_positive: Tensor, log_rest: Tensor, offsets: Tensor | None = None
+    scores: Tensor,
+    log_positive: Tensor,
+    log_rest: Tensor,
+    offsets: Tensor | None = None,
+    margin: float = 0.0,
 ) -> Tensor:
     r"""Loss of each group: log-sum-exp over positives and rest, minus that over the positives.
 
-    .. math:: L = \log\Big(\sum_i (a_i + c_i) e^{s_i}\Big) - \log\Big(\sum_i a_i e^{s_i}\Big)
+    .. math:: L = \log\Big(\sum_i (a_i + e^m c_i) e^{s_i}\Big) - \log\Big(\sum_i a_i e^{s_i}\Big)
 
     A log-weight of -inf leaves a response out of a set. Finite, with finite gradients, for any
     finite scores whose gaps fit the dtype. A group without a rest has loss 0 and gradient 0.
@@ -135,6 +139,8 @@ def lse_loss(
         log c_i, in the shape of `scores`.
     offsets : Tensor, optional
         (B+1,) integers; group g holds responses offsets[g] up to, not including, offsets[g+1].
+    margin : float
+        The m by which the positives have to win.
 
     Returns
     -------
@@ -152,9 +158,9 @@ def lse_loss(
     flat = widen(scores).reshape(-1)
     top_positive, mass_positive = _log_mass(flat + log_positive.reshape(-1), groups)
     top_rest, mass_rest = _log_mass(flat + log_rest.reshape(-1), groups)
-    # Tops and masses are subtracted apart: added up first, scores of 1e4 would swallow the masses.
-    margin = (top_positive - top_rest) + (mass_positive - mass_rest)
-    losses = 0.0 - logsigmoid(margin)  # 0 - x, so that no group reports a loss of -0
+    # Tops are subtracted apart: added up first, scores of 1e4 would swallow masses and margin.
+    lead = (top_positive - top_rest) - margin + (mass_positive - mass_rest)
+    losses = 0.0 - logsigmoid(lead)  # 0 - x, so that no group reports a loss of -0
     return losses.reshape(scores.shape[:-1]) if offsets is None else losses
 
 
@@ -177,7 +183,8 @@ def contrast(
     positive : Tensor, optional
         bool, the set P, in the shape of `scores`; by default the first response of each group.
     log_weights : Tensor, optional
-        log b_i, in the shape of `scores`, 0 by default. Those of the positives are not read.
+        log b_i, in the shape of `scores`, 0 by default. Those of the positives are not read. They
+        are taken in the dtype of the scores, at least float32.
     offsets : Tensor, optional
         As in :func:`lse_loss`.
     margin : float
@@ -196,12 +203,13 @@ def contrast(
     if positive is None:
         positive = Groups.of(scores, offsets).chosen.reshape(scores.shape)
     zeros = torch.zeros_like(widen(scores))
-    log_rest = zeros if log_weights is None else log_weights
+    log_rest = zeros if log_weights is None else log_weights.to(zeros.dtype)
     return lse_loss(
         scores,
         zeros.masked_fill(~positive, -torch.inf),
-        (log_rest + margin).masked_fill(positive, -torch.inf),
+        log_rest.masked_fill(positive, -torch.inf),
         offsets,
+        margin,
     )
 
 

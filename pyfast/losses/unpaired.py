@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pyfast.losses._batch import Batch, Metrics, Reward
-from pyfast.losses._checks import check_mask, check_number
+from pyfast.losses._checks import check_mask, check_number, check_one_number
 from pyfast.losses.fused import Reduction
 
 
@@ -39,8 +39,9 @@ def kto(
     desirable : Tensor, optional
         bool, in the shape of `policy_logps`; by default the first response of each group.
     kl : float or Tensor
-        z, the estimate of KL(policy || reference) from responses to other prompts, from 0 on; one
-        number or a tensor of one. A constant to the gradient.
+        z, the estimate of KL(policy || reference) from responses to other prompts, from 0 on (an
+        estimate below 0 is the caller's to clamp); one number, or a tensor of one on the CPU or the
+        device of `policy_logps`. A constant to the gradient.
     desirable_weight, undesirable_weight : float
         lambda_D and lambda_U, above 0.
 
@@ -68,15 +69,14 @@ def kto(
     """
     check_number("desirable_weight", desirable_weight)
     check_number("undesirable_weight", undesirable_weight)
+    batch = Batch.of(policy_logps, ref_logps, beta, reward, lengths, offsets, validate)
+    groups = batch.groups
     if isinstance(kl, Tensor):
-        if kl.numel() != 1:
-            raise ValueError(f"kl must be one number, got shape {tuple(kl.shape)}")
-        baseline: float | Tensor = kl.detach().reshape(()).clamp(min=0.0)
+        check_one_number("kl", kl, policy_logps, values=validate)
+        baseline: float | Tensor = kl.detach().reshape(())
     else:
         check_number("kl", kl, zero=True)
         baseline = float(kl)
-    batch = Batch.of(policy_logps, ref_logps, beta, reward, lengths, offsets, validate)
-    groups = batch.groups
     if desirable is None:
         good = groups.chosen
     else:

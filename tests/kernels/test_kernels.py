@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -87,6 +88,18 @@ def test_every_kernel_is_compiled_above():
     modules = {path.stem for path in (FOLDER.parent.parent / "kernels").glob("*.py")}
     elsewhere = {"runtime", "sketch", "sketch_fused"}  # no kernel, and test_sketch.py
     assert modules == {row[0] for row in KERNELS.values()} | elsewhere
+
+
+def test_launches_go_to_the_device_of_the_tensor(monkeypatch):
+    """Not to the current one: Triton looks there by itself."""
+    import torch
+    from pyfast.kernels import runtime
+
+    monkeypatch.setattr(torch.cuda, "device", lambda device: f"with {device}")
+    elsewhere = SimpleNamespace(is_cuda=True, device=torch.device("cuda:1"))
+    assert runtime.launching_on(elsewhere) == "with cuda:1"
+    with runtime.launching_on(torch.zeros(1)) as nothing:
+        assert nothing is None
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import torch
 from torch.nn.functional import logsigmoid
 
 from pyfast import losses
+from pyfast.losses import fused
 
 EVERY = sorted(set(losses.__all__) - {"SequenceLogps", "sequence_logps"})
 BACKENDS = [
@@ -16,6 +17,7 @@ BACKENDS = [
     for backend in ("auto", "reference")
     if backend == "auto" or "backend" in inspect.signature(getattr(losses, name)).parameters
 ]
+CLOSED = {name for name, backend in BACKENDS if backend == "reference"}  # have closed forms too
 every_loss = pytest.mark.parametrize(("name", "backend"), BACKENDS)
 
 
@@ -32,11 +34,15 @@ def outcome(name, backend, policy, rewards, offsets=None, beta=1.0):
 
 
 def check(name, backend, policy, rewards, offsets=None):
-    """Float32 is finite, and as good as the rounding of a score lets it be."""
+    """Float32 is finite, and as good as the rounding of a score lets it be.
+
+    Judged by float64, and where there is a closed form, not by that form itself.
+    """
     scale = float(policy.abs().max())
     rounding = 1e-6 + 2 * torch.finfo(torch.float32).eps * scale
     loss, gradient = outcome(name, backend, policy, rewards, offsets)
-    exact, slope = outcome(name, "auto", policy.double(), rewards.double(), offsets)
+    judge = "reference" if name in CLOSED else "auto"
+    exact, slope = outcome(name, judge, policy.double(), rewards.double(), offsets)
     assert torch.isfinite(loss).all()
     assert torch.isfinite(gradient).all()
     torch.testing.assert_close(loss.double(), exact, rtol=1e-5, atol=rounding)
@@ -75,6 +81,22 @@ def test_all_equal(name, backend):
     if name in ("plackett_luce_top1", "swepo", "hps"):  # one of n, at even odds
         expected = offsets.diff().double().log()
         torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", sorted(CLOSED))
+def test_a_wrong_closed_form_is_noticed(name, monkeypatch):
+    """The check above must not take its truth from what it checks."""
+    for compute in ("_contrast_arrays", "_listwise_arrays"):
+        right = getattr(fused, compute)
+
+        def wrong(*arguments, right=right):
+            loss, slope = right(*arguments)
+            return 1.5 * loss, 1.5 * slope
+
+        monkeypatch.setattr(fused, compute, wrong)
+    policy = torch.tensor([[0.0, 1.0], [2.0, 1.0]])
+    with pytest.raises(AssertionError):
+        check(name, "auto", policy, torch.tensor([1.0, 0.0]).expand_as(policy))
 
 
 @pytest.mark.parametrize("name", EVERY)

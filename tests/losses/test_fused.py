@@ -183,6 +183,61 @@ def test_weights_that_need_a_gradient_go_through_the_reference():
     assert torch.autograd.gradcheck(loss, (scores.requires_grad_(), weights))
 
 
+def test_the_interpreter_is_used_only_where_it_is_asked_for(monkeypatch):
+    """Its float32 must not take the place of numpy's float64 by itself."""
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    scores = torch.tensor([1e-9, 0.0, 0.0], dtype=torch.float64)
+    for name in ("contrast", "listwise"):
+        (exact, gradient), (loss, slope) = both(name, scores)
+        assert loss.dtype is torch.float64
+        torch.testing.assert_close(loss, exact, rtol=1e-14, atol=0)
+        torch.testing.assert_close(slope, gradient, rtol=1e-14, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_weights_do_not_widen_the_loss_and_those_of_the_positives_are_not_read(dtype):
+    scores = torch.tensor([1.0, 0.0, 0.5], dtype=dtype)
+    positive = torch.tensor([True, False, True])
+    weights = torch.tensor([math.nan, 0.2, math.nan], dtype=torch.float64)
+    clean = weights.nan_to_num().to(dtype)
+    for module in (reference, fused):
+        loss = module.contrast(scores, positive, weights)
+        assert loss.dtype is dtype
+        assert torch.equal(loss, module.contrast(scores, positive, clean))
+
+
+@pytest.mark.parametrize("name", ["contrast", "listwise"])
+def test_a_margin_is_not_rounded_to_the_scores(name):
+    scores = torch.tensor([[1e4, 9999.5, 9999.25, 9998.0]])  # exact in float32
+    arguments = {"margin": 0.3} if name == "listwise" else {"margin": 0.3, "positive": None}
+    exact = getattr(reference, name)(scores.double(), **arguments)
+    for module in (reference, fused):
+        loss = getattr(module, name)(scores, **arguments)
+        torch.testing.assert_close(loss.double(), exact, rtol=1e-6, atol=0)
+    positive = torch.tensor([[True, False, True, False]])
+    exact = reference.contrast(scores.double(), positive, margin=0.3)
+    loss = fused.contrast(scores, positive, margin=0.3)
+    torch.testing.assert_close(loss.double(), exact, rtol=1e-6, atol=0)
+
+
+def test_a_long_ranking_does_not_pad_the_short_ones(monkeypatch):
+    """Groups of like size share a table, which at most doubles what there is."""
+    numbers, padded = [], fused._padded
+
+    def counted(*arguments):
+        table, kept = padded(*arguments)
+        numbers.append(table.size)
+        return table, kept
+
+    monkeypatch.setattr(fused, "_padded", counted)
+    sizes = [2] * 500 + [300, 1, 5, 2, 7, 8, 299, 3] + [2] * 500
+    scores, _, _, offsets = ragged(torch.float64, sizes)
+    (loss, gradient), (fast, slope) = both("listwise", scores, offsets, 0.7)
+    assert sum(numbers) <= 2 * len(scores)
+    torch.testing.assert_close(fast, loss, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(slope, gradient, rtol=1e-12, atol=1e-12)
+
+
 def test_groups_of_1_to_1000():
     sizes = [1, 1000, 2, 999, 1, 17]
     scores, positive, weights, offsets = ragged(torch.float32, sizes, scale=3e3)

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from pyfast.losses import dpo, hps, plackett_luce_top1
+from pyfast.losses import dpo, dpo_k, hps, plackett_luce_top1
 from pyfast.losses.reference import Groups
 
 OFFSETS = torch.tensor([0, 4, 5, 7, 12])
@@ -70,6 +70,21 @@ def test_extreme_tilt_leaves_the_hardest(group, scale):
     assert loss.item() == pytest.approx(expected, rel=1e-12)
     assert torch.isfinite(gradient).all()
     assert gradient.nonzero().flatten().tolist() == [0, hardest]
+
+
+@pytest.mark.parametrize("gamma", [5.0, -5.0, 0.0])
+def test_rewards_whose_tilt_does_not_fit_the_dtype(gamma):
+    """Only differences count: 1e38 gamma overflows, and so do those of the extremes."""
+    zeros, rewards = torch.zeros(4), torch.tensor([0.0, 3e38, 1e38, -3e38])
+    loss = hps(zeros, zeros, rewards, gamma=gamma)
+    assert loss.item() == pytest.approx(math.log(4))
+    policy = torch.tensor([0.0, 1.0, 2.0, 3.0])
+    found = dpo_k(policy, zeros, rewards, beta=1.0, gamma=gamma, weighting="hps")
+    pairs = [math.log1p(math.exp(s)) for s in (1.0, 2.0, 3.0)]
+    expected = {5.0: pairs[0], -5.0: pairs[2], 0.0: sum(pairs) / 3}[gamma]
+    assert found.item() == pytest.approx(expected)
+    drawn = hps(policy, zeros, rewards, beta=1.0, gamma=gamma, draws=3, importance=False)
+    assert torch.isfinite(drawn)
 
 
 def test_draws_without_importance_are_dpo_against_one_drawn_negative(group):
@@ -214,6 +229,12 @@ def test_gradcheck_of_the_closed_form():
             {"importance": False},
             ValueError,
             "importance=False needs draws: without them nothing is drawn",
+        ),
+        (
+            {"importance": False, "normalize": "sum", "draws": 4},
+            ValueError,
+            "importance=False gives each draw the weight 1, normalize='sum' 1 / draws: "
+            "leave out one of them, got both with 4 draws",
         ),
         ({"normalize": "n"}, ValueError, "normalize must be one of mean, sum, got 'n'"),
         ({"gamma": math.inf}, ValueError, "gamma must be finite, got inf"),

@@ -228,9 +228,16 @@ def test_mixed_dtypes_are_widened():
     assert sequence_logps(hidden.double(), weight, labels, mask).dtype is torch.float64
 
 
-def test_no_logits_are_made():
-    """Count the largest tensor that any operation makes."""
+@pytest.mark.parametrize("train_head", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_logits_are_made(dtype, train_head):
+    """Weigh the largest tensor that any operation makes, but for W's gradient."""
     from torch.utils._python_dispatch import TorchDispatchMode
+
+    tokens, words, width = 64, 20_000, 200
+    hidden = torch.randn(1, tokens, width).to(dtype).requires_grad_()
+    weight = torch.randn(words, width).to(dtype).requires_grad_(train_head)
+    labels = torch.randint(0, words, (1, tokens))
 
     class Largest(TorchDispatchMode):
         found = 0
@@ -238,19 +245,64 @@ def test_no_logits_are_made():
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             out = func(*args, **(kwargs or {}))
             for tensor in out if isinstance(out, (tuple, list)) else [out]:
-                if isinstance(tensor, torch.Tensor) and tensor._base is None:
-                    self.found = max(self.found, tensor.numel())
+                size = tensor.untyped_storage().nbytes() if isinstance(tensor, torch.Tensor) else 0
+                if size != weight.nbytes:  # W, a part of it, or its gradient
+                    self.found = max(self.found, size)
             return out
 
-    tokens, words = 64, 60_000
-    hidden = torch.randn(1, tokens, 8, requires_grad=True)
-    weight, labels = torch.randn(words, 8), torch.randint(0, words, (1, tokens))
     with Largest() as ours:
         sequence_logps(hidden, weight, labels).sum().backward()
     with Largest() as plain:
         sequence_logps(hidden, weight, labels, backend="reference").sum().backward()
-    assert plain.found >= tokens * words
-    assert ours.found <= _tiles.CPU_TILE
+    assert plain.found >= 4 * tokens * words
+    assert ours.found <= 4 * _tiles.CPU_TILE
+
+
+def test_a_frozen_head_keeps_the_slope_alone():
+    """What backward does not read is not kept, and may change before it runs."""
+    hidden, weight, bias, labels, mask = case()
+    hidden.requires_grad_()
+    kept = []
+
+    def keep(tensor):
+        kept.append(tensor.data_ptr())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = sequence_logps(hidden, weight, labels, mask, head_bias=bias).sum()
+    assert weight.data_ptr() not in kept
+    (expected,) = torch.autograd.grad(loss, hidden, retain_graph=True)
+    weight.zero_()
+    bias.zero_()
+    (found,) = torch.autograd.grad(loss, hidden)
+    assert torch.equal(found, expected)
+
+
+def test_no_log_prob_is_above_0():
+    """At logits of 500 the label's own and the log-sum-exp are rounded in different products."""
+    torch.manual_seed(0)
+    weight, labels = torch.randn(3000, 512), torch.randint(0, 3000, (1, 400))
+    found = sequence_logps(weight[labels], weight, labels, details=True)
+    assert (found.token_logps <= 0).all()
+    assert (found.token_logps > -1e-3).all()
+
+
+def test_thousands_of_tokens_are_summed_without_losing_digits():
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(8000, 4), 4 * torch.randn(50, 4)
+    labels, offsets = torch.randint(0, 50, (8000,)), torch.tensor([0, 7000, 8000])
+    found = sequence_logps(hidden, weight, labels, offsets=offsets, details=True)
+    assert found.logps.dtype is torch.float32
+    exact = [part.double().sum().item() for part in found.token_logps.split([7000, 1000])]
+    assert found.logps.tolist() == pytest.approx(exact, rel=1e-7)
+    assert found.lengths.dtype is torch.int64
+
+
+def test_a_label_of_156_in_8_bits_is_scored():
+    hidden, weight = torch.randn(1, 3, 8), torch.randn(256, 8)
+    labels = torch.tensor([[156, 3, 156]])
+    expected = sequence_logps(hidden, weight, labels)
+    assert torch.equal(sequence_logps(hidden, weight, labels.to(torch.uint8)), expected)
 
 
 # What is said -------------------------------------------------------------------------------
@@ -367,6 +419,17 @@ def test_bad_settings(arguments, kind, message, raises):
 def test_bad_offsets(offsets, kind, message, raises):
     with raises(kind, message):
         sequence_logps(H.reshape(6, 4), W, Y.reshape(6), offsets=offsets)
+
+
+@pytest.mark.parametrize(
+    ("hidden", "head", "what"), [(H.double(), W, "hidden states are"), (H, W.double(), "head is")]
+)
+def test_the_kernels_refuse_float64(monkeypatch, hidden, head, what):
+    pytest.importorskip("triton")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    message = f"cannot be used: the kernels accumulate in float32, the {what} float64$"
+    with pytest.raises(ValueError, match=message):
+        sequence_logps(hidden, head, Y, backend="triton")
 
 
 def test_triton_needs_a_gpu_or_the_interpreter(monkeypatch):

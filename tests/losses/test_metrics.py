@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from pyfast.losses import plackett_luce_top1, swepo
+from pyfast.losses import lipo_lambda, plackett_luce, plackett_luce_top1, swepo
 from pyfast.losses.metrics import ranking_metrics, reward_margins
 
 
@@ -50,6 +50,31 @@ def test_weights_and_rewards_count_in_the_effective_number():
     assert found["negatives/effective"].item() == pytest.approx(2)
     swepo(zeros, zeros, torch.tensor([50.0, 0, 0, -100]), metrics=found)
     assert found["negatives/effective"].item() == pytest.approx(2)
+
+
+@pytest.mark.parametrize("loss", [plackett_luce, swepo, lipo_lambda])
+def test_where_rewards_rank_their_best_response_is_the_chosen_one(loss):
+    policy = torch.tensor([-9.0, -1.0, -3.0, -2.0, -4.0])
+    rewards, offsets = torch.tensor([0.0, 1.0, 0.5, 1.0, 1.0]), torch.tensor([0, 3, 5])
+    found = {}
+    loss(policy, torch.zeros(5), rewards, beta=2.0, offsets=offsets, metrics=found)
+    expected = {
+        "rewards/chosen": 2 * (-1 - 2) / 2,
+        "rewards/rejected": 2 * (-6 - 4) / 2,
+        "rewards/margins": 2 * (5 + 2) / 2,
+        "rewards/accuracies": 1.0,
+        "logps/chosen": (-1 - 2) / 2,
+        "logps/rejected": (-6 - 4) / 2,
+    }
+    del found["negatives/effective"]
+    assert {name: float(value) for name, value in found.items()} == pytest.approx(expected)
+
+
+def test_without_a_negative_only_the_chosen_have_metrics():
+    found = {}
+    plackett_luce_top1(torch.zeros(3, 1), torch.zeros(3, 1), metrics=found)
+    given = {name for name, value in found.items() if not math.isnan(value)}
+    assert given == {"rewards/chosen", "logps/chosen"}
 
 
 def test_ranking_metrics_by_hand():

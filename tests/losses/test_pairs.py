@@ -269,7 +269,7 @@ def test_examples_in_the_docstrings(module):
 
 # What is refused ----------------------------------------------------------------------------
 
-TWO = torch.zeros(2)
+TWO, PAIRS = torch.zeros(2), torch.zeros(2, 2)
 
 
 @pytest.mark.parametrize(
@@ -323,7 +323,54 @@ TWO = torch.zeros(2)
         (
             lambda: slic(TWO, TWO, None, torch.zeros(3), regularizer=1.0),
             ValueError,
-            "target_logps must hold one value for each of 1 groups, got shape (3,)",
+            "target_logps must hold one value for each of 1 groups in shape (), got shape (3,)",
+        ),
+        (
+            lambda: slic(PAIRS, PAIRS, None, torch.zeros(1, 2), regularizer=1.0),
+            ValueError,
+            "target_logps must hold one value for each of 2 groups in shape (2,), got shape (1, 2)",
+        ),
+        (
+            lambda: slic(TWO, TWO, None, [1.0], regularizer=1.0),
+            TypeError,
+            "target_logps must be a torch.Tensor, got list",
+        ),
+        (
+            lambda: slic(TWO, TWO, None, torch.tensor(1), regularizer=1.0),
+            TypeError,
+            "target_logps must have a floating-point dtype (float16, bfloat16, float32, float64), "
+            "got torch.int64",
+        ),
+        (
+            lambda: slic(TWO, TWO, None, torch.zeros((), device="meta"), regularizer=1.0),
+            ValueError,
+            "target_logps must be on the device of policy_logps (cpu), got meta",
+        ),
+        (
+            lambda: slic(PAIRS, PAIRS, None, torch.tensor([0.0, math.nan]), regularizer=1.0),
+            ValueError,
+            "target_logps must be finite, got nan in group 1",
+        ),
+        (
+            lambda: kto(TWO, TWO, kl=torch.tensor(-1.0)),
+            ValueError,
+            "kl must be finite and at least 0, got -1.0",
+        ),
+        (
+            lambda: kto(TWO, TWO, kl=torch.tensor(math.nan)),
+            ValueError,
+            "kl must be finite and at least 0, got nan",
+        ),
+        (
+            lambda: kto(TWO, TWO, kl=torch.tensor(True)),
+            TypeError,
+            "kl must have a number dtype (float16, bfloat16, float32, float64, int32, int64), "
+            "got torch.bool",
+        ),
+        (
+            lambda: kto(TWO, TWO, kl=torch.zeros((), device="meta")),
+            ValueError,
+            "kl must be on the CPU or the device of policy_logps (cpu), got meta",
         ),
         (
             lambda: kto(TWO, TWO, kl=torch.zeros(2)),
@@ -334,6 +381,13 @@ TWO = torch.zeros(2)
             lambda: kto(TWO, TWO, desirable=torch.ones(2)),
             TypeError,
             "desirable must have a boolean dtype (bool), got torch.float32",
+        ),
+        (
+            lambda: losses.plackett_luce_top1(
+                TWO, TWO, weights=torch.ones(2, requires_grad=True), reduction="x"
+            ),
+            ValueError,
+            "reduction must be one of mean, sum, none, got 'x'",
         ),
         (lambda: dpo(TWO, TWO, margin=math.nan), ValueError, "margin must be finite, got nan"),
     ],
@@ -346,6 +400,9 @@ def test_bad_arguments(call, kind, message, raises):
 def test_values_are_not_looked_at_without_validate():
     policy = torch.tensor([0.0, math.nan])
     assert math.isnan(dpo(policy, TWO, validate=False).item())
+    target = policy[1]
+    assert math.isnan(slic(TWO, TWO, None, target, regularizer=1.0, validate=False).item())
+    assert math.isnan(kto(TWO, TWO, kl=target, validate=False).item())
     for offsets in (None, torch.tensor([0, 2])):
         for backend in ("auto", "reference"):
             arguments = {"offsets": offsets, "backend": backend, "validate": False}

@@ -269,6 +269,55 @@ def test_gradient_asked_of_the_policy_alone():
     assert not plackett_luce_top1(policy.detach(), ref).requires_grad
 
 
+@pytest.mark.parametrize("layout", ["one", "batch", "ragged"])
+def test_gradient_in_weights_of_which_some_are_0(layout):
+    """That of a weight of 0 is the limit of those above it; a chosen response's weight has none."""
+    shape, offsets = {
+        "one": ((6,), None),
+        "batch": ((2, 3), None),
+        "ragged": ((6,), torch.tensor([0, 4, 5, 6])),
+    }[layout]
+    policy, ref = random_logps(*shape)
+    weights = double([0.0, 0.0, 1.0, 0.0, 0.5, 2.0]).reshape(shape)
+    how = {"beta": 0.3, "margin": 0.2, "offsets": offsets, "reduction": "none"}
+
+    def gradients(w):
+        leaves = policy.clone().requires_grad_(), w.clone().requires_grad_()
+        loss = plackett_luce_top1(leaves[0], ref, weights=leaves[1], **how)
+        scale = torch.linspace(1, 2, loss.numel(), dtype=loss.dtype).reshape(loss.shape)
+        return loss.detach(), *torch.autograd.grad((loss * scale).sum(), leaves)
+
+    found, near = gradients(weights), gradients(weights.clamp(min=1e-12))
+    for at_0, limit in zip(found, near, strict=True):
+        torch.testing.assert_close(at_0, limit, rtol=1e-9, atol=1e-9)
+    assert found[2].reshape(-1)[0] == 0
+    assert found[2].reshape(-1)[1] > 0
+    plain = plackett_luce_top1(policy, ref, weights=weights, **how)
+    torch.testing.assert_close(found[0], plain, rtol=1e-13, atol=1e-15)
+
+
+def test_all_weights_0_and_extreme_scores_have_finite_gradients():
+    for gap in (1e4, -1e4):
+        policy = torch.tensor([gap, 0.0, 0.0], requires_grad=True)
+        weights = torch.zeros(3, requires_grad=True)
+        loss = plackett_luce_top1(policy, torch.zeros(3), beta=1.0, weights=weights)
+        gradients = torch.autograd.grad(loss, (policy, weights))
+        assert loss == 0
+        assert all(torch.isfinite(gradient).all() for gradient in gradients)
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_weights_do_not_widen_the_loss(backend):
+    policy, ref, weights = torch.randn(3), torch.zeros(3), torch.ones(3, dtype=torch.float64)
+    how = {"weights": weights, "backend": backend}
+    assert plackett_luce_top1(policy, ref, **how).dtype is torch.float32
+    assert plackett_luce_top1(policy.double(), ref, **how).dtype is torch.float64
+    how["weights"] = double([1.0, 1e300, 1e-300])  # neither fits float32, but their logarithms do
+    found = plackett_luce_top1(policy, ref, **how)
+    expected = plackett_luce_top1(policy.double(), ref.double(), **how)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
 # Layouts ------------------------------------------------------------------------------------
 
 

@@ -1,5 +1,6 @@
 """The group kernels in Triton's interpreter, on outputs that were poisoned with NaN."""
 
+import contextlib
 import math
 
 import pytest
@@ -134,6 +135,29 @@ def test_strided_offsets():
         found = kernel(scores, offsets=spread[::2])
         for one, other in zip(found, kernel(scores, offsets=spread[::2].clone()), strict=True):
             assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("use_positive", [False, True])
+def test_a_margin_is_not_rounded_to_the_scores(use_positive):
+    scores = torch.tensor([[1e4, 9999.5, 9999.25, 9998.0]])  # exact in float32
+    positive = torch.tensor([[True, False, True, False]]) if use_positive else None
+    loss, slope = group_lse.contrast(scores, positive, margin=0.3)
+    expected = with_slope(reference.contrast, scores.double(), positive, margin=0.3)
+    torch.testing.assert_close(loss.double(), expected[0], rtol=2e-6, atol=0)
+    torch.testing.assert_close(slope.double(), expected[1], rtol=2e-6, atol=0)
+
+
+@pytest.mark.parametrize("call", [group_lse.contrast, group_lse.listwise])
+def test_launches_where_the_scores_lie(call, monkeypatch):
+    placed = []
+
+    def place(tensor):
+        placed.append(tensor.shape)
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(group_lse, "launching_on", place)
+    call(torch.zeros(2, 3))
+    assert placed == [(2, 3)]
 
 
 def test_a_ranking_too_long_for_a_block_is_refused():

@@ -1,5 +1,6 @@
 """The head kernels in Triton's interpreter, on outputs that were poisoned with NaN."""
 
+import contextlib
 import math
 
 import pytest
@@ -86,6 +87,21 @@ def test_slope(dtype, width, temperature, softcap):
     truth = (own - p) * bend * (grad / temperature)[:, None].double()
     tolerance = 2e-5 if dtype is torch.float32 else torch.finfo(dtype).eps
     torch.testing.assert_close(out.double(), truth, rtol=tolerance, atol=1e-6)
+
+
+def test_launches_where_the_tile_lies(monkeypatch):
+    placed = []
+
+    def place(tensor):
+        placed.append(tensor)
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(head, "launching_on", place)
+    tile, column = torch.zeros(2, 3), torch.ones(2, 1)
+    head.fold(tile, None, column.clone(), column.clone(), None, column.clone(), 1.0, None)
+    head.slope(tile, nan_like(tile), column, column, column[:, 0], torch.tensor([0, 1]), 1.0, None)
+    assert len(placed) == 2
+    assert all(tensor is tile for tensor in placed)
 
 
 @pytest.mark.parametrize("train_head", [False, True])
