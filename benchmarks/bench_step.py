@@ -1,10 +1,11 @@
 """One training step of the demo beside the same step written with TRL's functions.
 
-``python benchmarks/bench_step.py`` (about ten minutes; needs the `train` and `trl` extras and the
-demo's model). The step: reference and policy log-probabilities of one positive and seven negatives,
+``python benchmarks/bench_step.py`` (about twelve minutes; needs the `train` and `trl` extras, and
+the demo's model). The step: reference and policy log-probs of one positive and seven negatives,
 SWEPO, backward, AdamW. TRL's side is what its DPO trainer does, for 1 + k responses instead of two:
-a padded batch through a model with TRL's fused head, once with and once without the adapter. Ours
-runs with each kind of gradient checkpointing. The second case has a longer prompt and responses.
+a padded batch through a model with TRL's fused head, once with and once without the adapter. TRL's
+side runs without gradient checkpointing and with it, which is its default; ours runs with each kind
+of its own. The second case has a longer prompt and responses.
 
 The limit is the time of the matrix products alone, at the speed that one of them reaches here: one
 forward pass of the reference, one of the policy and one backward pass to the hidden states, and the
@@ -35,7 +36,8 @@ K = 7
 QUESTION = "Write one sentence about a walk in the park."
 CASES = {"demo": (None, 40), "long": (256, 64)}  # tokens of the prompt, of a response
 CHECKPOINTING = ("none", "selective", "full")
-SIDES = (*CHECKPOINTING, "trl")
+TRL = {"trl": "TRL", "trl-default": "TRL's default"}  # without checkpointing, and with it
+SIDES = (*CHECKPOINTING, *TRL)
 
 
 def make_policy(checkpointing: str = "none") -> Policy:
@@ -90,14 +92,19 @@ def make_step(policy: Policy, side: str, case: str) -> Callable[[], float]:
     scores = torch.linspace(1, 0, 1 + K)
     parameters = list(policy.trainable().values())
     start = [p.detach().clone() for p in parameters]
-    if side == "trl":
+    if side in TRL:
         from trl.trainer.utils import add_fused_lm_head
 
-        add_fused_lm_head(as_peft_has_it(policy).model.get_base_model())
+        base = as_peft_has_it(policy).model.get_base_model()
+        add_fused_lm_head(base)
+        if side == "trl-default":  # as the trainer does, in training mode; there is no dropout
+            base.activation_checkpointing_enable()
+            policy.model.enable_input_require_grads()
+            policy.model.train()
 
     def step() -> float:
         optimiser = torch.optim.AdamW(parameters, 4e-4, fused=True)
-        if side == "trl":
+        if side in TRL:
             with torch.no_grad(), policy.model.disable_adapter():
                 ref_logps = trl_logps(policy, prompt, responses)
             policy_logps = trl_logps(policy, prompt, responses)
@@ -139,7 +146,7 @@ def peak_bytes() -> int:
 
 def measure(side: str, case: str, repeats: int, gradient: Path) -> dict[str, float]:
     """Measure one side in this process; its gradient goes to a file, to be compared."""
-    policy = make_policy("none" if side == "trl" else side)
+    policy = make_policy("none" if side in TRL else side)
     step = make_step(policy, side, case)
     before = peak_bytes()
     loss = step()
@@ -170,31 +177,45 @@ def compare(case: str, out: Path, repeats: int) -> dict[str, Any]:
         command += ["--repeats", str(repeats)]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         found[side].append(json.loads(done.stdout.splitlines()[-1]))
-    theirs, *ours = (np.load(out / f"gradient-{side}.npy") for side in ("trl", *CHECKPOINTING))
-    off = max(float(np.linalg.norm(g - theirs) / np.linalg.norm(theirs)) for g in ours)
+    gradients = {side: np.load(out / f"gradient-{side}.npy") for side in SIDES}
+    theirs = gradients.pop("trl")
+    length = np.linalg.norm(theirs)
+    off = max(float(np.linalg.norm(found - theirs) / length) for found in gradients.values())
     assert off <= 1e-5, off
     best = {s: {key: min(r[key] for r in found[s]) for key in found[s][0]} for s in SIDES}
     return {"case": case, "gradient_off": off, "sides": best}
 
 
+def beside(
+    ours: dict[str, float], theirs: dict[str, float], key: str, unit: float, form: str
+) -> list[str]:
+    """Return a peer's figure, and how many times ours it is."""
+    return [f"{theirs[key] / unit:{form}}", f"{theirs[key] / ours[key]:.1f}x"]
+
+
 def table(results: list[dict[str, Any]]) -> str:
     """Lay the results out."""
-    lines = [
-        "| case | checkpointing | s | TRL, s | ratio | target | of the products' time "
-        "| first peak, MB | TRL, MB | ratio | target | peak of all steps, MB | TRL, MB | ratio |",
-        "|---" * 14 + "|",
-    ]
+    theirs = " | ".join(f"{name}, UNIT | ratio" for name in TRL.values())
+    seconds, megabytes = theirs.replace("UNIT", "s"), theirs.replace("UNIT", "MB")
+    header = (
+        f"| case | checkpointing | s | {seconds} | target | of the products' time "
+        f"| first peak, MB | {megabytes} | target | peak of all steps, MB | {megabytes} |"
+    )
+    lines = [header, "|---" * (header.count("|") - 1) + "|"]
     for result in results:
-        trl = result["sides"]["trl"]
+        sides = result["sides"]
         targets = ("4x", "3x") if result["case"] == "demo" else ("-", "-")
         for how in CHECKPOINTING:
-            r = result["sides"][how]
-            cells = [result["case"], how, f"{r['seconds']:.2f}", f"{trl['seconds']:.2f}"]
-            cells += [f"{trl['seconds'] / r['seconds']:.1f}x", targets[0]]
-            cells.append(f"{r['seconds'] / r['products_seconds']:.1f}x")
+            r = sides[how]
+            cells = [result["case"], how, f"{r['seconds']:.2f}"]
+            for peer in TRL:
+                cells += beside(r, sides[peer], "seconds", 1.0, ".2f")
+            cells += [targets[0], f"{r['seconds'] / r['products_seconds']:.1f}x"]
             for key, target in (("first_peak_bytes", [targets[1]]), ("peak_bytes", [])):
-                cells += [f"{r[key] / 1e6:.0f}", f"{trl[key] / 1e6:.0f}"]
-                cells += [f"{trl[key] / r[key]:.1f}x", *target]
+                cells.append(f"{r[key] / 1e6:.0f}")
+                for peer in TRL:
+                    cells += beside(r, sides[peer], key, 1e6, ".0f")
+                cells += target
             lines.append(f"| {' | '.join(cells)} |")
     off = max(result["gradient_off"] for result in results)
     return "\n".join([*lines, "", f"Gradients differ by at most {off:.1e} of their length.\n"])

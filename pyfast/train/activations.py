@@ -14,7 +14,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
 
 CHEAP_PRODUCT = 64
 """Products over at most so many numbers are made anew: a LoRA rank, the width of a head."""
@@ -45,45 +49,59 @@ def selective_checkpointing() -> dict[str, Any]:
     return {"use_reentrant": False, "context_fn": contexts}
 
 
-def enable(model: Any, how: str) -> list[torch.nn.Module]:
-    """Switch gradient checkpointing on, in a model that is in evaluation mode.
+def layers_to_checkpoint(model: Any) -> list[torch.nn.Module]:
+    """Return the layers of a model that `checkpointed` can make anew: transformers marks them.
 
     Parameters
     ----------
     model : transformers or peft model
-    how : {"none", "full", "selective"}
 
-    Returns
-    -------
-    list of Module
-        The layers that are checkpointed while they are in training mode (`checkpointed`).
+    Raises
+    ------
+    ValueError
+        If it has none.
     """
     from transformers.modeling_layers import GradientCheckpointingLayer
 
-    if how == "none":
-        return []
-    settings = selective_checkpointing() if how == "selective" else {"use_reentrant": False}
-    base = model.get_base_model()
-    # transformers has renamed it
-    named = getattr(base, "activation_checkpointing_enable", base.gradient_checkpointing_enable)
-    named(settings)
-    return [layer for layer in base.modules() if isinstance(layer, GradientCheckpointingLayer)]
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    marked = [layer for layer in base.modules() if isinstance(layer, GradientCheckpointingLayer)]
+    within = {id(part) for layer in marked for part in layer.modules() if part is not layer}
+    layers: list[torch.nn.Module] = [layer for layer in marked if id(layer) not in within]
+    if not layers or not getattr(base, "supports_gradient_checkpointing", False):
+        raise ValueError(
+            f"gradient_checkpointing: {type(base).__name__} does not support it, expected 'none'"
+        )
+    return layers
 
 
 @contextlib.contextmanager
-def checkpointed(layers: list[torch.nn.Module]) -> Iterator[None]:
-    """Checkpoint these layers in the forward passes of a `with` block.
+def checkpointed(layers: list[torch.nn.Module], how: str) -> Iterator[None]:
+    """Checkpoint these layers in the forward passes, without a cache, of a `with` block.
 
-    transformers does so in training mode alone. The layers themselves are switched to it, not what
-    is in them: there is no dropout.
+    transformers does so in training mode alone, which in some models (OPT, Falcon, XGLM) switches
+    dropout on in the layer itself. So their forwards are wrapped here, and no mode is changed.
+
+    Parameters
+    ----------
+    layers : list of Module
+        As `layers_to_checkpoint` returns them; none for "none".
+    how : {"none", "full", "selective"}
     """
+    settings = selective_checkpointing() if how == "selective" else {"use_reentrant": False}
+    own = [vars(layer).get("forward") for layer in layers]  # where it is not the class's
     for layer in layers:
-        layer.training = True
+        vars(layer)["forward"] = functools.partial(_checkpoint, layer.forward, settings)
     try:
         yield
     finally:
-        for layer in layers:
-            layer.training = False
+        for layer, forward in zip(layers, own, strict=True):
+            del vars(layer)["forward"]
+            if forward is not None:
+                vars(layer)["forward"] = forward
+
+
+def _checkpoint(forward: Any, settings: dict[str, Any], *args: Any, **named: Any) -> Any:
+    return checkpoint(functools.partial(forward, **named), *args, **settings)
 
 
 def _keep(context: Any, operator: Any, *args: Any, **settings: Any) -> CheckpointPolicy:

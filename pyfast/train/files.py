@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import importlib.util
 import json
 import os
+import secrets
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,8 @@ from pyfast._files import fsync
 from pyfast.train.errors import UserError
 
 PACKAGE_SCHEME = "pkg://"
+SECONDS_TO_LIVE = 86_400
+"""The age at which a file that is being written counts as left behind, where others may write."""
 
 
 def resolve(spec: str) -> Path | None:
@@ -70,6 +75,32 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def clear_leftovers(folder: Path, pattern: str = ".*.tmp-*", *, age: float = 0.0) -> None:
+    """Remove what killed writers have left in a folder.
+
+    Parameters
+    ----------
+    folder : Path
+        Of a caller who is alone in it, where `age` is 0.
+    pattern : str
+        Names to remove, as for `Path.glob`.
+    age : float
+        Seconds since the last change, at least.
+    """
+    for left in folder.glob(pattern):
+        with contextlib.suppress(OSError):  # another process may be faster
+            if time.time() - left.stat().st_mtime >= age:
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+
+def _beside(path: Path) -> Path:
+    """Return a hidden path beside `path` that no other writer has, and clear old ones away."""
+    start, end = f".{path.stem}.tmp-", path.suffix
+    pattern = f"{glob.escape(start)}*{glob.escape(end)}"
+    clear_leftovers(path.parent, pattern, age=SECONDS_TO_LIVE)
+    return path.with_name(f"{start}{os.getpid()}-{secrets.token_hex(4)}{end}")
+
+
 @contextlib.contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
     """Write a file beside `path`, and rename it into place only once it is complete.
@@ -78,9 +109,9 @@ def written_whole(path: Path) -> Iterator[Path]:
     ------
     Path
         The temporary path to write to; it keeps the suffix of `path`. After an error nothing at
-        `path` has changed.
+        `path` has changed. Of several writers the last one to be complete is what stays.
     """
-    beside = path.with_name(f".{path.stem}.tmp{path.suffix}")
+    beside = _beside(path)
     try:
         yield beside
         fsync(beside)
@@ -93,20 +124,20 @@ def written_whole(path: Path) -> Iterator[Path]:
 def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
     """Write a whole folder or nothing: ``fill(temporary)``, flush, rename.
 
-    An older folder at `path` is removed just before the rename; use a new name (as the checkpoints
-    do) where there must be no instant without one.
+    A folder that is at `path` by then stays: of several writers the first one to be complete.
     """
-    beside = path.with_name(f".{path.name}.tmp")
-    shutil.rmtree(beside, ignore_errors=True)
+    beside = _beside(path)
     beside.mkdir(parents=True)
     try:
         fill(beside)
         for file in beside.rglob("*"):
             fsync(file)
         fsync(beside)
-        if path.exists():
-            shutil.rmtree(path)
-        beside.rename(path)
+        try:
+            beside.rename(path)
+        except OSError:
+            if not path.is_dir():
+                raise
         fsync(path.parent)
     finally:
         shutil.rmtree(beside, ignore_errors=True)

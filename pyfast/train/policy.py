@@ -90,11 +90,14 @@ class Policy:
         self.model.eval()
         base = self.model.get_base_model()
         self._backbone: Any = base.base_model
+        self._checkpointing = gradient_checkpointing
+        self._checkpointed: list[torch.nn.Module] = []
         try:
             self._scorer = GroupScorer(self.model)
+            if gradient_checkpointing != "none":
+                self._checkpointed = activations.layers_to_checkpoint(self.model)
         except ValueError as error:
             raise UserError(f"policy.{error}") from None
-        self._checkpointed = activations.enable(self.model, gradient_checkpointing)
 
     @property
     def device(self) -> torch.device:
@@ -247,7 +250,8 @@ class Policy:
                 stack.enter_context(torch.no_grad())
                 stack.enter_context(self.model.disable_adapter())
             else:
-                stack.enter_context(activations.checkpointed(self._checkpointed))
+                how = self._checkpointing
+                stack.enter_context(activations.checkpointed(self._checkpointed, how))
             return self._scorer.logps([(prompt_ids, responses)])
 
     def _prefill(self, prompts: list[list[int]]) -> tuple[Any, Tensor, Tensor]:

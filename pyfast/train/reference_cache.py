@@ -9,6 +9,7 @@ already known. Chunks of groups are written as they are done: an interrupted run
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,11 +19,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pyfast.train.errors import UserError
-from pyfast.train.files import cache_dir, to_json, written_whole
+from pyfast.train.files import SECONDS_TO_LIVE, cache_dir, clear_leftovers, to_json, written_whole
 from pyfast.train.policy import Policy
 from pyfast.train.shared_prompt import Group
 
 SECONDS_BETWEEN_WRITES = 60.0
+
+NO_MATTER = {"_name_or_path", "transformers_version", "use_cache"}
+"""Settings of a model that change no log-probability: where it lay, who wrote it, and a cache."""
 
 
 def reference_logps(
@@ -85,11 +89,15 @@ def reference_key(policy: Policy) -> str:
     """Return the SHA-256 of all that a reference's log-probabilities depend on but the data.
 
     The weights with their names and types (those of the adapter that is off left out), the model's
-    settings, and the tokenizer's vocabulary and chat template.
+    settings but `NO_MATTER`, and the tokenizer's vocabulary and chat template.
     """
     digest = hashlib.sha256()
     base = policy.model.get_base_model()
-    digest.update(base.config.to_json_string(use_diff=False).encode())
+    settings = json.loads(
+        base.config.to_json_string(use_diff=False),
+        object_pairs_hook=lambda pairs: {k: v for k, v in pairs if k not in NO_MATTER},
+    )
+    digest.update(json.dumps(settings, sort_keys=True).encode())
     digest.update(to_json(sorted(policy.tokenizer.get_vocab().items())).encode())
     digest.update(str(policy.tokenizer.chat_template).encode())
     for name, tensor in sorted(base.state_dict().items()):
@@ -108,6 +116,7 @@ def _write(folder: Path, fresh: dict[str, Tensor]) -> None:
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
+    clear_leftovers(folder, age=SECONDS_TO_LIVE)
     name = hashlib.sha256("".join(fresh).encode()).hexdigest()[:32]
     with written_whole(folder / f"{name}.safetensors") as beside:
         save_file(fresh, beside)

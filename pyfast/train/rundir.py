@@ -63,9 +63,12 @@ def check_same_run(config: TrainConfig, inputs: Inputs, out: Path) -> None:
 
 @contextlib.contextmanager
 def claim(out: Path) -> Iterator[None]:
-    """Hold a run folder for this process alone; the system lets go of it when the process ends."""
-    hidden = {".lock", ".environment.tmp.json"}  # what a kill at the very start leaves behind
-    others = {p.name for p in out.iterdir()} - hidden if out.is_dir() else set()
+    """Hold a run folder for this process alone; the system lets go of it when the process ends.
+
+    What a killed run was writing is removed.
+    """
+    others = {p.name for p in out.iterdir()} if out.is_dir() else set()
+    others -= {name for name in others if _left_by_a_start(name)}
     if others and RUN_MARK not in others:
         raise UserError(f"{out} exists and is not a run folder; give another --out")
     try:
@@ -82,7 +85,14 @@ def claim(out: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise UserError(f"{out}: another process is training in this folder") from None
+        for folder in (out, out / "checkpoint"):
+            files.clear_leftovers(folder)
         yield
+
+
+def _left_by_a_start(name: str) -> bool:
+    """Tell the files that a kill at the very start leaves behind."""
+    return name == ".lock" or name.startswith(f".{Path(RUN_MARK).stem}.tmp")
 
 
 def versions() -> dict[str, str]:

@@ -10,7 +10,8 @@ the same log-probabilities. A model that cannot take such a row gets one row for
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -147,19 +148,23 @@ class GroupScorer:
     Raises
     ------
     ValueError
-        If the model's logits are more than its head times its hidden states, capped and scaled,
-        or if `share` is ``True`` and the model cannot.
+        If the model has no head or no hidden states, if its logits are more than one times the
+        other, capped and scaled, if its adapter is virtual tokens (prompt tuning and its kin), or
+        if `share` is ``True`` and the model cannot.
     """
 
     def __init__(self, model: Any, *, share: Literal["auto"] | bool = "auto") -> None:
+        _refuse_virtual_tokens(model)
         self._base = model.get_base_model() if hasattr(model, "get_base_model") else model
         self._backbone: Any = self._base.base_model
         self._head: Any = self._base.get_output_embeddings()
         self._softcap, self._temperature = self._after_head()
-        self._check_head()
         self._must_share = share is True
-        self.why_not_shared = "it was not asked for" if share is False else self._find_reason()
+        with _in_evaluation(self._base):  # dropout would differ
+            self._check_head()
+            self.why_not_shared = "it was not asked for" if share is False else self._find_reason()
         self._refuse(self.why_not_shared)
+        self._longest_row = self._find_longest_row()
 
     def logps(self, groups: Sequence[Group]) -> Tensor:
         """Return log pi(y|x) of every response, those of the first group first.
@@ -178,12 +183,13 @@ class GroupScorer:
         Raises
         ------
         ValueError
-            If a group, a prompt or a response is empty, or if `share` is ``True`` and these groups
-            cannot.
+            If a group, a prompt or a response is empty, if a token is not one of the model's, or
+            if `share` is ``True`` and these groups cannot.
         """
         reason = self.why_apart(groups)
         self._refuse(reason)
         layout = lay_out(groups, share=reason is None)
+        self._check_tokens(groups)
         hidden = self._hidden(layout)
         labels = layout.labels.to(hidden.device)
         if not isinstance(self._head, torch.nn.Linear):  # it has an adapter of its own
@@ -204,15 +210,33 @@ class GroupScorer:
 
     def why_apart(self, groups: Sequence[Group]) -> str | None:
         """Return why `logps` reads a prompt of these groups with every response; None if once."""
+        if self.why_not_shared is not None:
+            return self.why_not_shared
         window = self._window()
         longest = max((len(x) + max(map(len, ys), default=0) for x, ys in groups), default=0)
-        if self.why_not_shared is None and window is not None and longest > window:
+        if window is not None and longest > window:
             return f"{longest} tokens of a prompt and response exceed the window of {window}"
-        return self.why_not_shared
+        row = max((len(x) + sum(len(y) - 1 for y in ys) for x, ys in groups), default=0)
+        if self._longest_row is not None and row > self._longest_row:
+            return f"{row} tokens of a row exceed the {self._longest_row} that a layer's mask spans"
+        return None
 
     def _refuse(self, reason: str | None) -> None:
         if self._must_share and reason is not None:
             raise ValueError(f"share: the prompt cannot be shared: {reason}")
+
+    def _check_tokens(self, groups: Sequence[Group]) -> None:
+        """Refuse tokens that the model does not have: the head would take another one's row."""
+        read, scored = (
+            part.weight.shape[0] for part in (self._base.get_input_embeddings(), self._head)
+        )
+        for g, (prompt, responses) in enumerate(groups):
+            for tokens, end in ((prompt, read), *((y, scored) for y in responses)):
+                if min(tokens) < 0 or max(tokens) >= end:
+                    wrong = next(token for token in tokens if not 0 <= token < end)
+                    raise ValueError(
+                        f"groups: expected tokens from 0 to {end - 1}, got {wrong} in group {g}"
+                    )
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the model's logits (..., V) in float32 from its last hidden states (..., H)."""
@@ -248,10 +272,24 @@ class GroupScorer:
     def _window(self) -> int | None:
         """Return how far back some layer sees, if it is not all the way."""
         config = self._base.config.get_text_config()
-        if not getattr(config, "use_sliding_window", True):
-            return None
-        window: int | None = getattr(config, "sliding_window", None)
-        return window
+        sliding = getattr(config, "use_sliding_window", True)
+        names = (*(["sliding_window"] if sliding else []), "attention_chunk_size")
+        windows = (getattr(config, name, None) for name in names)
+        return min((window for window in windows if window is not None), default=None)
+
+    def _find_longest_row(self) -> int | None:
+        """Return the length up to which a row hides nothing more than its mask does.
+
+        Some models (GPT-Neo) keep a causal mask of their own, by places in the row instead of
+        positions; it ends somewhere, and of a layer with a window it is a band.
+        """
+        window = getattr(self._base.config.get_text_config(), "window_size", None)
+        spans = [] if window is None else [int(window)]
+        for buffer in self._backbone.buffers():
+            square = buffer.ndim >= 2 and buffer.shape[-1] == buffer.shape[-2] > 1
+            if square and not buffer[..., 0, 1:].any():  # the first sees nothing that follows
+                spans.append(int((buffer[..., -1, :] != 0).sum(-1).min()))
+        return min(spans, default=None)
 
     @torch.no_grad()
     def _find_reason(self) -> str | None:
@@ -259,16 +297,12 @@ class GroupScorer:
         implementation = self._base.config._attn_implementation
         if implementation not in ("sdpa", "eager", "flex_attention"):
             return f"its attention, {implementation}, takes no block mask"
-        training = self._backbone.training
-        self._backbone.eval()  # dropout would differ
         try:
             groups: list[Group] = [([1, 2, 0], [[1, 0], [2, 2, 1]])]
             apart, shared = (self._hidden(lay_out(groups, share=s)).float() for s in (False, True))
         except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             return f"the model does not take a block mask ({reason})"
-        finally:
-            self._backbone.train(training)
         difference = float((shared - apart).norm() / apart.norm())
         rounding = torch.finfo(self._head.weight.dtype).eps ** 0.5  # and far above it
         if not difference <= rounding:
@@ -285,11 +319,37 @@ class GroupScorer:
     @torch.no_grad()
     def _check_head(self) -> None:
         """Refuse a model whose logits are not what `logits` makes of its hidden states."""
+        name = type(self._base).__name__
+        if self._head is None:
+            raise ValueError(f"model: {name} has no head that gives logits")
         tokens = torch.tensor([[0, 1]], device=self._head.weight.device)
-        ours = self.logits(self._backbone(input_ids=tokens).last_hidden_state)
-        theirs = self._base(input_ids=tokens).logits.float()
-        if not torch.allclose(ours, theirs, rtol=1e-3, atol=1e-3):
+        hidden = getattr(self._backbone(input_ids=tokens), "last_hidden_state", None)
+        if hidden is None:
+            raise ValueError(f"model: {name} does not give its last hidden states")
+        ours, theirs = self.logits(hidden), self._base(input_ids=tokens).logits
+        # The model may cap and scale in its own type, with a rounding at each step.
+        allowed = max(1e-3, 4 * torch.finfo(theirs.dtype).eps)
+        if not torch.allclose(ours, theirs.float(), rtol=allowed, atol=allowed):
             raise ValueError(
-                f"model: {type(self._base).__name__} changes its logits after the head in a way "
-                "that is not supported"
+                f"model: {name} changes its logits after the head in a way that is not supported"
             )
+
+
+def _refuse_virtual_tokens(model: Any) -> None:
+    config: Any = getattr(model, "active_peft_config", None)  # the base model knows nothing of it
+    if getattr(config, "is_prompt_learning", False):
+        kind = getattr(config.peft_type, "value", config.peft_type)
+        raise ValueError(f"model: its adapter, {kind}, is virtual tokens, which is not supported")
+
+
+@contextlib.contextmanager
+def _in_evaluation(model: torch.nn.Module) -> Iterator[None]:
+    """Switch a model to evaluation mode, and each of its modules back to its own."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

@@ -180,6 +180,20 @@ def test_folders_that_are_not_runs_are_left_alone(tiny_settings, tmp_path):
         run(tiny_settings, tmp_path / "file" / "run")
 
 
+def test_what_a_killed_run_was_writing(tmp_path):
+    from pyfast.train import rundir
+
+    for name in (".lock", ".environment.tmp.json", ".environment.tmp-7-01234567.json"):
+        (tmp_path / name).write_text("half")
+    with rundir.claim(tmp_path):  # killed at the very start, it is a run folder nonetheless
+        assert not (tmp_path / ".environment.tmp-7-01234567.json").exists()
+    (tmp_path / "environment.json").write_text("{}")
+    (tmp_path / "checkpoint" / ".step-2.tmp-7-01234567").mkdir(parents=True)
+    (tmp_path / "checkpoint" / "step-1").mkdir()
+    with rundir.claim(tmp_path):
+        assert [path.name for path in (tmp_path / "checkpoint").iterdir()] == ["step-1"]
+
+
 def test_one_process_at_a_time(tiny_settings, tmp_path):
     from pyfast.train import rundir
 

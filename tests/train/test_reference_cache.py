@@ -1,5 +1,8 @@
+import os
+
 import pytest
 import torch
+import transformers
 
 from pyfast.train import reference_cache
 from pyfast.train.errors import UserError
@@ -61,6 +64,49 @@ def test_the_key_tells_references_apart(make_policy, tiny):
     with torch.no_grad():
         policy.model.get_base_model().lm_head.weight[0, 0] += 1e-3
     assert reference_key(policy) != key
+
+
+def test_settings_that_change_nothing_are_not_in_the_key(make_policy, monkeypatch):
+    policy = make_policy()
+    key = reference_key(policy)
+    config = policy.model.get_base_model().config
+    config._name_or_path = "/another/copy"
+    config.use_cache = not config.use_cache
+    monkeypatch.setattr(transformers.configuration_utils, "__version__", "6.0.0")
+    assert '"6.0.0"' in config.to_json_string(use_diff=False)
+    assert reference_key(policy) == key
+
+
+def test_two_runs_share_a_cache_that_they_fill_at_once(make_policy, tmp_path, monkeypatch):
+    import safetensors.torch
+
+    policy = make_policy()
+    save, slow = safetensors.torch.save_file, []
+
+    def while_another_writes(tensors, path):
+        save(tensors, path)
+        if not slow:
+            slow.append(path)
+            reference_logps(policy, GROUPS, folder=tmp_path, progress=False)
+
+    monkeypatch.setattr(safetensors.torch, "save_file", while_another_writes)
+    found = reference_logps(policy, GROUPS, folder=tmp_path, progress=False)
+    assert len(slow) == 1
+    assert_same(reference_logps(policy, GROUPS, folder=tmp_path, progress=False), found)
+    assert len(list(tmp_path.glob("*/*"))) == 1
+
+
+def test_what_killed_runs_left_is_cleared_away_in_time(make_policy, tmp_path):
+    policy = make_policy()
+    folder = tmp_path / reference_key(policy)
+    folder.mkdir()
+    old, young = folder / ".a.tmp-1-00000000.safetensors", folder / ".b.tmp-1-00000000.safetensors"
+    old.write_bytes(b"half")
+    young.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    reference_logps(policy, GROUPS, folder=tmp_path, progress=False)
+    assert not old.exists()
+    assert young.exists()
 
 
 def test_an_interrupt_keeps_what_is_done(make_policy, counted, tmp_path, monkeypatch):

@@ -1,17 +1,28 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
+from peft import PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, get_peft_model
 from transformers import (
     BloomConfig,
     BloomForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
+    Llama4ForCausalLM,
+    Llama4TextConfig,
     MambaConfig,
     MambaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
 )
 
-from pyfast.train.activations import selective_checkpointing
+from pyfast.train import activations
 from pyfast.train.shared_prompt import GroupScorer, block_mask, lay_out, visible
 
 GROUPS = [
@@ -19,6 +30,10 @@ GROUPS = [
     ([6], [[4, 3], [4, 3], [7, 8, 9, 10], [3], [11, 12]]),
     ([8, 8], [[5]]),
 ]
+
+
+SMALL = {"vocab_size": 32, "hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2}
+VOCABULARY = 34  # of `tiny`
 
 
 def one_at_a_time(model, groups):
@@ -128,12 +143,18 @@ def test_gradients_are_those_of_one_response_at_a_time(tiny):
         torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [{"use_reentrant": True}, {"use_reentrant": False}, selective_checkpointing()],
-    ids=["reentrant", "not reentrant", "selective"],
-)
-def test_gradient_checkpointing_changes_nothing(make_policy, settings):
+@pytest.mark.parametrize("how", ["reentrant", "not reentrant", "selective"])
+def test_gradient_checkpointing_changes_nothing(make_policy, monkeypatch, how):
+    monkeypatch.setattr(activations, "CHEAP_PRODUCT", 8)  # else these are all cheap
+    decisions, keep = set(), activations._keep
+    monkeypatch.setattr(
+        activations, "_keep", lambda *a, **k: decisions.add(kept := keep(*a, **k)) or kept
+    )
+    settings = {
+        "reentrant": {"use_reentrant": True},
+        "not reentrant": {"use_reentrant": False},
+        "selective": activations.selective_checkpointing(),
+    }[how]
     policy = make_policy()
     model = policy.model
     scorer = GroupScorer(model)
@@ -148,6 +169,9 @@ def test_gradient_checkpointing_changes_nothing(make_policy, settings):
     (torch.linspace(-2, 3, len(logps)) * logps).sum().backward()
     actual = [p.grad for p in model.parameters() if p.requires_grad]
     assert len(passes) == 2  # once more in the backward pass: checkpoints were at work
+    assert {kept.name for kept in decisions} == (
+        {"MUST_SAVE", "PREFER_RECOMPUTE"} if how == "selective" else set()
+    )
     for one, other in zip(actual, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
@@ -169,9 +193,6 @@ def test_bfloat16(tiny):
     assert error.max() <= 2 * allowed + 0.05
 
 
-SMALL = {"vocab_size": 32, "hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2}
-
-
 def small(kind, config, **settings):
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -183,6 +204,138 @@ def test_absolute_positions_start_anew_like_any_other():
         GPT2LMHeadModel, GPT2Config, vocab_size=32, n_embd=16, n_head=2, n_layer=2, n_positions=32
     )
     assert assert_scores(model, GROUPS, rtol=1e-4, atol=1e-5).why_not_shared is None
+
+
+def test_a_row_may_be_longer_than_the_positions():
+    model = small(
+        GPT2LMHeadModel, GPT2Config, vocab_size=32, n_embd=16, n_head=2, n_layer=2, n_positions=16
+    )
+    scorer = assert_scores(model, GROUPS, rtol=1e-4, atol=1e-5)
+    assert lay_out(GROUPS).tokens.shape[1] == 13
+    groups = [(prompt, responses * 3) for prompt, responses in GROUPS]
+    assert lay_out(groups).tokens.shape[1] > 16
+    assert scorer.why_apart(groups) is None
+    torch.testing.assert_close(scorer.logps(groups), one_at_a_time(model, groups))
+
+
+@pytest.mark.parametrize(
+    ("changes", "span"),
+    [({"window_size": 10}, 10), ({"max_position_embeddings": 12}, 12)],
+    ids=["a window over places", "a causal mask that ends"],
+)
+def test_a_mask_kept_by_places_in_the_row(changes, span):
+    settings = {"window_size": 64, "max_position_embeddings": 64, **changes}
+    model = small(
+        GPTNeoForCausalLM,
+        GPTNeoConfig,
+        vocab_size=32,
+        hidden_size=32,
+        num_layers=2,
+        num_heads=2,
+        attention_types=[[["global", "local"], 1]],
+        intermediate_size=48,
+        initializer_range=0.3,
+        **settings,
+    )
+    scorer = assert_scores(model, GROUPS, rtol=1e-4, atol=1e-4)
+    assert scorer.why_not_shared is None
+    reason = f"13 tokens of a row exceed the {span} that a layer's mask spans"
+    assert scorer.why_apart(GROUPS) == reason
+    short = [([4, 9, 12], [[5, 6, 3], [8, 7, 7], [9, 3, 9, 1]])]  # a row of 10
+    assert scorer.why_apart(short) is None
+    assert_scores(model, short, rtol=1e-4, atol=1e-4)
+
+
+def test_chunks_of_attention_are_a_window(tiny):
+    model = tiny.model(attention_chunk_size=8).eval()
+    scorer = assert_scores(model, GROUPS, rtol=1e-4, atol=1e-4)
+    reason = "12 tokens of a prompt and response exceed the window of 8"
+    assert scorer.why_apart(GROUPS) == reason
+    assert scorer.why_apart(GROUPS[1:]) is None
+
+
+def test_a_model_without_hidden_states_says_so():
+    sizes = {"intermediate_size": 24, "intermediate_size_mlp": 24, "num_local_experts": 2}
+    sizes |= {"num_key_value_heads": 1, "head_dim": 8, "pad_token_id": 0}
+    model = small(Llama4ForCausalLM, Llama4TextConfig, **SMALL, **sizes)
+    message = r"^model: Llama4ForCausalLM does not give its last hidden states$"
+    with pytest.raises(ValueError, match=message):
+        GroupScorer(model)
+
+
+def test_a_model_without_a_head_says_so(tiny):
+    with pytest.raises(ValueError, match=r"^model: LlamaModel has no head that gives logits$"):
+        GroupScorer(tiny.model().model)
+
+
+@pytest.mark.parametrize("share", ["auto", False])
+def test_dropout_is_no_reason_and_stays_as_it_was(share):
+    model = small(
+        GPT2LMHeadModel, GPT2Config, vocab_size=32, n_embd=16, n_head=2, n_layer=2, resid_pdrop=0.5
+    )
+    expected = GroupScorer(model, share=share).logps(GROUPS)
+    model.train()
+    model.transformer.h[0].eval()  # someone's choice
+    before = {name: module.training for name, module in model.named_modules()}
+    scorer = GroupScorer(model, share=share)
+    assert {name: module.training for name, module in model.named_modules()} == before
+    assert set(before.values()) == {True, False}
+    assert not torch.equal(scorer.logps(GROUPS), expected)  # dropout is at work
+    model.eval()
+    assert torch.equal(scorer.logps(GROUPS), expected)
+
+
+@pytest.mark.parametrize("kind", ["gemma", "granite"])
+def test_logits_capped_and_scaled_in_bfloat16(kind, monkeypatch):
+    sizes = {**SMALL, "intermediate_size": 24, "num_key_value_heads": 1}
+    if kind == "gemma":
+        model = small(Gemma2ForCausalLM, Gemma2Config, **sizes, head_dim=8, initializer_range=4.0)
+    else:
+        model = small(
+            GraniteForCausalLM, GraniteConfig, **sizes, logits_scaling=6.0, initializer_range=8.0
+        )
+    model = model.bfloat16()
+    scorer = GroupScorer(model)
+    first = model(input_ids=torch.tensor([[0, 1]])).logits
+    tokens = torch.arange(16)[None]
+    theirs = model(input_ids=tokens).logits.float()
+    ours = scorer.logits(model.model(input_ids=tokens).last_hidden_state)
+    assert theirs.abs().max() > 10  # as large as real ones
+    assert not torch.allclose(ours, theirs, rtol=1e-3, atol=1e-3)  # what a rounding does
+    # A cap or a scale that is not the model's is still told apart.
+    model.config.final_logit_softcapping, model.config.logits_scaling = 20.0, 5.0
+    monkeypatch.setattr(type(model), "forward", lambda *a, **k: SimpleNamespace(logits=first))
+    with pytest.raises(ValueError, match="changes its logits after the head"):
+        GroupScorer(model)
+
+
+@pytest.mark.parametrize("kind", ["prompt", "prefix", "p"])
+def test_virtual_tokens_are_refused(tiny, kind):
+    settings = {
+        "prompt": PromptTuningConfig,
+        "prefix": PrefixTuningConfig,
+        "p": PromptEncoderConfig,
+    }[kind](task_type="CAUSAL_LM", num_virtual_tokens=2)
+    message = rf"^model: its adapter, {settings.peft_type.value}, is virtual tokens, which is not"
+    with pytest.raises(ValueError, match=message):
+        GroupScorer(get_peft_model(tiny.model(), settings))
+
+
+@pytest.mark.parametrize(
+    ("group", "wrong"),
+    [
+        (([4], [[3, -1]]), -1),
+        (([4], [[5], [3, -100]]), -100),
+        (([4], [[3, VOCABULARY]]), VOCABULARY),
+        (([-1, 4], [[3]]), -1),
+        (([VOCABULARY], [[3]]), VOCABULARY),
+    ],
+)
+def test_tokens_that_the_model_does_not_have(tiny, group, wrong):
+    scorer = GroupScorer(tiny.model().eval())
+    message = f"^groups: expected tokens from 0 to {VOCABULARY - 1}, got {wrong} in group 1$"
+    with pytest.raises(ValueError, match=message):
+        scorer.logps([([4], [[VOCABULARY - 1]]), group])
 
 
 def test_a_window_shorter_than_a_response_is_kept():
