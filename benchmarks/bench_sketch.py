@@ -182,6 +182,9 @@ def collection(options: argparse.Namespace) -> dict[str, Any]:
     if options.peak:
         return {options.peak: peak_memory(calls[options.peak])}
     loop, ours = calls["loop"](), calls["ours"]()
+    for bare in PASSES[:2]:
+        total = calls[bare]()
+        assert abs(total / ours.logps.sum() - 1) <= 1e-5, (bare, total, ours.logps.sum())
     flat = np.stack(
         [
             torch.cat([
@@ -194,6 +197,8 @@ def collection(options: argparse.Namespace) -> dict[str, Any]:
     exact = np.sqrt((flat.astype(np.float64) ** 2).sum(1))
     error = np.abs(np.sqrt(ours.squared_norms) / exact - 1).max()
     far = np.linalg.norm(Parts(collector, flat).sketch(65536, 0) - ours.sketches.numpy(), axis=1)
+    assert (far / exact).max() <= 1e-5, (far / exact).max()
+    assert error <= 1e-5, error
     del loop, flat
     times: dict[str, list] = {name: [] for name in calls}
     for repeat in range(options.repeats):

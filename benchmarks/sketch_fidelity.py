@@ -24,6 +24,12 @@ def exact_gram(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return gram / np.outer(lengths, lengths), lengths
 
 
+def rows_of(cosines: np.ndarray) -> np.ndarray:
+    """Return rows with these very inner products."""
+    values, vectors = np.linalg.eigh(cosines)
+    return vectors * np.sqrt(np.maximum(values, 0))
+
+
 class Parts:
     """Whole gradients (R, p) of a collector, cut into its matrices once, to be sketched often."""
 
@@ -88,8 +94,7 @@ def overlap(parts: Parts, cosines: np.ndarray) -> dict[str, Any]:
     1/p, the law of a Gaussian one: its rows are drawn as such, from the exact Gram matrix.
     `rademacher_check` holds that to real signs.
     """
-    values, vectors = np.linalg.eigh(cosines)
-    factor = vectors * np.sqrt(np.maximum(values, 0))  # rows with these very inner products
+    factor = rows_of(cosines)
     rng = np.random.default_rng(0)
     pools = [
         (3 * np.sort(rng.choice(len(cosines) // 3, 8, replace=False))[:, None] + np.arange(3))
@@ -119,22 +124,42 @@ def overlap(parts: Parts, cosines: np.ndarray) -> dict[str, Any]:
             "interval_over_pools": bootstrap(difference.mean(axis=1), float),
             "interval_over_seeds": bootstrap(difference.mean(axis=0), float),
         }
-        print(dim, found[str(dim)], flush=True)
+        shown = {
+            k: " to ".join(f"{at:+.3f}" for at in np.ravel(v)) for k, v in found[str(dim)].items()
+        }
+        print(
+            "K = {}: stripes {stripes}, dense {dense}, difference {difference}; 95 % over seeds "
+            "{interval_over_seeds} (decides: a seed serves all pools, whose errors go together), "
+            "over pools {interval_over_pools} (the seeds as given)".format(dim, **shown),
+            flush=True,
+        )
     return found
 
 
-def rademacher_check(rows: np.ndarray, cosines: np.ndarray) -> float:
-    """Error of 64 columns of real dense signs by what the Gaussian law says; about 1."""
+def rademacher_check(rows: np.ndarray, cosines: np.ndarray) -> dict[str, Any]:
+    """Error of 64 columns of real dense signs by what the theory says; about 1.
+
+    It must lie within 99.9 % of what Gaussian columns give, 4000 times 64 of them.
+    """
+    above = np.triu_indices(len(rows), 1)
+    expected = np.mean((1 + cosines[above] ** 2) / 64)
+
+    def ratio(made: np.ndarray) -> float:
+        error = (made @ made.T - cosines)[above]
+        return float(np.sqrt(np.mean(error**2) / expected))
+
     rng = np.random.default_rng(0)
     made = np.zeros((len(rows), 64))
     for start in range(0, rows.shape[1], 1 << 18):
         some = rows[:, start : start + (1 << 18)]
         signs = rng.integers(0, 2, (some.shape[1], 64), np.int8).astype(np.float32) * 2 - 1
         made += some @ signs
-    made /= 8
-    above = np.triu_indices(len(rows), 1)
-    error = (made @ made.T - cosines)[above]
-    return float(np.sqrt(np.mean(error**2) / np.mean((1 + cosines[above] ** 2) / 64)))
+    found = ratio(made / 8)
+    factor = rows_of(cosines)
+    drawn = [ratio(factor @ rng.standard_normal((len(rows), 64)) / 8) for _ in range(4000)]
+    low, high = (float(at) for at in np.quantile(drawn, (0.0005, 0.9995)))
+    assert low <= found <= high, (low, found, high)
+    return {"ratio": found, "gaussian_99.9_percent": [low, high]}
 
 
 def picture(errors: list[dict[str, Any]], path: Path) -> None:

@@ -81,7 +81,10 @@ def sampled(policy: Policy, prompts: int, each: int, tokens: int, out: Path) -> 
 
 
 def passes(collector: sketch.LoraGradients, responses: list) -> dict[str, Callable[[], object]]:
-    """Return what is compared: the bare pass, with logits or our head; ours; the batch-1 loop."""
+    """Return what is compared: the bare pass, with logits or our head; ours; the batch-1 loop.
+
+    The bare passes return the sum of log pi, to be held to ours.
+    """
     base = collector.model.get_base_model()
     ids, mask, _ = pad(responses)
     rows, columns = mask.bool().nonzero(as_tuple=True)
@@ -92,17 +95,21 @@ def passes(collector: sketch.LoraGradients, responses: list) -> dict[str, Callab
         logits = base.get_output_embeddings()(hidden[rows, columns - 1])
         return -torch.nn.functional.cross_entropy(logits, ids[rows, columns], reduction="sum")
 
-    def bare() -> None:
+    def bare() -> float:
         with Frozen(collector.model):
-            logps(ids, rows, columns).backward()
+            total = logps(ids, rows, columns)
+            total.backward()
+        return float(total)
 
-    def bare_tiled() -> None:
+    def bare_tiled() -> float:
         with Frozen(collector.model):
             hidden = base.base_model(input_ids=ids, use_cache=False).last_hidden_state
             head = base.get_output_embeddings().weight
-            losses.sequence_logps(
+            total = losses.sequence_logps(
                 hidden[:, :-1], head, ids[:, 1:], mask.bool()[:, 1:]
-            ).sum().backward()
+            ).sum()
+            total.backward()
+        return float(total)
 
     def loop() -> list:
         found = []

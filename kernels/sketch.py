@@ -9,6 +9,8 @@ import torch
 import triton
 import triton.language as tl
 
+from .runtime import launching_on
+
 BLOCK = 1024  # numbers of a sketch in one program; a multiple of 128
 CHUNK = 64  # stripes whose sum starts from zero
 MOST_ROWS = 65535  # of one launch, the limit of a grid's second axis
@@ -100,7 +102,7 @@ def add_sketch(v: torch.Tensor, y: torch.Tensor, seed: int, module: int = 0) -> 
     block = min(dim, BLOCK)
     for first in range(0, len(v), MOST_ROWS):
         some, sums = v[first : first + MOST_ROWS], y[first : first + MOST_ROWS]
-        with torch.device(v.device):
+        with launching_on(v):
             add_stripes_kernel[(dim // block, len(some))](
                 some,
                 sums,

@@ -15,6 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
+from .runtime import launching_on
 from .sketch import CHUNK, MOST_ROWS, _draw, signed
 
 BLOCK = 1024  # numbers of a sketch in one program, or more for a large rank
@@ -143,7 +144,7 @@ def add_outer_sketch(
     squares = torch.empty(rows, dim // block, dtype=torch.float64, device=y.device)
     for first in range(0, rows, MOST_ROWS):
         last = min(first + MOST_ROWS, rows)
-        with torch.device(wide.device):
+        with launching_on(wide):
             add_outer_kernel[(dim // block, last - first)](
                 wide,
                 narrow,

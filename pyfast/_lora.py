@@ -19,8 +19,11 @@ Tell = Callable[[bool, Tensor, Tensor], None]
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
-def is_plain(layer: Any, adapter: str) -> bool:
-    """Tell whether peft's forward pass of a layer is W x + s B A x and nothing that looks on."""
+def is_plain(layer: Any, adapter: str, *, now: bool = False) -> bool:
+    """Tell whether peft's forward pass of a layer is W x + s B A x and nothing that looks on.
+
+    It is not where there is dropout, unless it is asked about `now` and the layer is not training.
+    """
     from peft.tuners.lora import Linear
 
     if type(layer) is not Linear or list(layer.active_adapters) != [adapter]:
@@ -35,9 +38,10 @@ def is_plain(layer: Any, adapter: str) -> bool:
         and not layer.merged
         and all(type(module) is nn.Linear for module in (base, a, b))
         and isinstance(dropout, (nn.Identity, nn.Dropout))
-        and getattr(dropout, "p", 0) == 0
+        and (getattr(dropout, "p", 0) == 0 or (now and not dropout.training))
         and a.bias is None
         and b.bias is None
+        and not any(parameter.requires_grad for parameter in base.parameters())
         and a.weight.dtype == b.weight.dtype == base.weight.dtype
         and not any(getattr(m, hooks) for m in (base, dropout, a, b) for hooks in _HOOKS)
         and not any("forward" in module.__dict__ for module in (base, dropout, a, b))

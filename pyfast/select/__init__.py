@@ -1,7 +1,8 @@
 """Selectors: which few of a group's many responses to train on.
 
-Every selector takes one group, a batch of equal groups (a leading axis) or ragged groups (flat
-arrays with ``offsets`` of shape (B+1,)), as numpy arrays or CPU torch tensors, and returns a
+Every selector of responses takes one group, a batch of equal groups (a leading axis) or ragged
+groups (flat arrays with ``offsets`` of shape (B+1,)); those of pairs and prompts (``active_dpo``,
+``apo``, ``aplp``) choose from one pool. All take numpy arrays or CPU torch tensors and return a
 frozen result object. ``reference`` holds the same methods as slow, readable numpy.
 """
 

@@ -11,6 +11,7 @@ an error.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from pyfast._lora import LoraLinear, is_plain
 from pyfast.sketch._layout import Layout
-from pyfast.sketch._parts import Part, silent_parts
+from pyfast.sketch._parts import Part, silent_parts, unhook
 
 
 class _Tap(torch.autograd.Function):
@@ -55,11 +56,38 @@ class Capture:
         self._sink = sink
         self._undo: list[Callable[[], None]] = []
         self._open = [0] * len(parts)  # runs whose gradient is still to come
+        self._idle: set[int] = set()  # the parts that should run and have not yet
         self._waiting: dict[int, list[tuple[Tensor, Tensor]]] = {}
         self._next = len(parts) - 1
 
     def __enter__(self) -> Capture:
+        try:
+            self._replace_all()
+        except BaseException:
+            self.undo()
+            raise
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self.undo()
+        if kind is None:
+            if self._idle:
+                raise ValueError(
+                    f"model: {self.parts[min(self._idle)].name} was not run in a pass, so that its "
+                    f"gradient is not known ({len(self._idle)} of {len(self.parts)} matrices)"
+                )
+            self._hand_on(at_the_end=True)
+        self._waiting.clear()
+
+    def undo(self) -> None:
+        """Leave the model as it was; a second call, after a Ctrl-C in the first, does the rest."""
+        while self._undo:
+            self._undo[-1]()
+            self._undo.pop()
+
+    def _replace_all(self) -> None:
         silent = silent_parts(self.parts)
+        self._idle = set(range(len(self.parts))) - silent
         layers: dict[int, dict[bool, int]] = {}  # its numbers, by whether they are of A
         for number, part in enumerate(self.parts):
             if number not in silent:
@@ -68,19 +96,13 @@ class Capture:
         for number, part in enumerate(self.parts):
             key = id(part.layer)
             if key not in plain:
-                plain[key] = is_plain(part.layer, part.adapter)
+                plain[key] = is_plain(part.layer, part.adapter, now=True)
                 if plain[key] and key in layers:
                     self._replace(part, layers[key])
             if not plain[key] and number not in silent:
-                self._undo.append(part.module.register_forward_hook(self._hook(number)).remove)
-        return self
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        for undo in self._undo:
-            undo()
-        if kind is None:
-            self._hand_on(at_the_end=True)
-        self._waiting.clear()
+                hook = self._hook(number)
+                self._undo.append(partial(unhook, part.module, hook))
+                part.module.register_forward_hook(hook)
 
     def _replace(self, part: Part, numbers: dict[bool, int]) -> None:
         """Have a layer run as `LoraLinear` until the end."""
@@ -103,12 +125,15 @@ class Capture:
             )
 
         def undo() -> None:
-            del layer.forward
-            if before is not None:
+            if layer.__dict__.get("forward") is not forward:
+                return
+            if before is None:
+                del layer.forward
+            else:
                 layer.forward = before
 
-        layer.forward = forward
         self._undo.append(undo)
+        layer.forward = forward
 
     def _hook(self, number: int) -> Callable[..., Tensor]:
         def hook(_module: Any, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
@@ -126,6 +151,7 @@ class Capture:
         fits = self.layout.fits(x)
         if fits and not self.backward:
             self._open[number] += 1
+            self._idle.discard(number)
         if requires_grad and not fits:
             raise ValueError(
                 f"model: {self.parts[number].name} saw an input of shape {tuple(x.shape)}, "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -157,7 +156,8 @@ class LoraGradients:
         response_mask : 0/1 tensor, shape (rows, T)
             1 at the tokens of the response.
         attention_mask : 0/1 tensor, shape (rows, T), optional
-            0 at padding. Padding on the right may do without.
+            0 at padding, which may not come just before a token of the response. Padding on the
+            right may do without.
         position_ids : int tensor, shape (rows, T), optional
             By default positions count the tokens that are not padding.
         segments : int tensor, shape (rows, T), optional
@@ -288,23 +288,29 @@ class LoraGradients:
     ) -> NDArray[np.float64]:
         """Run forward and backward once; return log pi of each response."""
         check_ready(self.model, self.parts)
+        if torch.is_inference_mode_enabled():
+            raise ValueError(
+                "model: no gradients under torch.inference_mode(); use torch.no_grad()"
+            )
         logps = torch.zeros(tokens.responses, dtype=torch.float64, device=self.device)
         if not bool(tokens.response_mask.any()):
             return logps.cpu().numpy()
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(torch.enable_grad())
-            stack.enter_context(Frozen(self.model))
-            capture = stack.enter_context(Capture(self.parts, sink))
-            capture.layout = tokens.layout
-            hidden = self._backbone(
-                input_ids=tokens.input_ids,
-                attention_mask=tokens.attention_mask,
-                position_ids=tokens.position_ids,
-                use_cache=False,
-            ).last_hidden_state
-            gradient = self._run_head(hidden, tokens, capture, logps)
-            capture.backward = True
-            torch.autograd.backward(hidden, gradient)
+        frozen, capture = Frozen(self.model), Capture(self.parts, sink)
+        try:
+            with torch.enable_grad(), frozen, capture:
+                capture.layout = tokens.layout
+                hidden = self._backbone(
+                    input_ids=tokens.input_ids,
+                    attention_mask=tokens.attention_mask,
+                    position_ids=tokens.position_ids,
+                    use_cache=False,
+                ).last_hidden_state
+                gradient = self._run_head(hidden, tokens, capture, logps)
+                capture.backward = True
+                torch.autograd.backward(hidden, gradient)
+        finally:  # what a Ctrl-C at the beginning of an __exit__ skipped
+            capture.undo()
+            frozen.undo()
         return logps.cpu().numpy()
 
     def _run_head(self, hidden: Tensor, tokens: Tokens, capture: Capture, logps: Tensor) -> Tensor:
@@ -338,6 +344,12 @@ class LoraGradients:
         ids = torch.tensor([[0, 1]], device=self.device)
         hidden = self._backbone(input_ids=ids, use_cache=False).last_hidden_state
         theirs = base(input_ids=ids, use_cache=False).logits.float()
+        if not bool(torch.isfinite(theirs).all()):
+            bad = [n for n, p in self.model.named_parameters() if not torch.isfinite(p).all()]
+            raise ValueError(
+                "model: its logits for the tokens 0, 1 are not finite"
+                + (f"; the first of its parameters that is not is {bad[0]}" if bad else "")
+            )
         if not torch.allclose(self._head(hidden).float(), theirs, rtol=1e-3, atol=1e-3):
             raise ValueError(
                 f"model: {type(base).__name__} changes its logits after the head (scaling or "
@@ -347,25 +359,31 @@ class LoraGradients:
 
 def pad(responses: Sequence[Response]) -> tuple[Tensor, Tensor, Tensor]:
     """Return (input_ids, response_mask, attention_mask) of responses, padded on the right."""
-    longest = 0
-    for number, (prompt, response) in enumerate(responses):
-        if len(prompt) == 0:
-            raise ValueError(f"responses: expected a prompt of at least one token, at {number}")
-        longest = max(longest, len(prompt) + len(response))
-    ids = torch.zeros(len(responses), longest, dtype=torch.long)
+    rows = [_token_ids(response, number) for number, response in enumerate(responses)]
+    ids = torch.zeros(len(rows), max(map(len, rows), default=0), dtype=torch.long)
     mask, real = torch.zeros_like(ids), torch.zeros_like(ids)
-    for row, (prompt, response) in enumerate(responses):
-        end = len(prompt) + len(response)
-        ids[row, :end] = torch.tensor([*prompt, *response])
-        mask[row, len(prompt) : end] = 1
+    for row, tokens in enumerate(rows):
+        end = len(tokens)
+        ids[row, :end] = tokens
+        mask[row, len(responses[row][0]) : end] = 1
         real[row, :end] = 1
     return ids, mask, real
+
+
+def _token_ids(response: Response, number: int) -> Tensor:
+    """Return the tokens of a prompt and its response, checked; `number` names it in errors."""
+    if len(response[0]) == 0:
+        raise ValueError(f"responses: expected a prompt of at least one token, at {number}")
+    ids = torch.tensor([*response[0], *response[1]])
+    if ids.dtype == torch.bool or ids.is_floating_point() or ids.is_complex():
+        raise TypeError(f"responses: expected integer token ids, got {ids.dtype} at {number}")
+    return ids
 
 
 def plan(responses: Sequence[Response], max_tokens: int) -> list[list[int]]:
     """Share responses out to batches of at most `max_tokens` padded tokens, the longest first."""
     max_tokens = args.check_int(max_tokens, "max_tokens", 1)
-    sizes = np.array([len(prompt) + len(response) for prompt, response in responses], np.int64)
+    sizes = np.array([len(_token_ids(r, number)) for number, r in enumerate(responses)], np.int64)
     batches: list[list[int]] = []
     for number in np.argsort(-sizes, kind="stable").tolist():
         if sizes[number] > max_tokens:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyfast.sketch._collector import LoraGradients, Response
-from pyfast.sketch._guards import check_distinct
+from pyfast.sketch._guards import check_distinct, check_finite, check_not_zero
 
 Doubles = NDArray[np.float64]
 
@@ -127,25 +127,28 @@ def fidelity(
         raise ValueError("responses: expected at least two that have tokens")
     if against is not None and against.names != collector.names:
         raise ValueError("against: expected the same LoRA matrices as collector")
-    rows = [number for number, (_, response) in enumerate(responses) if len(response) > 0]
-    kept = [responses[number] for number in rows]
-    sketches = np.empty((len(kept), collector.dim), np.float32)
-    norms, part_norms = np.empty(len(kept)), np.empty((len(kept), len(collector.parts)))
-    for numbers, batch in collector.stream(kept, max_tokens):
+    count = len(responses)
+    sketches = np.empty((count, collector.dim), np.float32)
+    norms, part_norms = np.empty(count), np.empty((count, len(collector.parts)))
+    tokens = np.array([len(response) for _, response in responses], np.int64)
+    for numbers, batch in collector.stream(responses, max_tokens):
         sketches[numbers] = batch.sketches.cpu().numpy()
         norms[numbers], part_norms[numbers] = batch.squared_norms, batch.part_norms
-    check_distinct(sketches, norms, np.ones(len(kept), np.int64))
-    exact = _gradients(collector, kept, max_tokens)
+    check_distinct(sketches, norms, tokens)
+    exact = _gradients(collector, responses, max_tokens)
     cosines, lengths = _cosines(exact)
-    sketched = sketches.astype(np.float64)
+    sketched = sketches[tokens > 0].astype(np.float64)
     sketched /= lengths[:, None]
-    above = np.triu_indices(len(kept), 1)
+    above = np.triu_indices(len(sketched), 1)
     error = (sketched @ sketched.T - cosines)[above]
     drift = None
     if against is not None:
-        drift = _drift(exact, _gradients(against, kept, max_tokens))
+        try:
+            drift = _drift(exact, _gradients(against, responses, max_tokens))
+        except ValueError as reason:
+            raise ValueError(f"against: {reason}") from None
     return FidelityReport(
-        responses=len(kept),
+        responses=len(sketched),
         pairs=len(error),
         size=collector.size,
         dim=collector.dim,
@@ -165,10 +168,24 @@ def fidelity(
 
 
 def _gradients(collector: LoraGradients, responses: Sequence[Response], max_tokens: int) -> Any:
-    """Return all gradients, float32 (R, p)."""
-    out = np.empty((len(responses), collector.size), np.float32)
+    """Return the gradients of the responses that have tokens, float32 (R, p), checked."""
+    lengths = np.array([len(response) for _, response in responses], np.int64)
+    places = np.cumsum(lengths > 0) - 1
+    out = np.empty((int(places[-1]) + 1, collector.size), np.float32)
+    ends = np.cumsum([part.size for part in collector.parts])[:-1]
     for numbers, gradients in collector.stream_gradients(responses, max_tokens):
-        out[numbers] = gradients.cpu().numpy()
+        rows = gradients.cpu().numpy()
+        norms = np.stack(
+            [
+                np.einsum("ij,ij->i", part, part, dtype=np.float64)
+                for part in np.split(rows, ends, 1)
+            ],
+            axis=1,
+        )
+        check_finite(norms, collector.names, numbers)
+        check_not_zero(norms, lengths[numbers], collector.names, numbers)
+        has_tokens = lengths[numbers] > 0
+        out[places[numbers][has_tokens]] = rows[has_tokens]
     return out
 
 

@@ -123,6 +123,10 @@ def check_tokens(
         owners, responses, first = _packed(segments, mask, positions, ids)
         layout = Layout.of_owners(owners, responses)
     _refuse_at(mask & first, "response_mask", "a token before the first one of the response")
+    if real is not None:  # the token before is what predicts
+        padded = torch.zeros_like(mask)
+        padded[:, 1:] = ~real[:, :-1]
+        _refuse_at(mask & padded, "response_mask", "no padding just before a response token")
     attention = None if real is None else real.long()
     return Tokens(ids, mask, attention, positions, owners, responses, layout)
 

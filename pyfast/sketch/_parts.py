@@ -44,12 +44,29 @@ class Part:
         """Numbers in its gradient."""
         return self.long * self.rank
 
+    @property
+    def in_place(self) -> bool:
+        """Whether its layer still has it, and for A that B."""
+        a, b = (
+            dict(factors.items()).get(self.adapter)
+            for factors in (self.layer.lora_A, self.layer.lora_B)
+        )
+        return (a, b) == (self.module, self.after) if self.transposed else b is self.module
+
 
 def lora_layers(model: Any) -> list[tuple[str, Any]]:
     """Return peft's LoRA layers by name, in the order of the model's `named_modules`."""
     from peft.tuners.lora import LoraLayer
 
     return [(n, m) for n, m in model.named_modules() if isinstance(m, LoraLayer)]
+
+
+def _runs_its_matrices(layer: Any) -> bool:
+    """Tell whether a layer sends its input through A and B; some add their product to a weight."""
+    from peft.tuners.lora import layer as kinds
+
+    names = ("ParamWrapper", "MultiheadAttention")  # older peft lacks the first
+    return not isinstance(layer, tuple(getattr(kinds, n) for n in names if hasattr(kinds, n)))
 
 
 def find_parts(model: Any) -> tuple[list[Part], list[str]]:
@@ -59,6 +76,8 @@ def find_parts(model: Any) -> tuple[list[Part], list[str]]:
     """
     parts: list[Part] = []
     for name, layer in lora_layers(model):
+        if not _runs_its_matrices(layer):
+            continue
         for adapter in layer.active_adapters:
             for kind in ("lora_A", "lora_B"):
                 modules = getattr(layer, kind)
@@ -106,8 +125,16 @@ def silent_parts(parts: list[Part]) -> frozenset[int]:
 
 def check_ready(model: Any, parts: list[Part]) -> None:
     """Refuse a model whose forward pass would not go through the parts, or would draw at random."""
+    layers = lora_layers(model)
+    there = {id(layer) for _, layer in layers}
+    for part in parts:
+        if id(part.layer) not in there or not part.in_place:
+            raise ValueError(
+                f"model: {part.name} is no longer in it (its adapter was unloaded, deleted or "
+                "made anew); make a new collector"
+            )
     wanted = {id(part.module): part.name for part in parts}
-    for name, layer in lora_layers(model):
+    for name, layer in layers:
         modules = [m for d in (layer.lora_A, layer.lora_B) for m in d.values()]
         if not any(id(m) in wanted for m in modules):
             continue
@@ -147,16 +174,35 @@ class Frozen:
     def __init__(self, model: Any) -> None:
         self._model = model
         self._trainable: list[torch.nn.Parameter] = []
-        self._hook: Any = None
+        self._embeddings: Any = None
 
     def __enter__(self) -> None:
-        self._trainable = [p for p in self._model.parameters() if p.requires_grad]
-        for parameter in self._trainable:
-            parameter.requires_grad_(False)
-        embeddings = self._model.get_input_embeddings()
-        self._hook = embeddings.register_forward_hook(lambda _m, _i, out: out.requires_grad_(True))
+        try:
+            self._trainable = [p for p in self._model.parameters() if p.requires_grad]
+            for parameter in self._trainable:
+                parameter.requires_grad_(False)
+            self._embeddings = self._model.get_input_embeddings()
+            self._embeddings.register_forward_hook(_require_grad)
+        except BaseException:
+            self.undo()
+            raise
 
     def __exit__(self, *_: object) -> None:
-        self._hook.remove()
+        self.undo()
+
+    def undo(self) -> None:
+        """Leave the model as it was; a second call, after a Ctrl-C in the first, does the rest."""
+        if self._embeddings is not None:
+            unhook(self._embeddings, _require_grad)
         for parameter in self._trainable:
             parameter.requires_grad_(True)
+
+
+def _require_grad(_module: Any, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
+    return output.requires_grad_(True)
+
+
+def unhook(module: nn.Module, hook: Any) -> None:
+    """Take a forward hook away, if it is there: Ctrl-C may come before its handle is at hand."""
+    for key in [key for key, there in module._forward_hooks.items() if there is hook]:
+        del module._forward_hooks[key]

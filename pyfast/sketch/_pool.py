@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,15 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 
 from pyfast._files import fsync
 from pyfast.select import _arguments as args
 from pyfast.sketch._collector import GradientBatch, LoraGradients, Response, plan
 from pyfast.sketch._guards import check_distinct
+from pyfast.sketch._parts import lora_layers
 
 _FORMAT = {"format": "pyfast sketch pool", "version": 1, "projection": "xor-stripes-v1"}
 _ARRAYS = ("sketches", "squared_norms", "logps", "lengths")
+_SAMPLE = 1 << 16  # numbers of a parameter that its fingerprint looks at
 
 
 @dataclass(frozen=True)
@@ -39,8 +44,8 @@ class SketchPool:
     lengths : int64 array, shape (N,)
         Response tokens.
     info : dict
-        Format, projection, dim, seed, names of the matrices, and a fingerprint of the adapter's
-        weights, the tokens and the settings.
+        Format, projection, dim, seed, names of the matrices, and a fingerprint of the sketched
+        weights, a sample of all others, the tokens and the settings.
     """
 
     sketches: NDArray[np.float32]
@@ -66,17 +71,19 @@ class SketchPool:
         folder = Path(folder)
         try:
             info = json.loads((folder / "pool.json").read_text(encoding="utf-8"))
-            arrays = [
-                np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-                for name in _ARRAYS
-            ]
-        except (OSError, ValueError) as error:
+            arrays = [np.lib.format.open_memmap(folder / f"{name}.npy", "r") for name in _ARRAYS]
+        except (OSError, ValueError, EOFError) as error:
             raise ValueError(f"folder: expected a sketch pool at {folder} ({error})") from None
-        if {key: info.get(key) for key in _FORMAT} != _FORMAT:
+        if not isinstance(info, dict) or {key: info.get(key) for key in _FORMAT} != _FORMAT:
             raise ValueError(f"folder: expected {_FORMAT} in {folder / 'pool.json'}")
-        want = [(info["count"], info["dim"])] + [(info["count"],)] * 3
-        if [array.shape for array in arrays] != want:
-            raise ValueError(f"folder: the arrays in {folder} do not have the shapes of pool.json")
+        kinds = _kinds(info)
+        for name, array in zip(_ARRAYS, arrays, strict=True):
+            dtype, shape = kinds[name]
+            if array.dtype != dtype or array.shape != shape:
+                raise ValueError(
+                    f"folder: the arrays in {folder} do not have the shapes of pool.json: expected "
+                    f"{np.dtype(dtype)} {shape} in {name}, got {array.dtype} {array.shape}"
+                )
         sketches, squared_norms, logps, lengths = arrays
         return cls(sketches, np.array(squared_norms), np.array(logps), np.array(lengths), info)
 
@@ -121,6 +128,8 @@ def collect(
     ValueError, TypeError
         If the folder exists, what is left belongs to other weights, tokens or settings, a gradient
         is not finite or zero, or all are equal; the message says which response.
+    OSError
+        If there is no room for the pool on the disk.
     """
     folder = Path(folder)
     if folder.exists():
@@ -138,8 +147,8 @@ def collect(
         "sizes": [part.size for part in collector.parts],
         "fingerprint": _fingerprint(collector, responses, max_tokens),
     }
-    if not resume:
-        shutil.rmtree(beside, ignore_errors=True)
+    if not resume and beside.exists():
+        shutil.rmtree(beside)
     arrays = _resumed(beside, info) if beside.exists() else _begun(beside, info)
     done = arrays["done"]
     skip = set(np.flatnonzero(done).tolist())
@@ -183,18 +192,42 @@ def response_pairs(offsets: ArrayLike) -> NDArray[np.int64]:
 def _begun(beside: Path, info: dict[str, Any]) -> dict[str, Any]:
     """Make the files, full of zeros."""
     beside.mkdir(parents=True)
-    count, dim = info["count"], info["dim"]
-    kinds: dict[str, tuple[type, tuple[int, ...]]] = {
+    for name, (dtype, shape) in _kinds(info).items():
+        np.lib.format.open_memmap(beside / f"{name}.npy", "w+", dtype, shape)
+    try:
+        for path in beside.iterdir():
+            _reserve(path)
+    except OSError:
+        shutil.rmtree(beside)
+        raise
+    (beside / "pool.json").write_text(json.dumps(info, indent=1) + "\n", encoding="utf-8")
+    return _mapped(beside)
+
+
+def _kinds(info: dict[str, Any]) -> dict[str, tuple[type, tuple[Any, ...]]]:
+    """Return each array's dtype and shape."""
+    count, dim = info.get("count"), info.get("dim")
+    return {
         "sketches": (np.float32, (count, dim)),
         "squared_norms": (np.float64, (count,)),
         "logps": (np.float64, (count,)),
         "lengths": (np.int64, (count,)),
         "done": (np.uint8, (count,)),
     }
-    for name, (dtype, shape) in kinds.items():
-        np.lib.format.open_memmap(beside / f"{name}.npy", "w+", dtype, shape)
-    (beside / "pool.json").write_text(json.dumps(info, indent=1) + "\n", encoding="utf-8")
-    return _mapped(beside)
+
+
+def _reserve(path: Path) -> None:
+    """Take a file's blocks from the disk: where none are left, writing to a map ends a process."""
+    if not hasattr(os, "posix_fallocate"):
+        return
+    handle = os.open(path, os.O_RDWR)
+    try:
+        os.posix_fallocate(handle, 0, path.stat().st_size)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # a file system that cannot
+            raise OSError(error.errno, error.strerror, str(path)) from None
+    finally:
+        os.close(handle)
 
 
 def _resumed(beside: Path, info: dict[str, Any]) -> dict[str, Any]:
@@ -232,19 +265,27 @@ def _write(arrays: dict[str, Any], numbers: list[int], batch: GradientBatch) -> 
 
 
 def _finish(beside: Path, folder: Path) -> None:
-    (beside / "done.npy").unlink()
     for path in [*beside.iterdir(), beside]:
         fsync(path)
     beside.rename(folder)
     fsync(folder.parent)
+    (folder / "done.npy").unlink()  # last: without it, work cannot be resumed
 
 
 def _fingerprint(collector: LoraGradients, responses: Sequence[Response], max_tokens: int) -> str:
+    """Digest the model, the tokens and the settings; the same in every process."""
     digest = hashlib.sha256(f"{max_tokens} {len(responses)}".encode())
-    for part in collector.parts:
-        weight = part.module.weight.detach().float().cpu().contiguous().numpy()
-        digest.update(f"{part.name} {weight.shape}".encode())
-        digest.update(weight.tobytes())
+    for name, layer in lora_layers(collector.model):
+        scales = [layer.scaling.get(adapter) for adapter in layer.active_adapters]
+        digest.update(f"{name} {type(layer).__name__} {layer.active_adapters} {scales}".encode())
+    ours = {id(part.module.weight) for part in collector.parts}
+    for name, parameter in collector.model.named_parameters():
+        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
+        if not parameter.is_meta:
+            numbers = parameter.detach().reshape(-1)
+            if id(parameter) not in ours:  # an odd step, not to stay within few columns
+                numbers = numbers[:: len(numbers) // _SAMPLE | 1]
+            digest.update(numbers.contiguous().cpu().view(torch.uint8).numpy().tobytes())
     for prompt, response in responses:
         for ids in (prompt, response):
             digest.update(len(ids).to_bytes(8, "little"))

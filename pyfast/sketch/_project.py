@@ -119,12 +119,16 @@ def _add_array(v: Any, out: NDArray[np.float32], seed: int, module: int, threads
     dim = out.shape[1]
     width = CHUNK * dim * max(1, _BLOCK // (CHUNK * dim * max(rows, 1)))  # whole chunks
     for start in range(0, columns, width):
-        block = v[:, start : start + width]
-        if isinstance(block, torch.Tensor):
-            block = block.float().contiguous().numpy()
-        with np.errstate(over="ignore"):  # the caller looks for infinity
-            block = np.require(block, np.float32, ["C", "A"])
+        block = _as_float32(v[:, start : start + width])
         _native.sketch_add(block, out, seed, module, start // dim, threads)
+
+
+def _as_float32(block: Any) -> NDArray[np.float32]:
+    """Return numbers of any float dtype and layout as the native core takes them."""
+    if isinstance(block, torch.Tensor):
+        block = block.float().contiguous().cpu().numpy()
+    with np.errstate(over="ignore"):  # the caller looks for infinity
+        return np.require(block, np.float32, ["C", "A"])
 
 
 def _is_plain(v: Any) -> bool:
@@ -157,11 +161,11 @@ def _as_rows(v: Any) -> tuple[Any, bool]:
 def _raise_not_finite(rows: Any) -> None:
     """Name the first number that made a sketch overflow or become NaN."""
     for b in range(len(rows)):
-        row = torch.as_tensor(rows[b])
+        row = rows[b]
         for start in range(0, len(row), _BLOCK):
-            bad = ~torch.isfinite(row[start : start + _BLOCK].float())
+            bad = ~np.isfinite(_as_float32(row[start : start + _BLOCK]))
             if bad.any():
-                at = start + int(bad.int().argmax())
+                at = start + int(bad.argmax())
                 raise ValueError(
                     f"v: expected finite float32 numbers, got {float(row[at])} at row {b}, "
                     f"column {at}"

@@ -91,7 +91,7 @@ TEST(sketches_are_the_defined_bits_for_every_shape_and_thread_count) {
   for (const auto [rows, n, dim] :
        {Shape{3, 1, 128}, Shape{2, 127, 128}, Shape{1, 9000, 128}, Shape{5, 20000, 256},
         Shape{2, 70000, 4096}, Shape{3, 40000, 8192}, Shape{2, 9216, 65536},
-        Shape{1, 140000, 1 << 20}}) {
+        Shape{1, 140000, 1 << 20}, Shape{7, 300000, 512}}) {  // enough work for three threads
     const std::vector<float> v = numbers(rows * n, unsigned(n));
     const StripeAddress at{{0x12345678u, 0x9abcdef0u}, 7, kChunkStripes * 3};
     std::vector<float> want(std::size_t(rows * dim), 0.5f);

@@ -1,15 +1,17 @@
 """The collector against one backward pass per response, on all that it must bear."""
 
+import sys
 import warnings
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 import pyfast
 from pyfast import sketch
-from pyfast.sketch import reference
+from pyfast.sketch import _capture, _collector, _parts, reference
 from pyfast.sketch._collector import pad
 
 
@@ -109,9 +111,9 @@ def test_fresh_lora_has_gradients_in_b_alone(tiny):
     assert (found.part_norms[:, 1::2] > 0).all()
 
 
-def test_nothing_is_kept_for_an_a_whose_gradient_is_zero(tiny):
+@pytest.mark.parametrize("plain", [True, False])
+def test_nothing_is_kept_for_an_a_whose_gradient_is_zero(tiny, plain):
     import gc
-    import weakref
 
     model = tiny.lora()
     layer = model.get_base_model().model.layers[0].mlp.down_proj
@@ -123,22 +125,26 @@ def test_nothing_is_kept_for_an_a_whose_gradient_is_zero(tiny):
         "base_model.model.model.layers.0.mlp.down_proj.lora_A.default"
     ]
     seen, alive = [], []
-    hook = layer.lora_A["default"].register_forward_hook(
-        lambda _m, inputs, _o: seen.append(weakref.ref(inputs[0]))
+    # A hook on A has the layer run as peft's, one on the layer leaves it as one node.
+    hook = (layer if plain else layer.lora_A["default"]).register_forward_hook(
+        lambda _m, inputs, _o: seen.append(StorageWeakRef(inputs[0].untyped_storage()))
     )
+    assert _capture.is_plain(layer, "default") == plain
 
     def look(*_):
         gc.collect()
-        alive.append(seen[-1]() is not None)
+        alive.append(not seen[-1].expired())
 
     last = model.get_base_model().model.norm.register_forward_hook(look)
     collector = sketch.LoraGradients(model, 256)
     collector.responses(tiny.responses(3))
     torch.nn.init.ones_(layer.lora_B["default"].weight)
     collector.responses(tiny.responses(3))
+    gc.collect()
+    alive.append(not seen[-1].expired())  # after the pass
     hook.remove()
     last.remove()
-    assert alive[-2:] == [False, True]
+    assert alive[-3:] == [False, True, False]
 
 
 def test_padding_on_the_left(tiny):
@@ -151,6 +157,16 @@ def test_padding_on_the_left(tiny):
 def test_padding_on_both_sides(tiny):
     responses = tiny.responses(5)
     batch = {k: nn.functional.pad(v, (0, 4)) for k, v in left_padded(responses, by=2).items()}
+    check(tiny.lora(), responses, batch)
+
+
+def test_padding_inside_a_prompt(tiny):
+    responses = [([5, 6, 7], [8, 9]), ([4, 5, 6, 7], [9])]
+    batch = {
+        "input_ids": torch.tensor([[5, 0, 0, 6, 7, 8, 9], [0, 4, 5, 6, 0, 7, 9]]),
+        "response_mask": torch.tensor([[0, 0, 0, 0, 0, 1, 1], [0, 0, 0, 0, 0, 0, 1]]),
+        "attention_mask": torch.tensor([[1, 0, 0, 1, 1, 1, 1], [0, 1, 1, 1, 0, 1, 1]]),
+    }
     check(tiny.lora(), responses, batch)
 
 
@@ -190,21 +206,23 @@ def test_gradient_checkpointing(tiny, reentrant, changes):
     hook.remove()
 
 
-def test_nonreentrant_checkpointing_keeps_no_inputs(tiny):
+@pytest.mark.parametrize("plain", [True, False])
+def test_nonreentrant_checkpointing_keeps_no_inputs(tiny, plain):
     """Between the passes, the inputs of adapted layers inside a checkpoint are dropped."""
     import gc
-    import weakref
 
     model = tiny.lora()
     model.gradient_checkpointing_enable({"use_reentrant": False})
     model.train()
     alive, seen = [], []
-    inner = model.get_base_model().model.layers[0].mlp.down_proj.lora_A["default"]
-    hook = inner.register_forward_hook(lambda _m, i, _o: seen.append(weakref.ref(i[0])))
+    layer = model.get_base_model().model.layers[0].mlp.down_proj
+    hook = (layer if plain else layer.lora_A["default"]).register_forward_hook(
+        lambda _m, inputs, _o: seen.append(StorageWeakRef(inputs[0].untyped_storage()))
+    )
 
     def look(*_):
         gc.collect()
-        alive.append(seen[0]() is not None)
+        alive.append(not seen[0].expired())
 
     last = model.get_base_model().model.norm.register_forward_hook(look)
     collector = sketch.LoraGradients(model, 256)
@@ -294,6 +312,33 @@ def test_an_adapter_that_is_off_is_refused(tiny):
     assert sketch.LoraGradients(model, 256).names[0].endswith("lora_A.other")
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_an_adapter_that_is_not_the_one_of_before_is_refused(tiny):
+    from peft import LoraConfig
+
+    model, responses = tiny.lora(), tiny.responses(2)
+    collector = sketch.LoraGradients(model, 256)
+    again = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", init_lora_weights=False)
+    model.add_adapter("other", again)
+    model.set_adapter("other")
+    model.delete_adapter("default")
+    model.add_adapter("default", again)
+    model.set_adapter("default")
+    message = r"q_proj.lora_A.default is no longer in it .*make a new collector"
+    with pytest.raises(ValueError, match=message):
+        collector.responses(responses)
+    collector = sketch.LoraGradients(model, 256)
+    collector.responses(responses)
+    layer = model.get_base_model().model.layers[1].mlp.up_proj
+    layer.lora_B["default"] = nn.Linear(4, 48, bias=False).requires_grad_(False)
+    with pytest.raises(ValueError, match=r"1.mlp.up_proj.lora_A.default is no longer in it"):
+        collector.responses(responses)
+    collector = sketch.LoraGradients(model, 256)
+    model.merge_and_unload()
+    with pytest.raises(ValueError, match=message):
+        collector.responses(responses)
+
+
 def test_dropout_is_refused_in_training_alone(tiny):
     responses = tiny.responses(3)
     model = tiny.lora(lora_dropout=0.25)
@@ -311,6 +356,13 @@ def test_dropout_is_refused_in_training_alone(tiny):
     assert torch.equal(
         sketch.LoraGradients(model.train(), 256).responses(responses).sketches, quiet
     )
+
+
+def test_layers_with_dropout_run_as_one_node_in_evaluation(tiny):
+    for rate in (0.0, 0.25):
+        layer = tiny.lora(lora_dropout=rate).get_base_model().model.layers[0].mlp.up_proj
+        assert _capture.is_plain(layer.eval(), "default", now=True)
+        assert _capture.is_plain(layer.train(), "default", now=True) == (rate == 0)
 
 
 def test_empty_responses_and_single_tokens(tiny):
@@ -341,6 +393,30 @@ def test_other_trainable_parameters_are_said(tiny):
         collector = sketch.LoraGradients(model, 256)
     assert any("lora_embedding_B" in name for name in collector.left_out)
     assert len(collector.names) == 4
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_lora_on_a_parameter_is_left_out(tiny):
+    """peft adds B A to the parameter there: no token goes through A or B."""
+    if not hasattr(pytest.importorskip("peft.tuners.lora.layer"), "ParamWrapper"):
+        pytest.skip("this peft knows no target_parameters")
+    model = tiny.lora(target_modules=["q_proj"], target_parameters=["mlp.up_proj.weight"])
+    with pytest.warns(UserWarning, match=r"4 trainable parameters .* left out.*up_proj.lora_A"):
+        collector = sketch.LoraGradients(model, 256)
+    assert len(collector.names) == 4
+    assert all("q_proj" in name for name in collector.names)
+    assert all("up_proj" in name for name in collector.left_out)
+    check(model, tiny.responses(3))
+
+
+def test_a_matrix_that_is_never_run_is_named(tiny):
+    model = tiny.lora()
+    collector = sketch.LoraGradients(model, 256)
+    model.get_base_model().model.layers[0].mlp.forward = lambda x: x
+    with pytest.raises(
+        ValueError, match=r"layers.0.mlp.gate_proj.lora_A.default was not run.*6 of"
+    ):
+        collector.responses(tiny.responses(3))
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -392,11 +468,84 @@ def test_the_model_is_left_as_it_was(tiny):
     assert not any(module._forward_hooks for module in model.modules())
 
 
+def state(model):
+    """What a pass changes, and must put back."""
+    return (
+        {name: module.__dict__.get("forward") for name, module in model.named_modules()},
+        {name: [*module._forward_hooks.values()] for name, module in model.named_modules()},
+        {name: p.requires_grad for name, p in model.named_parameters()},
+    )
+
+
+def stopped(call, at=0):
+    """Run `call`, with Ctrl-C at the at-th line of ours; return the functions of these lines."""
+    files = {module.__file__ for module in (_capture, _collector, _parts)}
+    seen = []
+
+    def trace(frame, *_):
+        code = frame.f_code
+        if code.co_filename not in files or code.co_name == "<genexpr>":
+            return None  # what is raised in a generator that is thrown away is lost
+        seen.append(code.co_name)
+        if len(seen) == at:
+            raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    finally:
+        sys.settrace(before)
+    return seen
+
+
+def test_ctrl_c_at_any_line_leaves_the_model_as_it_was(tiny):
+    """Above all in what changes the model and in what puts it back."""
+    kinds = ["q_proj", "up_proj", "down_proj"]
+    model = tiny.lora(tiny.model(num_hidden_layers=1), target_modules=kinds)
+    layers = model.get_base_model().model.layers[0]
+    layers.mlp.up_proj.lora_A["default"].register_forward_hook(lambda *_: None)  # not one node
+    layers.mlp.down_proj.forward = layers.mlp.down_proj.forward
+    layers.mlp.down_proj.forward.__func__.same_as_peft = True  # as train.lora has it
+    collector, responses = sketch.LoraGradients(model, 128), tiny.responses(2)
+    before, want = state(model), collector.responses(responses).sketches
+    try:
+        lines = stopped(lambda: collector.responses(responses))
+        delicate = {"__enter__", "__exit__", "undo", "unhook", "_replace", "_replace_all", "_run"}
+        assert delicate <= set(lines)
+        for at, name in enumerate(lines, 1):
+            if name in delicate or at % 40 == 0:
+                with pytest.raises(KeyboardInterrupt):
+                    stopped(lambda: collector.responses(responses), at)
+                assert state(model) == before, (at, name)
+    finally:
+        del type(layers.mlp.down_proj).forward.same_as_peft
+    assert torch.equal(collector.responses(responses).sketches, want)
+    model(input_ids=torch.tensor([[1, 2, 3]])).logits.sum().backward()
+    assert all((p.grad is not None) == p.requires_grad for p in model.parameters())
+
+
+def test_a_model_without_embeddings_is_left_as_it_was(tiny):
+    model = tiny.lora()
+    collector, before = sketch.LoraGradients(model, 128), state(model)
+
+    def none():
+        raise NotImplementedError
+
+    model.get_input_embeddings = none
+    with pytest.raises(NotImplementedError):
+        collector.responses(tiny.responses(2))
+    assert state(model) == before
+
+
 def test_it_works_under_no_grad(tiny):
     collector = sketch.LoraGradients(tiny.lora(), 256)
     want = collector.responses(tiny.responses(3)).sketches
     with torch.no_grad():
         assert torch.equal(collector.responses(tiny.responses(3)).sketches, want)
+    with torch.inference_mode(), pytest.raises(ValueError, match=r"under torch.inference_mode\(\)"):
+        collector.responses(tiny.responses(3))
 
 
 def test_a_gradient_that_is_not_finite_is_named(tiny):
@@ -405,6 +554,13 @@ def test_a_gradient_that_is_not_finite_is_named(tiny):
     collector = sketch.LoraGradients(model, 256)
     with pytest.raises(ValueError, match=r"gradient of response 2 is not finite in .*layers.1"):
         collector.responses([([5], [6]), ([4], [4]), ([5, 7], [6]), ([7], [7])])
+
+
+def test_a_model_of_nan_is_said_to_be_one(tiny):
+    model = tiny.lora()
+    model.get_base_model().model.layers[1].mlp.up_proj.lora_B["default"].weight.data[3] = torch.nan
+    with pytest.raises(ValueError, match=r"not finite; the first .* is .*1.mlp.up_proj.lora_B.def"):
+        sketch.LoraGradients(model, 256)
 
 
 def test_inputs_without_the_tokens_shape_are_refused(tiny):
@@ -449,6 +605,23 @@ def test_threads_do_not_change_a_bit(tiny):
     assert found[0] == found[1]
 
 
+def test_threads_do_not_change_a_bit_where_they_are_used(tiny):
+    """64 million products keep one more thread busy (csrc/core/sketch.cpp)."""
+    wide = tiny.model(num_hidden_layers=1, intermediate_size=4096)
+    model = tiny.lora(wide, rank=16, target_modules=["up_proj", "down_proj"])
+    responses = tiny.responses(16, longest=100)
+    tokens = max(len(prompt) + len(response) for prompt, response in responses)
+    collector = sketch.LoraGradients(model, 1024)
+    assert max(part.size for part in collector.parts) * 16 * tokens > 64e6
+    found = []
+    for threads in (1, 3):
+        pyfast.set_num_threads(threads)
+        batch = collector.responses(responses)
+        found.append(batch.sketches.numpy().tobytes() + batch.part_norms.tobytes())
+    pyfast.set_num_threads(None)
+    assert found[0] == found[1]
+
+
 def test_sketches_keep_inner_products(tiny):
     model, responses = tiny.lora(), tiny.responses(6)
     collector = sketch.LoraGradients(model, 65536)
@@ -476,6 +649,11 @@ ONES = torch.tensor([[0, 1, 0, 1], [0, 0, 1, 0]])
         ((IDS, 2 * MASK), ValueError, "response_mask: expected only 0 and 1"),
         ((IDS, REAL), ValueError, "a token before the first one of the response, at row 0, colu"),
         ((IDS, MASK, 1 - MASK), ValueError, "no response token where attention_mask is 0, at row"),
+        (
+            (IDS, MASK, torch.tensor([[1, 0, 1, 1], [1, 1, 1, 0]])),
+            ValueError,
+            "response_mask: expected no padding just before a response token, at row 0, column 2",
+        ),
         ((IDS, MASK, None, POSITIONS[:, :2]), ValueError, "position_ids: expected shape"),
         ((IDS, ONES, REAL, POSITIONS, SEGMENTS), ValueError, "attention_mask: expected none"),
         ((IDS, ONES, None, None, SEGMENTS), ValueError, "position_ids: expected beside segments"),
@@ -518,6 +696,9 @@ def test_bad_settings_are_named(tiny):
         sketch.LoraGradients(tiny.model())
     with pytest.raises(ValueError, match="a prompt of at least one token, at 1"):
         sketch.LoraGradients(model).responses([([1], [2]), ([], [2])])
+    for bad in (2.5, True):
+        with pytest.raises(TypeError, match=r"expected integer token ids, got torch.\w+ at 1"):
+            sketch.LoraGradients(model).responses([([1], [2]), ([bad], [bad])])
 
 
 def test_plain_layers_run_as_one_node_and_others_as_they_are(tiny, monkeypatch):

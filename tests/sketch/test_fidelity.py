@@ -58,6 +58,19 @@ def test_drift_of_bfloat16(tiny):
         sketch.fidelity(rounded, tiny.responses(6), against=fewer)
 
 
+def test_another_model_that_is_not_finite_is_refused(tiny):
+    exact, other = (sketch.LoraGradients(tiny.lora(), 128) for _ in range(2))
+    other.model.get_base_model().model.embed_tokens.weight.data[9] = torch.nan
+    responses = [([5], []), ([1, 2], [3]), ([1, 9], [3]), ([4], [3])]
+    with pytest.raises(ValueError, match=r"against: gradient of response 2 is not finite in .*lay"):
+        sketch.fidelity(exact, responses, against=other)
+    other = sketch.LoraGradients(tiny.lora(), 128)
+    for part in other.parts:
+        torch.nn.init.zeros_(part.module.weight)
+    with pytest.raises(ValueError, match=r"against: gradient of response 1 .* is zero in all 28"):
+        sketch.fidelity(exact, responses, against=other)
+
+
 def test_guards(tiny):
     collector = sketch.LoraGradients(tiny.lora(), 128)
     with pytest.raises(ValueError, match="expected at least two that have tokens"):
@@ -67,3 +80,12 @@ def test_guards(tiny):
     collector.model.get_base_model().model.embed_tokens.weight.data[9] = torch.inf
     with pytest.raises(ValueError, match=r"gradient of response 1 is not finite in .*layers"):
         sketch.fidelity(collector, [([1, 2], [3]), ([1, 9], [3]), ([4], [3])])
+    with pytest.raises(ValueError, match=r"gradient of response 3 is not finite in .*layers"):
+        sketch.fidelity(collector, [([5], []), ([6], []), ([1, 2], [3]), ([1, 9], [3]), ([4], [3])])
+
+
+def test_responses_without_tokens_change_nothing(tiny):
+    collector, responses = sketch.LoraGradients(tiny.lora(), 256), tiny.responses(6)
+    want = sketch.fidelity(collector, responses, against=collector)
+    padded = [([1], []), *responses[:2], ([2, 3], []), *responses[2:], ([4], [])]
+    assert sketch.fidelity(collector, padded, against=collector) == want

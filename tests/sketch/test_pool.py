@@ -1,7 +1,9 @@
 """Pools on disk: order, bits, resume, guards; and the pairs chosen from them."""
 
+import errno
 import json
 import os
+import shutil
 import signal
 
 import numpy as np
@@ -142,6 +144,172 @@ def test_what_is_left_must_be_of_the_same_call(tiny, tmp_path, monkeypatch):
         sketch.collect(collector, responses, tmp_path / "p", progress=False)
 
 
+def scaled(model):
+    for module in model.modules():
+        if isinstance(getattr(module, "scaling", None), dict):
+            module.scaling["default"] *= 4
+
+
+def a_number(model):
+    model.get_base_model().model.layers[1].mlp.gate_proj.base_layer.weight.data[5, 7] += 1
+
+
+def half(model):
+    for name, parameter in model.named_parameters():
+        if "lora_" not in name:
+            parameter.data = parameter.data.bfloat16()
+
+
+def frozen(model):
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("lora_B" in name)
+
+
+def embeddings(model):
+    model.get_input_embeddings().weight.data.mul_(1.5)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("change", [scaled, a_number, half, frozen, embeddings])
+def test_what_is_left_must_be_of_the_same_model(tiny, tmp_path, monkeypatch, change):
+    responses = tiny.responses(9)
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    def collect(model):
+        collector = sketch.LoraGradients(model, 128)
+        return sketch.collect(collector, responses, tmp_path / "p", progress=False)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_pool, "_write", stop)
+        with pytest.raises(KeyboardInterrupt):
+            collect(tiny.lora())
+    model = tiny.lora()
+    change(model)
+    with pytest.raises(ValueError, match="left by a call with other weights, tokens or settings"):
+        collect(model)
+    assert (collect(tiny.lora()).squared_norms > 0).all()
+
+
+def test_a_fingerprint_looks_into_every_column_of_a_large_parameter(tiny):
+    model = tiny.lora(tiny.model(vocab_size=16384), target_modules=["q_proj"])
+    collector, responses = sketch.LoraGradients(model, 128), tiny.responses(3)
+    found = {_pool._fingerprint(collector, responses, 100)}
+    weight = model.get_input_embeddings().weight.data
+    assert weight.numel() > 4 * _pool._SAMPLE
+    for column in range(32):
+        weight[:, column] += 1
+        found.add(_pool._fingerprint(collector, responses, 100))
+    assert len(found) == 33
+
+
+def test_a_fingerprint_is_the_same_in_another_process(tiny):
+    def digest():
+        collector = sketch.LoraGradients(tiny.lora(), 128)
+        return _pool._fingerprint(collector, tiny.responses(3), 100)
+
+    out, into = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            torch.set_num_threads(1)
+            os.write(into, digest().encode())
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    torch.set_num_threads(2)
+    assert os.read(out, 100).decode() == digest()
+    os.close(out)
+    os.close(into)
+
+
+@pytest.mark.parametrize("at", [1, 4, 7])
+def test_a_stop_while_finishing_loses_nothing(tiny, tmp_path, monkeypatch, at):
+    collector, responses = sketch.LoraGradients(tiny.lora(), 128), tiny.responses(9)
+    plain, calls = _pool.fsync, []
+
+    def stop(path):
+        calls.append(path)
+        if len(calls) == at:
+            raise KeyboardInterrupt
+        plain(path)
+
+    monkeypatch.setattr(_pool, "fsync", stop)
+    with pytest.raises(KeyboardInterrupt):
+        sketch.collect(collector, responses, tmp_path / "p", progress=False)
+    monkeypatch.setattr(_pool, "_write", None)  # all work is done
+    pool = sketch.collect(collector, responses, tmp_path / "p", progress=False)
+    assert (pool.squared_norms > 0).all()
+
+
+def test_a_stop_after_the_rename_leaves_the_pool(tiny, tmp_path, monkeypatch):
+    collector, responses = sketch.LoraGradients(tiny.lora(), 128), tiny.responses(9)
+    plain = _pool.fsync
+
+    def stop(path):
+        plain(path)
+        if path == tmp_path:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(_pool, "fsync", stop)
+    with pytest.raises(KeyboardInterrupt):
+        sketch.collect(collector, responses, tmp_path / "p", progress=False)
+    assert (sketch.SketchPool.open(tmp_path / "p").squared_norms > 0).all()
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="cannot reserve room here")
+def test_room_on_the_disk_is_taken_before_any_work(tiny, tmp_path, monkeypatch):
+    collector, responses = sketch.LoraGradients(tiny.lora(), 4096), tiny.responses(9)
+
+    def look(*_):
+        taken = (tmp_path / ".p.partial" / "sketches.npy").stat().st_blocks * 512
+        raise RuntimeError(f"taken: {taken >= 9 * 4096 * 4}")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_pool, "_write", look)
+        with pytest.raises(RuntimeError, match="taken: True"):
+            sketch.collect(collector, responses, tmp_path / "p", progress=False)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "no room")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match=r"no room: .*\.npy"):
+        sketch.collect(collector, responses, tmp_path / "p", resume=False, progress=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_cannot_be_removed_is_not_resumed(tiny, tmp_path, monkeypatch):
+    def rmtree(path, ignore_errors=False):
+        if not ignore_errors:
+            raise PermissionError(f"{path} stays")
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    collector = sketch.LoraGradients(tiny.lora(), 128)
+    with monkeypatch.context() as patch:
+        patch.setattr(_pool, "_write", stop)
+        with pytest.raises(KeyboardInterrupt):
+            sketch.collect(collector, tiny.responses(3), tmp_path / "p", progress=False)
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
+    with pytest.raises(PermissionError, match="partial stays"):
+        sketch.collect(collector, tiny.responses(3), tmp_path / "p", resume=False, progress=False)
+
+
+def test_responses_are_checked_before_any_work(tiny, tmp_path):
+    collector, responses = sketch.LoraGradients(tiny.lora(), 128), tiny.responses(20)
+    for bad, error, message in [
+        (([], [1, 2]), ValueError, "expected a prompt of at least one token, at 13"),
+        (([1, 2.5], [3]), TypeError, "expected integer token ids, got torch.float32 at 13"),
+    ]:
+        responses[13] = bad
+        with pytest.raises(error, match=message):
+            sketch.collect(collector, responses, tmp_path / "p", max_tokens=60, progress=False)
+        assert not list(tmp_path.iterdir())
+
+
 def test_progress_is_shown(tiny, tmp_path, capsys):
     collector = sketch.LoraGradients(tiny.lora(), 128)
     sketch.collect(collector, tiny.responses(5), tmp_path / "p")
@@ -163,6 +331,26 @@ def test_broken_pools_are_refused(tiny, tmp_path):
     (tmp_path / "p" / "pool.json").write_text(json.dumps({**info, "count": 4}))
     with pytest.raises(ValueError, match=r"do not have the shapes of pool.json"):
         sketch.SketchPool.open(tmp_path / "p")
+    (tmp_path / "p" / "pool.json").write_text(json.dumps({**info, "count": None}))
+    with pytest.raises(ValueError, match=r"do not have the shapes of pool.json"):
+        sketch.SketchPool.open(tmp_path / "p")
+    del (fewer := dict(info))["count"]
+    (tmp_path / "p" / "pool.json").write_text(json.dumps(fewer))
+    with pytest.raises(ValueError, match=r"do not have the shapes of pool.json"):
+        sketch.SketchPool.open(tmp_path / "p")
+    (tmp_path / "p" / "pool.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"folder: expected .*'version': 1"):
+        sketch.SketchPool.open(tmp_path / "p")
+    (tmp_path / "p" / "pool.json").write_text(json.dumps(info))
+    plain = np.load(tmp_path / "p" / "sketches.npy")
+    np.save(tmp_path / "p" / "sketches.npy", plain.astype(np.int8))
+    with pytest.raises(ValueError, match=r"expected float32 \(5, 128\) in sketches, got int8"):
+        sketch.SketchPool.open(tmp_path / "p")
+    np.save(tmp_path / "p" / "sketches.npy", plain)
+    for content in (b"", b"PK\x05\x06" + 18 * b"\0", b"\x93NUMPY\x01\x00"):
+        (tmp_path / "p" / "logps.npy").write_bytes(content)
+        with pytest.raises(ValueError, match=r"expected a sketch pool at "):
+            sketch.SketchPool.open(tmp_path / "p")
     np.save(tmp_path / "p" / "logps.npy", np.array([{}]), allow_pickle=True)
     with pytest.raises(ValueError, match=r"expected a sketch pool at .*Python objects"):
         sketch.SketchPool.open(tmp_path / "p")

@@ -1,5 +1,6 @@
 """The projection: known answers, the same bits on every path, its statistics, and bad input."""
 
+import contextlib
 import hashlib
 
 import numpy as np
@@ -46,6 +47,28 @@ def test_known_sketches():
         assert hashlib.sha256(y.astype("<f4").tobytes()).hexdigest()[:16] == digest
 
 
+def test_known_sketches_of_the_definition():
+    v = (np.arange(300_001) % 11 - 5).astype(np.float32)
+    for (dim, seed, module), digest in KNOWN_DIGESTS.items():
+        y = reference.project(v[None], dim, seed, module)[0]
+        assert hashlib.sha256(y.astype("<f4").tobytes()).hexdigest()[:16] == digest
+
+
+@pytest.mark.slow
+def test_known_sketches_of_the_interpreted_kernel(run_python, monkeypatch):
+    pytest.importorskip("triton")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    code = """
+import hashlib, torch
+from pyfast.kernels import sketch as kernels
+v = (torch.arange(300_001) % 11 - 5).float()[None]
+y = torch.zeros(1, 65536)
+kernels.add_sketch(v, y, 2**40 + 1, 3)
+print(hashlib.sha256(y.numpy().astype("<f4").tobytes()).hexdigest()[:16])
+"""
+    assert run_python(code, timeout=400) == KNOWN_DIGESTS[65536, 2**40 + 1, 3]
+
+
 def test_philox_is_the_published_one_and_the_cores():
     counter, key = (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344), (0xA4093822, 0x299F31D0)
     block = reference.philox(counter, key)
@@ -65,6 +88,7 @@ def test_philox_is_the_published_one_and_the_cores():
         (2, 300_000, 4096),
         (2, 70_001, 8192),
         (1, 1_100_000, 2**20),
+        (4, 600_000, 4096),  # a million numbers keep one more thread busy
     ],
 )
 @pytest.mark.parametrize("n_threads", [1, 3])
@@ -215,6 +239,41 @@ def test_a_number_that_is_not_finite_is_found(bad, kind):
         ValueError, match=f"finite float32 numbers, got {bad} at row 1, column 4321"
     ):
         sketch.project(kind(v), 128)
+
+
+@pytest.mark.parametrize(
+    "kind", [lambda v: v[:, ::-1], lambda v: v[::-1], lambda v: v.astype(">f4")]
+)
+def test_a_number_that_is_not_finite_is_found_in_every_layout(kind):
+    v = kind(numbers(3, 500).copy())
+    v[1, 432] = np.nan
+    with pytest.raises(ValueError, match="finite float32 numbers, got nan at row 1, column 432"):
+        sketch.project(v, 128)
+
+
+def test_kernels_launch_where_their_tensors_lie(monkeypatch):
+    pytest.importorskip("triton")
+    from pyfast.kernels import sketch as kernels
+    from pyfast.kernels import sketch_fused as fused
+
+    class Kernel:
+        def __getitem__(self, _grid):
+            return lambda *_, **__: events.append("launch")
+
+    @contextlib.contextmanager
+    def on(tensor):
+        events.append(tensor.shape)
+        yield
+        events.append("end")
+
+    events = []
+    for module, kernel in [(kernels, "add_stripes_kernel"), (fused, "add_outer_kernel")]:
+        monkeypatch.setattr(module, kernel, Kernel())
+        monkeypatch.setattr(module, "launching_on", on)
+    kernels.add_sketch(torch.ones(2, 300), torch.zeros(2, 128), 0)
+    offsets, y = torch.tensor([0, 5]), torch.zeros(1, 256)
+    fused.add_outer_sketch(torch.ones(5, 40), torch.ones(5, 16), offsets, y, 0)
+    assert events == [(2, 300), "launch", "end", (5, 40), "launch", "end"]
 
 
 def test_a_device_without_kernels_is_said(monkeypatch):

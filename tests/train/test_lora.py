@@ -115,6 +115,16 @@ def test_layers_that_do_more_keep_pefts_forward_pass(tiny, settings):
     assert torch.equal(model(input_ids=TOKENS).logits, expected)
 
 
+def test_a_base_weight_that_trains_gets_its_gradient(tiny):
+    model = adapted(tiny)
+    weight = model.get_base_model().model.layers[0].mlp.up_proj.base_layer.weight
+    weight.requires_grad_(True)
+    lora.fuse(model)
+    model(input_ids=TOKENS).logits.sum().backward()
+    assert weight.grad is not None
+    assert weight.grad.abs().max() > 0
+
+
 def test_an_adapter_of_another_type_keeps_pefts_forward_pass(tiny):
     model = get_peft_model(tiny.model().bfloat16(), LoraConfig(target_modules=["q_proj"]))
     layer = model.get_base_model().model.layers[0].self_attn.q_proj
