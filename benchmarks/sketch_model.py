@@ -99,7 +99,7 @@ def passes(collector: sketch.LoraGradients, responses: list) -> dict[str, Callab
         with Frozen(collector.model):
             total = logps(ids, rows, columns)
             total.backward()
-        return float(total)
+        return float(total.detach())
 
     def bare_tiled() -> float:
         with Frozen(collector.model):
@@ -109,7 +109,7 @@ def passes(collector: sketch.LoraGradients, responses: list) -> dict[str, Callab
                 hidden[:, :-1], head, ids[:, 1:], mask.bool()[:, 1:]
             ).sum()
             total.backward()
-        return float(total)
+        return float(total.detach())
 
     def loop() -> list:
         found = []

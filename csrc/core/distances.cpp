@@ -37,7 +37,8 @@ void throw_overflow(index i, index j) {
 template <class T>
 void exact_squares(MatrixView<T> x, double* out, index stride, Token& token) {
   const index n = x.rows, d = x.cols;
-  const index panel = d <= 1 << 18 ? 6 : 1;  // columns at a time, from the diagonal down
+  // Columns at a time, from the diagonal down; an interrupt waits for them.
+  const index panel = d <= 1 << 18 ? 6 : 1;
   const simd::Kernels& kernels = simd::kernels();
   for (index j = 0; j < n; j += panel) {
     const index cols = std::min(panel, n - j);

@@ -18,7 +18,7 @@ index padded(index count, index to) { return (count + to - 1) / to * to; }
 bool narrow(const std::vector<const double*>& rows, index d, const double* centre,
             AlignedRows<float>& to, index width, Token& token) {
   const index count = static_cast<index>(rows.size());
-  const index some = std::max<index>(1, 4'000'000 / (d + 1));
+  const index some = Token::fitting(d);
   bool exact = true;
   for (index i = 0; i < count && exact; i += some) {
     const index piece = std::min(some, count - i);

@@ -55,6 +55,11 @@ class Token {
 
   Cancel& cancel() const { return cancel_; }
 
+  // How many items of so many operations to do between two reports; at least one.
+  static index fitting(index operations) {
+    return std::max<index>(1, kOperationsBetweenChecks / (operations + 1));
+  }
+
   void spend(index operations) {
     budget_ -= operations;
     if (budget_ <= 0) check();

@@ -24,7 +24,7 @@ class PointDistances {
   // The distances of point j to `count` points; as euclidean_distances() has them.
   const T* measure(index j, const std::int32_t* points, index count, Room& room,
                    Token& token) const {
-    const index some = std::max<index>(1, 4'000'000 / (x_.cols + 1));
+    const index some = Token::fitting(x_.cols);
     room.points.clear();
     for (index p = 0; p < count; ++p) room.points.push_back(x_.row(points[p]));
     room.distances.resize(static_cast<std::size_t>(count));
