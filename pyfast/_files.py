@@ -1,7 +1,16 @@
-"""What every room that writes files needs."""
+"""Files and folders that are written whole or not at all."""
 
+import contextlib
+import glob
 import os
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+SECONDS_TO_LIVE = 86_400
+"""The age at which a file that is being written counts as left behind, where others may write."""
 
 
 def fsync(path: Path) -> None:
@@ -13,3 +22,71 @@ def fsync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def clear_leftovers(folder: Path, pattern: str = ".*.tmp-*", *, age: float = 0.0) -> None:
+    """Remove what killed writers have left in a folder.
+
+    Parameters
+    ----------
+    folder : Path
+        Of a caller who is alone in it, where `age` is 0.
+    pattern : str
+        Names to remove, as for `Path.glob`.
+    age : float
+        Seconds since the last change, at least.
+    """
+    for left in folder.glob(pattern):
+        with contextlib.suppress(OSError):  # another process may be faster
+            if time.time() - left.stat().st_mtime >= age:
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+
+def _beside(path: Path) -> Path:
+    """Return a hidden path beside `path` that no other writer has, and clear old ones away."""
+    start, end = f".{path.stem}.tmp-", path.suffix
+    pattern = f"{glob.escape(start)}*{glob.escape(end)}"
+    clear_leftovers(path.parent, pattern, age=SECONDS_TO_LIVE)
+    return path.with_name(f"{start}{os.getpid()}-{secrets.token_hex(4)}{end}")
+
+
+@contextlib.contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Write a file beside `path`, and rename it into place only once it is complete.
+
+    Yields
+    ------
+    Path
+        The temporary path to write to; it keeps the suffix of `path`. After an error nothing at
+        `path` has changed. Of several writers the last one to be complete is what stays.
+    """
+    beside = _beside(path)
+    try:
+        yield beside
+        fsync(beside)
+        beside.replace(path)
+        fsync(path.parent)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
+    """Write a whole folder or nothing: ``fill(temporary)``, flush, rename.
+
+    A folder that is at `path` by then stays: of several writers the first one to be complete.
+    """
+    beside = _beside(path)
+    beside.mkdir(parents=True)
+    try:
+        fill(beside)
+        for file in beside.rglob("*"):
+            fsync(file)
+        fsync(beside)
+        try:
+            beside.rename(path)
+        except OSError:
+            if not path.is_dir():
+                raise
+        fsync(path.parent)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)

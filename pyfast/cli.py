@@ -260,8 +260,8 @@ def _add_select(commands: Any) -> None:
 
 
 def _select(arguments: argparse.Namespace) -> int:
+    from pyfast._files import written_whole
     from pyfast.train.data import Group, read_groups, write_groups
-    from pyfast.train.files import written_whole
     from pyfast.train.recipes import ampo
     from pyfast.train.seeds import derive
 

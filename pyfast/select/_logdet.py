@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from pyfast._files import written_whole
 from pyfast.select import _arguments as args
 from pyfast.select import _native
 
@@ -78,10 +79,8 @@ class LogDetState:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the state to an .npz file of that exact name, in one step."""
-        beside = Path(path).with_name(Path(path).name + ".partial")
-        with open(beside, "wb") as file:
+        with written_whole(Path(path)) as beside, open(beside, "wb") as file:
             np.savez(file, allow_pickle=False, **self.to_arrays())
-        os.replace(beside, path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "LogDetState":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyfast._files import write_folder
 from pyfast.sketch._pool import SketchPool
 from pyfast.sketch._project import check_dim, project
 
@@ -116,11 +116,12 @@ def write_less(pool: SketchPool, folder: str | Path) -> Path:
         raise ValueError(f"folder: {target} is there already")
     rows = torch.from_numpy(pool.sketches.copy())
     rows /= -torch.from_numpy(pool.lengths).clamp(min=1)[:, None]
-    beside = target.with_name(f".{target.name}.partial-{os.getpid()}")
-    beside.mkdir(parents=True)
-    torch.save(rows, beside / "all_unormalized.pt")
-    torch.save(torch.nn.functional.normalize(rows, dim=1), beside / "all_orig.pt")
-    beside.rename(target)
+
+    def fill(beside: Path) -> None:
+        torch.save(rows, beside / "all_unormalized.pt")
+        torch.save(torch.nn.functional.normalize(rows, dim=1), beside / "all_orig.pt")
+
+    write_folder(target, fill)
     return target
 
 

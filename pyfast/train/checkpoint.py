@@ -18,9 +18,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pyfast._files import fsync
+from pyfast._files import fsync, write_folder
 from pyfast.train.errors import UserError
-from pyfast.train.files import read_json, write_folder, write_json
+from pyfast.train.files import read_json, write_json
 
 APPENDED = ("metrics.jsonl", "groups.jsonl")
 """The files of a run folder that grow by a line a step or a group."""

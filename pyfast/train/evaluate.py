@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from pyfast._files import written_whole
 from pyfast.train import rewards
 from pyfast.train.config import TrainConfig
 from pyfast.train.data import Group, read_groups, write_groups
-from pyfast.train.files import written_whole
 from pyfast.train.metrics import bootstrap_interval
 from pyfast.train.policy import Policy
 from pyfast.train.seeds import derive

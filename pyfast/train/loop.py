@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from pyfast._files import write_folder
 from pyfast.train import checkpoint, data, evaluate, files, metrics, policy, rewards, rundir
 from pyfast.train.config import OptimisationConfig, TrainConfig
 from pyfast.train.encoder import SentenceEncoder
@@ -57,7 +58,7 @@ def run(config: TrainConfig, inputs: Inputs, out: Path) -> dict[str, Any]:
             evaluate.answer(model, inputs.heldout, inputs.reward, config, before)
 
         train(config, inputs, model, encoder, out)
-        files.write_folder(out / "adapter", model.save_adapter)
+        write_folder(out / "adapter", model.save_adapter)
 
         if inputs.heldout and not (after := out / "eval_after.jsonl").exists():
             evaluate.answer(model, inputs.heldout, inputs.reward, config, after)

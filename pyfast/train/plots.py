@@ -18,9 +18,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from pyfast._files import written_whole
 from pyfast.train.data import Group, read_groups
 from pyfast.train.errors import UserError
-from pyfast.train.files import read_json, written_whole
+from pyfast.train.files import read_json
 
 BLUE, ORANGE, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "#7f7f7f"
 STYLE: dict[Any, Any] = {

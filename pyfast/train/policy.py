@@ -17,10 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyfast._files import write_folder
 from pyfast.train import activations, lora
 from pyfast.train.config import PolicyConfig, SamplingConfig
 from pyfast.train.errors import UserError
-from pyfast.train.files import cache_dir, resolve, sha256, write_folder
+from pyfast.train.files import cache_dir, resolve, sha256
 from pyfast.train.seeds import derive
 from pyfast.train.shared_prompt import GroupScorer
 

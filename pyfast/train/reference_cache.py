@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from pyfast._files import SECONDS_TO_LIVE, clear_leftovers, written_whole
 from pyfast.train.errors import UserError
-from pyfast.train.files import SECONDS_TO_LIVE, cache_dir, clear_leftovers, to_json, written_whole
+from pyfast.train.files import cache_dir, to_json
 from pyfast.train.policy import Policy
 from pyfast.train.shared_prompt import Group
 

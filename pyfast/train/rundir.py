@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from pyfast._files import clear_leftovers
 from pyfast.train import checkpoint, files
 from pyfast.train import config as configs
 from pyfast.train.config import TrainConfig
@@ -86,7 +87,7 @@ def claim(out: Path) -> Iterator[None]:
         except OSError:
             raise UserError(f"{out}: another process is training in this folder") from None
         for folder in (out, out / "checkpoint"):
-            files.clear_leftovers(folder)
+            clear_leftovers(folder)
         yield
 
 
