@@ -1,5 +1,6 @@
 """The one global setting of the package: how many threads a native call may use."""
 
+import operator
 import os
 
 # More is a slip; asking the system for a million threads would end the process.
@@ -60,8 +61,13 @@ def resolve_threads(n_threads: int | None) -> int:
     """Return the number of threads for one call; 1 in a forked child, whatever is asked."""
     if n_threads is None:
         return get_num_threads()
-    if isinstance(n_threads, bool) or not isinstance(n_threads, int):
-        raise TypeError(f"n_threads: expected an int or None, got {type(n_threads).__name__}")
-    if not 1 <= n_threads <= MOST_THREADS:
-        raise ValueError(f"n_threads: expected 1 to {MOST_THREADS}, got {n_threads}")
-    return 1 if _forked else n_threads
+    try:
+        if isinstance(n_threads, bool):
+            raise TypeError
+        number = operator.index(n_threads)  # numpy's integers too
+    except TypeError:
+        kind = type(n_threads).__name__
+        raise TypeError(f"n_threads: expected an int or None, got {kind}") from None
+    if not 1 <= number <= MOST_THREADS:
+        raise ValueError(f"n_threads: expected 1 to {MOST_THREADS}, got {number}")
+    return 1 if _forked else number

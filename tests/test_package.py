@@ -150,11 +150,19 @@ def test_thread_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     assert pyfast.get_num_threads() == 3
     pyfast.set_num_threads(5)
     assert pyfast.get_num_threads() == 5
+    pyfast.set_num_threads(np.int64(7))  # type: ignore[arg-type]
+    assert pyfast.get_num_threads() == 7
     pyfast.set_num_threads(None)
     assert pyfast.get_num_threads() == 3
     monkeypatch.setenv("OMP_NUM_THREADS", "")
     assert pyfast.get_num_threads() >= 1
-    for bad, error in ((0, ValueError), (-2, ValueError), (1.5, TypeError), (True, TypeError)):
+    for bad, error in (
+        (0, ValueError),
+        (-2, ValueError),
+        (1.5, TypeError),
+        (True, TypeError),
+        (np.bool_(True), TypeError),
+    ):
         with pytest.raises(error, match="n_threads: expected"):
             pyfast.set_num_threads(bad)  # type: ignore[arg-type]
 

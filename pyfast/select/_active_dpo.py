@@ -6,6 +6,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from pyfast._threads import resolve_threads
 from pyfast.select import _arguments as args
 from pyfast.select import _native
 from pyfast.select._logdet import LogDetState, check_state, extend, state_arrays
@@ -245,7 +246,7 @@ def _choose(
 ) -> PairSelection:
     """Scale the rows or pairs, rebuild V if asked to, and let the native core choose."""
     k = args.check_int(k, "k", 1, len(pairs))
-    threads = args.resolve_threads(n_threads)
+    threads = resolve_threads(n_threads)
     check_state(state, rows.shape[1], lam, 1.0)
     lengths = np.sqrt(_native.squared_norms(rows, threads))
     if not np.isfinite(lengths).all():

@@ -6,6 +6,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from pyfast._threads import resolve_threads
 from pyfast.select import _arguments as args
 from pyfast.select import _certificate, _native
 
@@ -123,7 +124,7 @@ def opt_select(
         args.check_name(init, "init", ("random", "greedy")),
         args.check_int(n_init, "n_init", 1),
         args.check_seed(seed),
-        args.resolve_threads(n_threads),
+        resolve_threads(n_threads),
     )
     try:
         result = _native.opt_select(points, scores, layout.offsets, *settings)
@@ -202,7 +203,7 @@ def coreset(
         args.check_int(n_init, "n_init", 1),
         args.check_int(max_iter, "max_iter", 1),
         args.check_seed(seed),
-        args.resolve_threads(n_threads),
+        resolve_threads(n_threads),
     )
     try:
         result = _native.coreset(points, scores, layout.offsets, *settings)
@@ -261,7 +262,7 @@ def bottom_k(
         points, scores = None, args.like_points(raw, "rewards", layout)
         args.check_values(scores, "rewards", layout)
     result = _native.bottom_k(
-        points, scores, layout.offsets, args.check_int(k, "k", 1), args.resolve_threads(n_threads)
+        points, scores, layout.offsets, args.check_int(k, "k", 1), resolve_threads(n_threads)
     )
     return _selection(layout, *result)
 

@@ -11,7 +11,6 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pyfast._threads import resolve_threads as _resolve_threads
 from pyfast.select import _native
 
 Floats = NDArray[np.float32] | NDArray[np.float64]
@@ -197,11 +196,6 @@ def check_int(value: int, name: str, low: int, high: int = MOST) -> int:
         limit = f"at least {low}" if number < low and high == MOST else f"{low} to {high}"
         raise ValueError(f"{name}: expected {limit}, got {number}")
     return number
-
-
-def resolve_threads(n_threads: int | None) -> int:
-    """Return the number of threads for one call; numpy's integers are ints here, too."""
-    return _resolve_threads(int(n_threads) if isinstance(n_threads, np.integer) else n_threads)
 
 
 def check_k(k: int, layout: Layout) -> int:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from pyfast._threads import resolve_threads
 from pyfast.select import _arguments as args
 from pyfast.select import _certificate, _native
 
@@ -167,7 +168,7 @@ def kmedoids(
             return KMedoidsResult(*answer)
     args.check_name(metric, "metric", ("euclidean", "precomputed"))
     data = args.as_floats(X, "X")
-    threads = args.resolve_threads(n_threads)
+    threads = resolve_threads(n_threads)
     if metric == "precomputed":
         layout = _distance_layout(data, offsets, threads)
         data = data.reshape(-1)

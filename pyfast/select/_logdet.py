@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pyfast._files import written_whole
+from pyfast._threads import resolve_threads
 from pyfast.select import _arguments as args
 from pyfast.select import _native
 
@@ -190,7 +191,7 @@ def logdet(
     layout = args.layout_of(data, "V", 2, offsets)
     k = args.check_k(k, layout)
     gamma, scale = args.check_positive(gamma, "gamma"), args.check_positive(scale, "scale")
-    threads = args.resolve_threads(n_threads)
+    threads = resolve_threads(n_threads)
     rows = data.reshape(-1, data.shape[-1])
     check_state(state, rows.shape[1], gamma, scale)
     if state is not None and layout.kind != "one":

@@ -6,6 +6,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from pyfast._threads import resolve_threads
 from pyfast.select import _arguments as args
 from pyfast.select import _native
 
@@ -124,7 +125,7 @@ def mass_dpo(
             args.check_positive(beta, "beta"),
             args.check_positive(gamma, "gamma"),
             fisher,
-            args.resolve_threads(n_threads),
+            resolve_threads(n_threads),
         )
     except ValueError:
         # The core sees that a length is not finite; only then is it worth finding out where.
