@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -13,7 +14,7 @@ from bench_step import as_peft_has_it
 
 from pyfast import losses, select, sketch
 from pyfast.sketch import _capture
-from pyfast.sketch._collector import pad
+from pyfast.sketch._batches import pad
 from pyfast.sketch._parts import Frozen
 from pyfast.train.config import PolicyConfig, SamplingConfig
 from pyfast.train.policy import Policy, load
@@ -141,7 +142,7 @@ def peak_memory(call: Callable[[], object]) -> float:
     return most[0] / 1e6
 
 
-def acquisition(policy: Policy, out: Path, tokens: int) -> dict[str, float]:
+def acquisition(policy: Policy, out: Path, tokens: int) -> dict[str, Any]:
     """Return the seconds of each part: 100 prompts x 3 responses, 300 pairs, 5 chosen."""
     record = sampled(policy, 100, 3, tokens, out)
     collector = sketch.LoraGradients(policy.model)
@@ -172,4 +173,5 @@ def acquisition(policy: Policy, out: Path, tokens: int) -> dict[str, float]:
         "selection_s": choose,
         "sketch_and_selection_share": (inside[0] + choose) / total,
         "response_tokens": float(pool.lengths.sum()),
+        "fidelity": str(pool.fidelity).splitlines(),
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,14 +14,13 @@ from torch import Tensor
 from pyfast._threads import get_num_threads
 from pyfast.losses import sequence_logps
 from pyfast.select import _arguments as args
+from pyfast.sketch._batches import Response, pad, plan
 from pyfast.sketch._capture import Capture
 from pyfast.sketch._guards import check_finite, check_not_zero
 from pyfast.sketch._layout import Layout, Tokens, check_tokens
 from pyfast.sketch._parts import Frozen, check_ready, find_parts
 from pyfast.sketch._products import add_products, products
 from pyfast.sketch._project import check_dim
-
-Response = tuple[Sequence[int], Sequence[int]]
 
 
 @dataclass(frozen=True)
@@ -119,6 +118,12 @@ class LoraGradients:
         return sum(part.size for part in self.parts)
 
     @property
+    def places(self) -> list[slice]:
+        """Where each of the sketched matrices lies in a gradient."""
+        ends = np.cumsum([part.size for part in self.parts]).tolist()
+        return [slice(end - part.size, end) for end, part in zip(ends, self.parts, strict=True)]
+
+    @property
     def device(self) -> torch.device:
         """Where the model is."""
         return next(self.model.parameters()).device  # type: ignore[no-any-return]
@@ -179,10 +184,15 @@ class LoraGradients:
         tokens = check_tokens(
             input_ids, response_mask, attention_mask, position_ids, segments, self.device
         )
-        return self._sketch(tokens, range(tokens.responses))
+        return self._sketch(tokens, range(tokens.responses), {})
 
     def stream(
-        self, responses: Sequence[Response], max_tokens: int = 4096, *, skip: Collection[int] = ()
+        self,
+        responses: Sequence[Response],
+        max_tokens: int = 4096,
+        *,
+        skip: Collection[int] = (),
+        gradients: Mapping[int, NDArray[np.float32]] | None = None,
     ) -> Iterator[tuple[list[int], GradientBatch]]:
         """Sketch many responses, batch by batch, those of like lengths together.
 
@@ -195,6 +205,9 @@ class LoraGradients:
         skip : collection of int
             Numbers of responses that are there already. The batches stay the same; one of which
             all are there is left out.
+        gradients : mapping of int to float32 array, shape (p,)
+            Filled, in the same pass, with the whole gradients of the responses of these numbers,
+            laid out as :meth:`gradients` says.
 
         Yields
         ------
@@ -202,20 +215,37 @@ class LoraGradients:
             The numbers of the batch's responses, and what they give. The longest come first, so
             that what does not fit into memory fails at once.
         """
+        for number, gradient in (gradients or {}).items():
+            if gradient.shape != (self.size,) or gradient.dtype != np.float32:
+                raise ValueError(
+                    f"gradients: expected float32 ({self.size},) at {number}, got "
+                    f"{gradient.dtype} {gradient.shape}"
+                )
         for numbers in plan(responses, max_tokens):
             if not all(number in skip for number in numbers):
                 batch = pad([responses[number] for number in numbers])
                 tokens = check_tokens(*batch, None, None, self.device)
-                yield numbers, self._sketch(tokens, numbers)
+                yield numbers, self._sketch(tokens, numbers, gradients or {})
 
-    def _sketch(self, tokens: Tokens, numbers: Sequence[int]) -> GradientBatch:
-        """Sketch a checked batch; `numbers` name its responses in errors."""
+    def _sketch(
+        self,
+        tokens: Tokens,
+        numbers: Sequence[int],
+        gradients: Mapping[int, NDArray[np.float32]],
+    ) -> GradientBatch:
+        """Sketch a checked batch; `numbers` name its responses in errors and in `gradients`."""
         sketches = torch.zeros(tokens.responses, self.dim, device=self.device)
         norms = np.zeros((tokens.responses, len(self.parts)))
-        threads = get_num_threads()
+        whole = [(row, gradients[n]) for row, n in enumerate(numbers) if n in gradients]
+        for _, gradient in whole:
+            gradient[:] = 0  # the matrices that no pass hands on
+        places, threads = self.places, get_num_threads()
 
         def sink(number: int, wide: Tensor, narrow: Tensor) -> None:
             norms[:, number] = add_products(wide, narrow, sketches, self.seed, number, threads)
+            for row, gradient in whole:
+                tile = products(wide[row : row + 1], narrow[row : row + 1], threads)
+                gradient[places[number]] = tile.view(-1).cpu().numpy()
 
         logps = self._run(tokens, sink)
         lengths = tokens.counts.cpu().numpy()
@@ -247,38 +277,12 @@ class LoraGradients:
         tokens = check_tokens(
             input_ids, response_mask, attention_mask, position_ids, segments, self.device
         )
-        return self._whole(tokens)
-
-    def stream_gradients(
-        self, responses: Sequence[Response], max_tokens: int = 4096
-    ) -> Iterator[tuple[list[int], Tensor]]:
-        """Yield what :meth:`gradients` returns, in the batches of :meth:`stream`.
-
-        Parameters
-        ----------
-        responses, max_tokens
-            As for :meth:`stream`.
-
-        Yields
-        ------
-        list of int, float32 tensor (batch, p)
-            The numbers of the batch's responses, and their gradients.
-        """
-        for numbers in plan(responses, max_tokens):
-            batch = pad([responses[number] for number in numbers])
-            yield numbers, self._whole(check_tokens(*batch, None, None, self.device))
-
-    def _whole(self, tokens: Tokens) -> Tensor:
-        """Return a checked batch's gradients."""
         out = torch.zeros(tokens.responses, self.size, device=self.device)
-        ends = np.cumsum([part.size for part in self.parts])
-
-        threads = get_num_threads()
+        places, threads = self.places, get_num_threads()
 
         def sink(number: int, wide: Tensor, narrow: Tensor) -> None:
-            end = int(ends[number])
             tile = products(wide, narrow, threads)
-            out[:, end - self.parts[number].size : end] = tile.view(tokens.responses, -1)
+            out[:, places[number]] = tile.view(tokens.responses, -1)
 
         self._run(tokens, sink)
         return out
@@ -355,45 +359,3 @@ class LoraGradients:
                 f"model: {type(base).__name__} changes its logits after the head (scaling or "
                 "soft-capping), which is not supported"
             )
-
-
-def pad(responses: Sequence[Response]) -> tuple[Tensor, Tensor, Tensor]:
-    """Return (input_ids, response_mask, attention_mask) of responses, padded on the right."""
-    rows = [_token_ids(response, number) for number, response in enumerate(responses)]
-    ids = torch.zeros(len(rows), max(map(len, rows), default=0), dtype=torch.long)
-    mask, real = torch.zeros_like(ids), torch.zeros_like(ids)
-    for row, tokens in enumerate(rows):
-        end = len(tokens)
-        ids[row, :end] = tokens
-        mask[row, len(responses[row][0]) : end] = 1
-        real[row, :end] = 1
-    return ids, mask, real
-
-
-def _token_ids(response: Response, number: int) -> Tensor:
-    """Return the tokens of a prompt and its response, checked; `number` names it in errors."""
-    if len(response[0]) == 0:
-        raise ValueError(f"responses: expected a prompt of at least one token, at {number}")
-    ids = torch.tensor([*response[0], *response[1]])
-    if ids.dtype == torch.bool or ids.is_floating_point() or ids.is_complex():
-        raise TypeError(f"responses: expected integer token ids, got {ids.dtype} at {number}")
-    return ids
-
-
-def plan(responses: Sequence[Response], max_tokens: int) -> list[list[int]]:
-    """Share responses out to batches of at most `max_tokens` padded tokens, the longest first."""
-    max_tokens = args.check_int(max_tokens, "max_tokens", 1)
-    sizes = np.array([len(_token_ids(r, number)) for number, r in enumerate(responses)], np.int64)
-    batches: list[list[int]] = []
-    for number in np.argsort(-sizes, kind="stable").tolist():
-        if sizes[number] > max_tokens:
-            raise ValueError(
-                f"max_tokens: expected at least {sizes[number]}, the tokens of response {number}; "
-                f"got {max_tokens}"
-            )
-        longest = sizes[batches[-1][0]] if batches else 0
-        if batches and (len(batches[-1]) + 1) * longest <= max_tokens:
-            batches[-1].append(number)
-        else:
-            batches.append([number])
-    return batches

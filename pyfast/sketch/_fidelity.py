@@ -1,4 +1,4 @@
-"""How faithful a run's sketches are: exact inner products beside sketched ones."""
+"""How faithful sketches are: exact inner products beside sketched ones."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pyfast.sketch._collector import LoraGradients, Response
-from pyfast.sketch._guards import check_distinct, check_finite, check_not_zero
+from pyfast._files import written_whole
+from pyfast.sketch._batches import Response
+from pyfast.sketch._collector import LoraGradients
+from pyfast.sketch._guards import check_distinct
 
 Doubles = NDArray[np.float64]
 
@@ -87,8 +88,19 @@ class FidelityReport:
         return "\n".join(lines)
 
     def save(self, path: str | Path) -> None:
-        """Write the report as JSON."""
-        Path(path).write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+        """Write the report as JSON, whole or not at all."""
+        with written_whole(Path(path)) as beside:
+            beside.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> FidelityReport:
+        """Read a report that `save` wrote; a `ValueError` if there is none."""
+        try:
+            found = json.loads(Path(path).read_text(encoding="utf-8"))
+            drift = None if found["drift"] is None else Drift(**found["drift"])
+            return cls(**{**found, "drift": drift})
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"path: expected a fidelity report at {path} ({error})") from None
 
 
 def fidelity(
@@ -106,7 +118,8 @@ def fidelity(
         Of the run.
     responses : sequence of (prompt_ids, response_ids)
         At least two that have tokens; about 32 tell enough. Their gradients are held in memory:
-        R x p x 4 bytes, twice that with `against`.
+        R x p x 4 bytes, twice that with `against`. (`collect` keeps those that it reports on in a
+        file.)
     against : LoraGradients, optional
         Of the same adapter on another model, float32 beside bfloat16 say: adds `Drift`.
     max_tokens : int
@@ -127,26 +140,46 @@ def fidelity(
         raise ValueError("responses: expected at least two that have tokens")
     if against is not None and against.names != collector.names:
         raise ValueError("against: expected the same LoRA matrices as collector")
-    count = len(responses)
-    sketches = np.empty((count, collector.dim), np.float32)
-    norms, part_norms = np.empty(count), np.empty((count, len(collector.parts)))
-    tokens = np.array([len(response) for _, response in responses], np.int64)
-    for numbers, batch in collector.stream(responses, max_tokens):
-        sketches[numbers] = batch.sketches.cpu().numpy()
-        norms[numbers], part_norms[numbers] = batch.squared_norms, batch.part_norms
-    check_distinct(sketches, norms, tokens)
-    exact = _gradients(collector, responses, max_tokens)
-    cosines, lengths = _cosines(exact)
-    sketched = sketches[tokens > 0].astype(np.float64)
-    sketched /= lengths[:, None]
-    above = np.triu_indices(len(sketched), 1)
-    error = (sketched @ sketched.T - cosines)[above]
+    exact, sketches = _run(collector, responses, max_tokens)
+    check_distinct(sketches, np.ones(len(sketches)), np.ones(len(sketches), np.int64))
     drift = None
     if against is not None:
         try:
-            drift = _drift(exact, _gradients(against, responses, max_tokens))
+            drift = _drift(exact, _run(against, responses, max_tokens)[0])
         except ValueError as reason:
             raise ValueError(f"against: {reason}") from None
+    return compare(collector, exact, sketches, drift)
+
+
+def _run(
+    collector: LoraGradients, responses: Sequence[Response], max_tokens: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return gradients and sketches, (R, p) and (R, dim), of the responses that have tokens."""
+    rows = [number for number, (_, response) in enumerate(responses) if len(response) > 0]
+    exact = np.empty((len(rows), collector.size), np.float32)
+    sketches = np.empty((len(responses), collector.dim), np.float32)
+    wanted = dict(zip(rows, exact, strict=True))
+    for numbers, batch in collector.stream(responses, max_tokens, gradients=wanted):
+        sketches[numbers] = batch.sketches.cpu().numpy()
+    return exact, sketches[rows]
+
+
+def compare(
+    collector: LoraGradients,
+    gradients: NDArray[np.float32],
+    sketches: NDArray[np.float32],
+    drift: Drift | None = None,
+) -> FidelityReport:
+    """Report on the gradients (R, p) and sketches (R, dim) of R >= 2 responses."""
+    cosines, lengths = _cosines(gradients)
+    sketched = sketches / lengths[:, None]
+    above = np.triu_indices(len(sketched), 1)
+    error = (sketched @ sketched.T - cosines)[above]
+    silent = [
+        name
+        for name, place in zip(collector.names, collector.places, strict=True)
+        if not gradients[:, place].any()
+    ]
     return FidelityReport(
         responses=len(sketched),
         pairs=len(error),
@@ -158,35 +191,9 @@ def fidelity(
         largest_norm_error=float(np.abs(np.linalg.norm(sketched, axis=1) - 1).max()),
         least_cosine=float(cosines[above].min()),
         largest_cosine=float(cosines[above].max()),
-        silent=[
-            name
-            for name, silent in zip(collector.names, (part_norms == 0).all(axis=0), strict=True)
-            if silent
-        ],
+        silent=silent,
         drift=drift,
     )
-
-
-def _gradients(collector: LoraGradients, responses: Sequence[Response], max_tokens: int) -> Any:
-    """Return the gradients of the responses that have tokens, float32 (R, p), checked."""
-    lengths = np.array([len(response) for _, response in responses], np.int64)
-    places = np.cumsum(lengths > 0) - 1
-    out = np.empty((int(places[-1]) + 1, collector.size), np.float32)
-    ends = np.cumsum([part.size for part in collector.parts])[:-1]
-    for numbers, gradients in collector.stream_gradients(responses, max_tokens):
-        rows = gradients.cpu().numpy()
-        norms = np.stack(
-            [
-                np.einsum("ij,ij->i", part, part, dtype=np.float64)
-                for part in np.split(rows, ends, 1)
-            ],
-            axis=1,
-        )
-        check_finite(norms, collector.names, numbers)
-        check_not_zero(norms, lengths[numbers], collector.names, numbers)
-        has_tokens = lengths[numbers] > 0
-        out[places[numbers][has_tokens]] = rows[has_tokens]
-    return out
 
 
 def _blocks(size: int) -> list[slice]:

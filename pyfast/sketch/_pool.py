@@ -19,12 +19,15 @@ from numpy.typing import ArrayLike, NDArray
 
 from pyfast._files import fsync
 from pyfast.select import _arguments as args
-from pyfast.sketch._collector import GradientBatch, LoraGradients, Response, plan
+from pyfast.sketch._batches import Response, plan
+from pyfast.sketch._collector import GradientBatch, LoraGradients
+from pyfast.sketch._fidelity import FidelityReport, compare
 from pyfast.sketch._guards import check_distinct
 from pyfast.sketch._parts import lora_layers
 
 _FORMAT = {"format": "pyfast sketch pool", "version": 1, "projection": "xor-stripes-v1"}
 _ARRAYS = ("sketches", "squared_norms", "logps", "lengths")
+_REPORT = "fidelity.json"
 _SAMPLE = 1 << 16  # numbers of a parameter that its fingerprint looks at
 
 
@@ -46,6 +49,8 @@ class SketchPool:
     info : dict
         Format, projection, dim, seed, names of the matrices, and a fingerprint of the sketched
         weights, a sample of all others, the tokens and the settings.
+    fidelity : FidelityReport or None
+        Exact beside sketched inner products of the responses in ``info["report_on"]``.
     """
 
     sketches: NDArray[np.float32]
@@ -53,6 +58,7 @@ class SketchPool:
     logps: NDArray[np.float64]
     lengths: NDArray[np.int64]
     info: dict[str, Any]
+    fidelity: FidelityReport | None = None
 
     @classmethod
     def open(cls, folder: str | Path) -> SketchPool:
@@ -85,7 +91,10 @@ class SketchPool:
                     f"{np.dtype(dtype)} {shape} in {name}, got {array.dtype} {array.shape}"
                 )
         sketches, squared_norms, logps, lengths = arrays
-        return cls(sketches, np.array(squared_norms), np.array(logps), np.array(lengths), info)
+        report = FidelityReport.load(folder / _REPORT) if info.get("report_on") else None
+        return cls(
+            sketches, np.array(squared_norms), np.array(logps), np.array(lengths), info, report
+        )
 
 
 def collect(
@@ -94,6 +103,7 @@ def collect(
     folder: str | Path,
     *,
     max_tokens: int = 4096,
+    fidelity: int = 32,
     resume: bool = True,
     progress: bool = True,
 ) -> SketchPool:
@@ -113,6 +123,10 @@ def collect(
     max_tokens : int
         Tokens of a batch, padding included: the bound on memory, with dim x 4 bytes a response
         of the batch. The pool itself stays on disk.
+    fidelity : int
+        The number of responses, spread evenly over those that have tokens, to report on: their
+        whole gradients come from the same passes and lie beside the pool until it is complete,
+        p x 4 bytes each. 0 for no report, of which fewer than two responses have none either.
     resume : bool
         Go on with what is left of an interrupted call; False starts anew.
     progress : bool
@@ -138,13 +152,14 @@ def collect(
         raise ValueError("responses: expected at least one")
     plan(responses, max_tokens)  # refuses what does not fit before any work
     beside = folder.with_name(f".{folder.name}.partial")
-    info = {
+    info: dict[str, Any] = {
         **_FORMAT,
         "count": len(responses),
         "dim": collector.dim,
         "seed": collector.seed,
         "names": collector.names,
         "sizes": [part.size for part in collector.parts],
+        "report_on": _spread(responses, args.check_int(fidelity, "fidelity", 0)),
         "fingerprint": _fingerprint(collector, responses, max_tokens),
     }
     if not resume and beside.exists():
@@ -152,14 +167,28 @@ def collect(
     arrays = _resumed(beside, info) if beside.exists() else _begun(beside, info)
     done = arrays["done"]
     skip = set(np.flatnonzero(done).tolist())
+    report_on = info["report_on"]
+    gradients = {n: arrays["gradients"][row] for row, n in enumerate(report_on)}
     with _Bar(len(responses), len(skip), progress) as bar:
-        for numbers, batch in collector.stream(responses, max_tokens, skip=skip):
+        for numbers, batch in collector.stream(
+            responses, max_tokens, skip=skip, gradients=gradients
+        ):
             _write(arrays, numbers, batch)
             bar.update(len(numbers))
     check_distinct(arrays["sketches"], arrays["squared_norms"], arrays["lengths"])
-    del arrays, done
+    if report_on:
+        report = compare(collector, arrays["gradients"], arrays["sketches"][report_on])
+        report.save(beside / _REPORT)
+    del arrays, done, gradients
     _finish(beside, folder)
     return SketchPool.open(folder)
+
+
+def _spread(responses: Sequence[Response], most: int) -> list[int]:
+    """Return the numbers of at most so many responses that have tokens, or none for one."""
+    rows = [number for number, (_, response) in enumerate(responses) if len(response) > 0]
+    count = min(most, len(rows))
+    return [rows[i * len(rows) // count] for i in range(count)] if count > 1 else []
 
 
 def response_pairs(offsets: ArrayLike) -> NDArray[np.int64]:
@@ -192,7 +221,7 @@ def response_pairs(offsets: ArrayLike) -> NDArray[np.int64]:
 def _begun(beside: Path, info: dict[str, Any]) -> dict[str, Any]:
     """Make the files, full of zeros."""
     beside.mkdir(parents=True)
-    for name, (dtype, shape) in _kinds(info).items():
+    for name, (dtype, shape) in _all_kinds(info).items():
         np.lib.format.open_memmap(beside / f"{name}.npy", "w+", dtype, shape)
     try:
         for path in beside.iterdir():
@@ -201,7 +230,7 @@ def _begun(beside: Path, info: dict[str, Any]) -> dict[str, Any]:
         shutil.rmtree(beside)
         raise
     (beside / "pool.json").write_text(json.dumps(info, indent=1) + "\n", encoding="utf-8")
-    return _mapped(beside)
+    return _mapped(beside, info)
 
 
 def _kinds(info: dict[str, Any]) -> dict[str, tuple[type, tuple[Any, ...]]]:
@@ -212,8 +241,15 @@ def _kinds(info: dict[str, Any]) -> dict[str, tuple[type, tuple[Any, ...]]]:
         "squared_norms": (np.float64, (count,)),
         "logps": (np.float64, (count,)),
         "lengths": (np.int64, (count,)),
-        "done": (np.uint8, (count,)),
     }
+
+
+def _all_kinds(info: dict[str, Any]) -> dict[str, tuple[type, tuple[Any, ...]]]:
+    """Return those of what is there while a pool is being made, too."""
+    kinds = {**_kinds(info), "done": (np.uint8, (info["count"],))}
+    if info["report_on"]:
+        kinds["gradients"] = (np.float32, (len(info["report_on"]), sum(info["sizes"])))
+    return kinds
 
 
 def _reserve(path: Path) -> None:
@@ -242,13 +278,13 @@ def _resumed(beside: Path, info: dict[str, Any]) -> dict[str, Any]:
             f"folder: {beside} was left by a call with other weights, tokens or settings; "
             "pass resume=False to start anew"
         )
-    return _mapped(beside)
+    return _mapped(beside, info)
 
 
-def _mapped(beside: Path) -> dict[str, Any]:
+def _mapped(beside: Path, info: dict[str, Any]) -> dict[str, Any]:
     return {
         name: np.load(beside / f"{name}.npy", mmap_mode="r+", allow_pickle=False)
-        for name in (*_ARRAYS, "done")
+        for name in _all_kinds(info)
     }
 
 
@@ -258,7 +294,7 @@ def _write(arrays: dict[str, Any], numbers: list[int], batch: GradientBatch) -> 
     arrays["squared_norms"][numbers] = batch.squared_norms
     arrays["logps"][numbers] = batch.logps
     arrays["lengths"][numbers] = batch.lengths
-    for name in _ARRAYS:
+    for name in arrays.keys() - {"done"}:
         arrays[name].flush()
     arrays["done"][numbers] = 1
     arrays["done"].flush()
@@ -269,7 +305,8 @@ def _finish(beside: Path, folder: Path) -> None:
         fsync(path)
     beside.rename(folder)
     fsync(folder.parent)
-    (folder / "done.npy").unlink()  # last: without it, work cannot be resumed
+    for name in ("gradients", "done"):  # last: without them, work cannot be resumed
+        (folder / f"{name}.npy").unlink(missing_ok=True)
 
 
 def _fingerprint(collector: LoraGradients, responses: Sequence[Response], max_tokens: int) -> str:

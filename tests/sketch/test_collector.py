@@ -12,7 +12,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 import pyfast
 from pyfast import sketch
 from pyfast.sketch import _capture, _collector, _parts, reference
-from pyfast.sketch._collector import pad
+from pyfast.sketch._batches import pad
 
 
 def relative(got, want):
@@ -256,6 +256,30 @@ def test_half_precision_is_as_near_to_float32_as_the_loop(tiny, dtype, cast_adap
     assert far(got) <= 1.1 * far(loop) + 1e-5
     assert relative(got, exact) < 0.2
     assert collector.responses(responses).sketches.dtype == torch.float32
+
+
+def test_whole_gradients_come_from_the_pass_of_the_sketches(tiny):
+    collector, responses = sketch.LoraGradients(tiny.lora(), 256), tiny.responses(9)
+    got = {n: np.full(collector.size, np.nan, np.float32) for n in (1, 4, 8)}
+    batches = {}
+    for numbers, batch in collector.stream(responses, 60, gradients=got):
+        batches |= {n: batch.sketches[row] for row, n in enumerate(numbers)}
+        whole = collector.gradients(*pad([responses[n] for n in numbers])).numpy()
+        for row, n in enumerate(numbers):
+            assert n not in got or np.array_equal(got[n], whole[row])
+    descending = range(len(collector.places))[::-1]
+    for n, gradient in got.items():
+        parts = [gradient[None, collector.places[number]] for number in descending]
+        want = reference.project_modules(parts, 256, 0, descending)
+        assert np.array_equal(want[0], batches[n].numpy())
+    fresh = sketch.LoraGradients(tiny.lora(fresh=True), 256)
+    for _ in fresh.stream(responses, 60, gradients=got):  # no A is handed on
+        pass
+    assert not got[4][fresh.places[0]].any()
+    assert got[4][fresh.places[1]].any()
+    for bad in (np.zeros(5, np.float32), np.zeros(collector.size)):
+        with pytest.raises(ValueError, match=r"gradients: expected float32 \(\d+,\) at 3, got"):
+            next(collector.stream(responses, 60, gradients={3: bad}))
 
 
 def test_tied_weights(tiny):

@@ -41,9 +41,10 @@ def test_fresh_adapters_have_silent_matrices_and_reports_are_saved(tiny, tmp_pat
     assert report.silent == collector.names[0::2]
     report.save(tmp_path / "report.json")
     assert json.loads((tmp_path / "report.json").read_text())["responses"] == 6
+    assert sketch.FidelityReport.load(tmp_path / "report.json") == report
 
 
-def test_drift_of_bfloat16(tiny):
+def test_drift_of_bfloat16(tiny, tmp_path):
     exact = sketch.LoraGradients(tiny.lora(), 128)
     same = sketch.fidelity(exact, tiny.responses(6), against=exact).drift
     assert same.largest_relative_error == 0
@@ -53,6 +54,8 @@ def test_drift_of_bfloat16(tiny):
     assert 1e-4 < report.drift.largest_relative_error < 0.2
     assert 0.98 < report.drift.least_cosine <= report.drift.mean_cosine < 1
     assert "drift" in str(report)
+    report.save(tmp_path / "report.json")
+    assert sketch.FidelityReport.load(tmp_path / "report.json") == report
     fewer = sketch.LoraGradients(tiny.lora(target_modules=["q_proj"]), 128)
     with pytest.raises(ValueError, match="against: expected the same LoRA matrices"):
         sketch.fidelity(rounded, tiny.responses(6), against=fewer)

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -12,8 +13,8 @@ import torch
 
 from pyfast import select, sketch
 from pyfast.select import reference as select_reference
-from pyfast.sketch import _guards, _pool
-from pyfast.sketch._collector import plan
+from pyfast.sketch import _guards, _pool, reference
+from pyfast.sketch._batches import plan
 
 
 def test_a_pool_holds_what_the_collector_gives(tiny, tmp_path):
@@ -37,7 +38,8 @@ def test_a_pool_holds_what_the_collector_gives(tiny, tmp_path):
     assert again.info["dim"] == 256
     assert sorted(p.name for p in tmp_path.iterdir()) == ["pool"]
     assert sorted(p.name for p in (tmp_path / "pool").iterdir()) == [
-        "lengths.npy", "logps.npy", "pool.json", "sketches.npy", "squared_norms.npy",
+        "fidelity.json", "lengths.npy", "logps.npy", "pool.json", "sketches.npy",
+        "squared_norms.npy",
     ]  # fmt: skip
 
 
@@ -65,11 +67,11 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(tiny, tmp_path, monkeypatch
     whole = sketch.collect(collector, responses, tmp_path / "a", max_tokens=60, progress=False)
     plain, runs = sketch.LoraGradients._sketch, []
 
-    def interrupted(self, tokens, numbers):
+    def interrupted(self, tokens, numbers, gradients):
         if len(runs) == stop:
             raise KeyboardInterrupt
         runs.append(numbers)
-        return plain(self, tokens, numbers)
+        return plain(self, tokens, numbers, gradients)
 
     monkeypatch.setattr(sketch.LoraGradients, "_sketch", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -77,9 +79,9 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(tiny, tmp_path, monkeypatch
     assert not (tmp_path / "b").exists()
     first = list(runs)
 
-    def counted(self, tokens, numbers):
+    def counted(self, tokens, numbers, gradients):
         runs.append(numbers)
-        return plain(self, tokens, numbers)
+        return plain(self, tokens, numbers, gradients)
 
     monkeypatch.setattr(sketch.LoraGradients, "_sketch", counted)
     pool = sketch.collect(collector, responses, tmp_path / "b", max_tokens=60, progress=False)
@@ -89,6 +91,43 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(tiny, tmp_path, monkeypatch
         a, b = (tmp_path / folder / f"{name}.npy" for folder in "ab")
         assert a.read_bytes() == b.read_bytes()
     assert pool.info == whole.info
+    assert pool.fidelity == whole.fidelity
+
+
+def test_a_pool_reports_on_some_of_its_responses(tiny, tmp_path):
+    collector = sketch.LoraGradients(tiny.lora(), 1024)
+    responses = [([5], []), *tiny.responses(19), ([1, 2], [])]
+    some = {"max_tokens": 60, "progress": False}
+    pool = sketch.collect(collector, responses, tmp_path / "few", fidelity=6, **some)
+    assert pool.info["report_on"] == [1, 4, 7, 10, 13, 16]
+    alone = sketch.fidelity(collector, [responses[n] for n in pool.info["report_on"]])
+    assert (pool.fidelity.responses, pool.fidelity.pairs) == (6, 15)
+    ours, theirs = (list(asdict(report).values()) for report in (pool.fidelity, alone))
+    assert ours[:-2] == pytest.approx(theirs[:-2], rel=1e-3)  # in other batches
+    assert ours[-2:] == theirs[-2:] == [[], None]
+    assert sketch.SketchPool.open(tmp_path / "few").fidelity == pool.fidelity
+
+    pool = sketch.collect(collector, responses, tmp_path / "all", **some)
+    assert pool.info["report_on"] == list(range(1, 20))
+    unit = reference.lora_gradients(collector.model, responses[1:20], collector.names)
+    unit = unit / np.linalg.norm(unit, axis=1, keepdims=True)
+    above = np.triu_indices(19, 1)
+    rows = pool.sketches[1:20] / np.sqrt(pool.squared_norms[1:20, None])
+    error = (rows @ rows.T - unit @ unit.T)[above]
+    assert pool.fidelity.rms_error == pytest.approx(np.sqrt(np.mean(error**2)), rel=1e-3)
+    assert pool.fidelity.silent == []
+
+    for folder, most, count in (("none", 0, 20), ("one", 32, 2), ("single", 1, 20)):
+        pool = sketch.collect(
+            collector, responses[:count], tmp_path / folder, fidelity=most, **some
+        )
+        assert pool.fidelity is None
+        assert pool.info["report_on"] == []
+        assert not (tmp_path / folder / "fidelity.json").exists()
+    for bad, error in ((-1, ValueError), (2.5, TypeError)):
+        with pytest.raises(error, match="fidelity: expected"):
+            sketch.collect(collector, responses, tmp_path / "bad", fidelity=bad, **some)
+        assert not list(tmp_path.glob("*bad*"))
 
 
 def test_a_killed_process_leaves_no_pool(tiny, tmp_path):
@@ -263,8 +302,12 @@ def test_room_on_the_disk_is_taken_before_any_work(tiny, tmp_path, monkeypatch):
     collector, responses = sketch.LoraGradients(tiny.lora(), 4096), tiny.responses(9)
 
     def look(*_):
-        taken = (tmp_path / ".p.partial" / "sketches.npy").stat().st_blocks * 512
-        raise RuntimeError(f"taken: {taken >= 9 * 4096 * 4}")
+        names = {"sketches": 9 * 4096, "gradients": 9 * collector.size}
+        taken = [
+            (tmp_path / ".p.partial" / f"{name}.npy").stat().st_blocks * 512 >= count * 4
+            for name, count in names.items()
+        ]
+        raise RuntimeError(f"taken: {all(taken)}")
 
     with monkeypatch.context() as patch:
         patch.setattr(_pool, "_write", look)
@@ -351,6 +394,17 @@ def test_broken_pools_are_refused(tiny, tmp_path):
         (tmp_path / "p" / "logps.npy").write_bytes(content)
         with pytest.raises(ValueError, match=r"expected a sketch pool at "):
             sketch.SketchPool.open(tmp_path / "p")
+    (tmp_path / "p" / "fidelity.json").rename(tmp_path / "report.json")
+    np.save(tmp_path / "p" / "logps.npy", np.zeros(5))
+    for content in ("", "[]", "{}", '{"drift": 3}'):
+        (tmp_path / "p" / "fidelity.json").write_text(content)
+        with pytest.raises(ValueError, match=r"expected a fidelity report at .*fidelity.json"):
+            sketch.SketchPool.open(tmp_path / "p")
+    (tmp_path / "p" / "fidelity.json").unlink()
+    with pytest.raises(ValueError, match=r"expected a fidelity report at .*fidelity.json"):
+        sketch.SketchPool.open(tmp_path / "p")
+    (tmp_path / "report.json").rename(tmp_path / "p" / "fidelity.json")
+    assert sketch.SketchPool.open(tmp_path / "p").fidelity.responses == 5
     np.save(tmp_path / "p" / "logps.npy", np.array([{}]), allow_pickle=True)
     with pytest.raises(ValueError, match=r"expected a sketch pool at .*Python objects"):
         sketch.SketchPool.open(tmp_path / "p")

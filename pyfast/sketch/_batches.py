@@ -1,0 +1,55 @@
+"""Many responses, shared out to batches of like lengths."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyfast.select import _arguments as args
+
+Response = tuple[Sequence[int], Sequence[int]]
+
+
+def pad(responses: Sequence[Response]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return (input_ids, response_mask, attention_mask) of responses, padded on the right."""
+    rows = [_token_ids(response, number) for number, response in enumerate(responses)]
+    ids = torch.zeros(len(rows), max(map(len, rows), default=0), dtype=torch.long)
+    mask, real = torch.zeros_like(ids), torch.zeros_like(ids)
+    for row, tokens in enumerate(rows):
+        end = len(tokens)
+        ids[row, :end] = tokens
+        mask[row, len(responses[row][0]) : end] = 1
+        real[row, :end] = 1
+    return ids, mask, real
+
+
+def _token_ids(response: Response, number: int) -> Tensor:
+    """Return the tokens of a prompt and its response, checked; `number` names it in errors."""
+    if len(response[0]) == 0:
+        raise ValueError(f"responses: expected a prompt of at least one token, at {number}")
+    ids = torch.tensor([*response[0], *response[1]])
+    if ids.dtype == torch.bool or ids.is_floating_point() or ids.is_complex():
+        raise TypeError(f"responses: expected integer token ids, got {ids.dtype} at {number}")
+    return ids
+
+
+def plan(responses: Sequence[Response], max_tokens: int) -> list[list[int]]:
+    """Share responses out to batches of at most `max_tokens` padded tokens, the longest first."""
+    max_tokens = args.check_int(max_tokens, "max_tokens", 1)
+    sizes = np.array([len(_token_ids(r, number)) for number, r in enumerate(responses)], np.int64)
+    batches: list[list[int]] = []
+    for number in np.argsort(-sizes, kind="stable").tolist():
+        if sizes[number] > max_tokens:
+            raise ValueError(
+                f"max_tokens: expected at least {sizes[number]}, the tokens of response {number}; "
+                f"got {max_tokens}"
+            )
+        longest = sizes[batches[-1][0]] if batches else 0
+        if batches and (len(batches[-1]) + 1) * longest <= max_tokens:
+            batches[-1].append(number)
+        else:
+            batches.append([number])
+    return batches
