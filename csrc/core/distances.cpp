@@ -37,17 +37,21 @@ void throw_overflow(index i, index j) {
 template <class T>
 void exact_squares(MatrixView<T> x, double* out, index stride, Token& token) {
   const index n = x.rows, d = x.cols;
-  // Columns at a time, from the diagonal down; an interrupt waits for them.
+  // Columns at a time, from the diagonal down, by as many rows as an interrupt can wait for.
   const index panel = d <= 1 << 18 ? 6 : 1;
+  const index some = std::max<index>(Token::fitting(panel * d), 4);
   const simd::Kernels& kernels = simd::kernels();
   for (index j = 0; j < n; j += panel) {
     const index cols = std::min(panel, n - j);
-    token.spend((n - j) * cols * d);
-    double* to = out + j * stride + j;
-    if constexpr (sizeof(T) == sizeof(float)) {
-      kernels.squared_distance_wide(x.row(j), n - j, d, x.row(j), cols, d, d, to, stride);
-    } else {
-      kernels.squared_distance_f64(x.row(j), n - j, d, x.row(j), cols, d, d, to, stride);
+    for (index i = j; i < n; i += some) {
+      const index rows = std::min(some, n - i);
+      token.spend(rows * cols * d);
+      double* to = out + i * stride + j;
+      if constexpr (sizeof(T) == sizeof(float)) {
+        kernels.squared_distance_wide(x.row(i), rows, d, x.row(j), cols, d, d, to, stride);
+      } else {
+        kernels.squared_distance_f64(x.row(i), rows, d, x.row(j), cols, d, d, to, stride);
+      }
     }
   }
   for (index i = 0; i < n; ++i) {
@@ -62,18 +66,25 @@ simd::PairSquares<double> pair_kernel(double) { return simd::kernels().pair_squa
 
 }  // namespace
 
-// Block by block of rows, each with all rows before it: the block stays in the second-level cache.
+// Block by block of rows, each with all rows before it, by as many of their numbers as an interrupt
+// can wait for: the block stays in the second-level cache.
 template <class T>
 void pair_squares(const T* const* rows, index n, index width, T* out, index stride,
                   const simd::Ahead& ahead, int threads, Token& caller) {
   constexpr index kBlockBytes = 1 << 18, kLeast = 24;
+  constexpr index kChunk = simd::kChunkBytes / static_cast<index>(sizeof(T));
   const index fitting = kBlockBytes / (width * static_cast<index>(sizeof(T)) + 1);
   const index block = std::max(fitting / kLeast * kLeast, kLeast);
   const index blocks = std::max<index>((n + block - 1) / block, 1);
   const auto measure = [&](index item, int, Token& token) {
     const index from = (blocks - 1 - item) * block, to = std::min(from + block, n);  // most first
-    token.spend((to - from) * (to + from) * width / 4);
-    pair_kernel(T{})(rows, n, from, to, width, out, stride, item == 0 ? ahead : simd::Ahead{});
+    const index pairs = (to - from) * (to + from) / 2;
+    const index some = Token::fitting(pairs * kChunk / 8) * kChunk;
+    for (index t = 0; t == 0 || t < width; t += some) {
+      const index end = std::min(t + some, width);
+      token.spend(pairs * (end - t) / 2);
+      pair_kernel(T{})(rows, n, from, to, t, end, out, stride, item == 0 ? ahead : simd::Ahead{});
+    }
   };
   threads = worthwhile_threads(threads, 0.5 * static_cast<double>(n * n * width));
   if (threads > 1 && blocks > 1) {

@@ -12,8 +12,12 @@ namespace pyfast {
 
 namespace {
 
-// Rows of a tile: few enough to be done, and an interrupt be seen, within milliseconds.
-index tile_of(index d) { return d <= 16384 ? 128 : 32; }
+// Rows of a tile: few enough to be done, and an interrupt be seen, within some 50 ms.
+index tile_of(index d) {
+  index side = 128;
+  while (side > 4 && side * side * d > 1 << 28) side /= 2;
+  return side;
+}
 
 void squares(MatrixView<float> x, MatrixView<float> y, float* out, index stride) {
   simd::kernels().squared_distance_f32(x.data, x.rows, x.cols, y.data, y.rows, y.cols, x.cols, out,

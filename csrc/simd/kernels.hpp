@@ -21,7 +21,6 @@ namespace {
 
 constexpr int kBytes = 64;  // of all partial sums of one pair, on every level
 constexpr int kParts = kBytes / PYFAST_VECTOR_BYTES;
-constexpr index kChunkBytes = 4096;  // of the sums' type
 constexpr int kTileRows = PYFAST_TILE_ROWS;
 constexpr int kTileCols = PYFAST_TILE_COLS;
 
@@ -292,8 +291,8 @@ inline void finish_row(const Folded<Sum>* pairs, index i, index first, index end
 }
 
 template <class Sum>
-void pair_squares(const Sum* const* x, index n, index from, index to, index d, Sum* out,
-                  index out_stride, const Ahead& ahead) {
+void pair_squares(const Sum* const* x, index n, index from, index to, index begin, index end,
+                  Sum* out, index out_stride, const Ahead& ahead) {
   const char* fetch = static_cast<const char*>(ahead.data);
   const char* const fetch_end = fetch + ahead.bytes;
   const index tiles = (to + from) * (to - from) / (2 * kTileRows * kTileCols) + 1,
@@ -304,23 +303,23 @@ void pair_squares(const Sum* const* x, index n, index from, index to, index d, S
     out[i * out_stride + i] = 0;
     for (index j = n; j < out_stride; ++j) out[i * out_stride + j] = 0;
   }
-  const index longest = d < kChunk ? d : kChunk;
+  const index longest = end - begin < kChunk ? end - begin : kChunk;
   const bool whole = kPanelCols * longest * static_cast<index>(sizeof(Sum)) <= kPanelBytes;
   const index cols = whole ? kPanelCols : kPanelCols / 2;
-  for (index t = 0; t == 0 || t < d; t += kChunk) {
-    const index t_end = d - t < kChunk ? d : t + kChunk;
+  for (index t = begin; t == begin || t < end; t += kChunk) {
+    const index t_end = end - t < kChunk ? end : t + kChunk;
     for (index first = 0; first < to; first += cols) {
       // Rows that do not fill a tile come first, where a row has the fewest columns.
       for (index i = first < from ? from : first + 1, next; i < to; i = next) {
         next = i + (to - i - 1) % kTileRows + 1;
-        const index end = first + cols < next - 1 ? first + cols : next - 1;
-        for (index j = first; j < end; j += kTileCols) {
-          symmetric_tile<kTileCols>(x, i, j, end - j, t, t_end, rows, j - first);
+        const index last = first + cols < next - 1 ? first + cols : next - 1;
+        for (index j = first; j < last; j += kTileCols) {
+          symmetric_tile<kTileCols>(x, i, j, last - j, t, t_end, rows, j - first);
           const char* stop = fetch_end - fetch < fetch_each ? fetch_end : fetch + fetch_each;
           for (; fetch < stop; fetch += 64) __builtin_prefetch(fetch, 0, 2);
         }
         for (index r = 0; i + r < next; ++r) {
-          finish_row(rows[r], i + r, first, i + r < end ? i + r : end, t == 0, out, out_stride);
+          finish_row(rows[r], i + r, first, i + r < last ? i + r : last, t == 0, out, out_stride);
         }
       }
     }

@@ -13,6 +13,8 @@
 
 namespace pyfast::simd {
 
+constexpr index kChunkBytes = 4096;  // of numbers of the sums' type
+
 // out[i * out_stride + j] = the sum for row a_i and row b_j, each of d numbers, rows `*_stride`
 // numbers apart. 32 rows of a at a time meet all rows of b: put the longer matrix first.
 template <class A, class B, class Sum>
@@ -47,18 +49,18 @@ struct NearestSums {
 };
 
 constexpr index kRoughMostRows = 16, kRoughMostColumns = 12;
-// out[i * out_stride + j] = sum_t (x_i[t] - x_j[t])^2 for the pairs of n rows of d numbers with
-// from <= i < to and j < i, and across the diagonal from them; zeros on the diagonal and past the
-// n-th column of those i. d is a multiple of 16, and x has kSpareRows more entries, for rows that
-// can be read. What `ahead` names, which will be needed next, is on its way into the caches at the
-// end.
+// out[i * out_stride + j] = sum_t (x_i[t] - x_j[t])^2 for the pairs of n rows with from <= i < to
+// and j < i, and across the diagonal from them; zeros on the diagonal and past the n-th column of
+// those i. begin <= t < end, a multiple of 16; a begin past 0, which has to be a chunk's, adds to
+// the sums of the numbers before it. x has kSpareRows more entries, for rows that can be read. What
+// `ahead` names, which will be needed next, is on its way into the caches at the end.
 struct Ahead {
   const void* data = nullptr;
   index bytes = 0;
 };
 template <class T>
-using PairSquares = void (*)(const T* const* x, index n, index from, index to, index d, T* out,
-                             index out_stride, const Ahead& ahead);
+using PairSquares = void (*)(const T* const* x, index n, index from, index to, index begin,
+                             index end, T* out, index out_stride, const Ahead& ahead);
 constexpr index kSpareRows = 3;
 // What one stripe gives to a slab of sums (core/sketch.hpp): to[w] += (-1)^S(w) from[w ^ x], for
 // all w such that w ^ x < count.

@@ -132,8 +132,10 @@ bool same_pairs(simd::PairSquares<T> pair_squares) {
       rows.resize(std::size_t(n + simd::kSpareRows), x.data());
       std::vector<T> out(std::size_t(n * stride) + 1, T(-7));
       const index part = n / 3;  // nothing, or the first rows on their own
-      pair_squares(rows.data(), n, 0, part, d, out.data(), stride, {});
-      pair_squares(rows.data(), n, part, n, d, out.data(), stride, {x.data(), n * d});
+      pair_squares(rows.data(), n, 0, part, 0, d, out.data(), stride, {});
+      const index chunk = std::min<index>(simd::kChunkBytes / sizeof(T), d);
+      pair_squares(rows.data(), n, part, n, 0, chunk, out.data(), stride, {x.data(), n * d});
+      if (chunk < d) pair_squares(rows.data(), n, part, n, chunk, d, out.data(), stride, {});
       for (index i = 0; i < n; ++i) {
         for (index j = 0; j < stride; ++j) {
           const T want = j < n && j != i ? plain<T>(rows[i], rows[j], d, square) : T(0);
