@@ -19,7 +19,7 @@ _SAMPLE = 7_000
 _NEVER_SAMPLED = 128
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class KMedoidsResult:
     """What :func:`kmedoids` found. Shapes are for one group; a batch stacks them in front.
 
@@ -45,6 +45,22 @@ class KMedoidsResult:
     n_passes: int | NDArray[np.int64]
     bound: float | NDArray[np.float64] | None = None
     gap: float | NDArray[np.float64] | None = None
+
+    def __init__(
+        self,
+        medoids: NDArray[np.int64],
+        labels: NDArray[np.int64],
+        cost: float | NDArray[np.float64],
+        n_swaps: int | NDArray[np.int64],
+        n_passes: int | NDArray[np.int64],
+        bound: float | NDArray[np.float64] | None = None,
+        gap: float | NDArray[np.float64] | None = None,
+    ) -> None:
+        # At once: field by field, as a frozen dataclass does it, takes as long as a small problem.
+        self.__dict__.update(
+            medoids=medoids, labels=labels, cost=cost, n_swaps=n_swaps, n_passes=n_passes,
+            bound=bound, gap=gap,
+        )  # fmt: skip
 
 
 def kmedoids(
