@@ -103,7 +103,7 @@ def collect(
     folder: str | Path,
     *,
     max_tokens: int = 4096,
-    fidelity: int = 32,
+    fidelity: int | None = None,
     resume: bool = True,
     progress: bool = True,
 ) -> SketchPool:
@@ -123,10 +123,11 @@ def collect(
     max_tokens : int
         Tokens of a batch, padding included: the bound on memory, with dim x 4 bytes a response
         of the batch. The pool itself stays on disk.
-    fidelity : int
-        The number of responses, spread evenly over those that have tokens, to report on: their
-        whole gradients come from the same passes and lie beside the pool until it is complete,
-        p x 4 bytes each. 0 for no report, of which fewer than two responses have none either.
+    fidelity : int, optional
+        How many responses, spread evenly over those that have tokens, to report on; by default 32,
+        or what fits into 4 GiB if that is less. Their whole gradients come from the same passes
+        and lie beside the pool until it is complete, p x 4 bytes each. 0 for no report, which
+        fewer than two responses do not have either.
     resume : bool
         Go on with what is left of an interrupted call; False starts anew.
     progress : bool
@@ -159,7 +160,7 @@ def collect(
         "seed": collector.seed,
         "names": collector.names,
         "sizes": [part.size for part in collector.parts],
-        "report_on": _spread(responses, args.check_int(fidelity, "fidelity", 0)),
+        "report_on": _report_on(responses, fidelity, collector.size),
         "fingerprint": _fingerprint(collector, responses, max_tokens),
     }
     if not resume and beside.exists():
@@ -184,10 +185,11 @@ def collect(
     return SketchPool.open(folder)
 
 
-def _spread(responses: Sequence[Response], most: int) -> list[int]:
-    """Return the numbers of at most so many responses that have tokens, or none for one."""
+def _report_on(responses: Sequence[Response], wanted: int | None, size: int) -> list[int]:
+    """Return the numbers of the responses, at least two or none, whose gradients are kept."""
     rows = [number for number, (_, response) in enumerate(responses) if len(response) > 0]
-    count = min(most, len(rows))
+    most = min(32, (1 << 32) // (4 * size))
+    count = min(most if wanted is None else args.check_int(wanted, "fidelity", 0), len(rows))
     return [rows[i * len(rows) // count] for i in range(count)] if count > 1 else []
 
 

@@ -124,6 +124,10 @@ def test_a_pool_reports_on_some_of_its_responses(tiny, tmp_path):
         assert pool.fidelity is None
         assert pool.info["report_on"] == []
         assert not (tmp_path / folder / "fidelity.json").exists()
+    many = tiny.responses(40)
+    assert len(_pool._report_on(many, None, 1_000_000)) == 32
+    assert len(_pool._report_on(many, None, 160_000_000)) == 6
+    assert _pool._report_on(many, None, 600_000_000) == []
     for bad, error in ((-1, ValueError), (2.5, TypeError)):
         with pytest.raises(error, match="fidelity: expected"):
             sketch.collect(collector, responses, tmp_path / "bad", fidelity=bad, **some)
