@@ -138,7 +138,8 @@ def fidelity(
     """
     if sum(len(response) > 0 for _, response in responses) < 2:
         raise ValueError("responses: expected at least two that have tokens")
-    if against is not None and against.names != collector.names:
+    matrices = (collector.names, collector.places)
+    if against is not None and (against.names, against.places) != matrices:
         raise ValueError("against: expected the same LoRA matrices as collector")
     exact, sketches = _run(collector, responses, max_tokens)
     check_distinct(sketches, np.ones(len(sketches)), np.ones(len(sketches), np.int64))

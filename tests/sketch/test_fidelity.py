@@ -56,9 +56,9 @@ def test_drift_of_bfloat16(tiny, tmp_path):
     assert "drift" in str(report)
     report.save(tmp_path / "report.json")
     assert sketch.FidelityReport.load(tmp_path / "report.json") == report
-    fewer = sketch.LoraGradients(tiny.lora(target_modules=["q_proj"]), 128)
-    with pytest.raises(ValueError, match="against: expected the same LoRA matrices"):
-        sketch.fidelity(rounded, tiny.responses(6), against=fewer)
+    for other in (tiny.lora(target_modules=["q_proj"]), tiny.lora(rank=8)):
+        with pytest.raises(ValueError, match="against: expected the same LoRA matrices"):
+            sketch.fidelity(rounded, tiny.responses(6), against=sketch.LoraGradients(other, 128))
 
 
 def test_another_model_that_is_not_finite_is_refused(tiny):
