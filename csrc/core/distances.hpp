@@ -10,6 +10,9 @@
 
 namespace pyfast {
 
+// The relative error of one float operation.
+constexpr double kFloatRounding = 0x1.0p-24;
+
 // sum_t (a_t - b_t)^2 over d numbers, in the precision of the rows and in the order that simd.hpp
 // fixes.
 float squared_distance(const float* a, const float* b, index d);

@@ -9,9 +9,6 @@
 
 namespace pyfast {
 
-// The relative error of one float operation.
-constexpr double kFloatRounding = 0x1.0p-24;
-
 // The workspace grows and stays.
 template <class T>
 class FloatDistances {

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <vector>
 
+#include "core/distance_floors.hpp"
 #include "core/distances.hpp"
 #include "core/row_copies.hpp"
 #include "simd/simd.hpp"
@@ -96,37 +97,104 @@ void share(index count, int threads, Cancel& cancel, Token& caller, Body&& body)
   }
 }
 
-}  // namespace
-
+// What is measured of a tile: the distances of the points a to the points b of a strip.
 template <class T>
-void each_distance(MatrixView<T> x, const SeeDistances<T>& see, int threads, Cancel& cancel,
-                   Token& caller, const index* names) {
+class Measured {
+ public:
+  explicit Measured(MatrixView<T> strip) : strip_(strip) {}
+
+  void measure(index, MatrixView<T> a, T* tile, index side, Token& token) const {
+    token.spend(a.rows * strip_.rows * a.cols);
+    squares(a, strip_, tile, side);
+    take_roots(a, strip_, tile, side);
+  }
+
+ private:
+  MatrixView<T> strip_;
+};
+
+// Or numbers just below them, and distances where too close to tell.
+template <class T>
+class Floored {
+ public:
+  Floored(MatrixView<T> strip, index top, const DistanceFloors<T>& floors, Token& token)
+      : exactly_(strip), strip_(strip), floors_(floors, top, strip.rows, token) {}
+
+  void measure(index left, MatrixView<T> a, T* tile, index side, Token& token) {
+    floor_.resize(static_cast<std::size_t>(side * side));
+    if (!floors_.measure(left, a.rows, floor_.data(), side, token)) {
+      return exactly_.measure(left, a, tile, side, token);
+    }
+    for (index i = 0; i < a.rows; ++i) {
+      const float* floors = floor_.data() + i * side;
+      T* row = tile + i * side;
+      for (index j = 0; j < strip_.rows; ++j) row[j] = static_cast<T>(floors[j]);
+      for (index j = 0; j < strip_.rows; ++j) {
+        if (row[j] >= 0) continue;
+        const T* const to = strip_.row(j);
+        distances_to(a.row(i), &to, 1, a.cols, row + j);
+      }
+    }
+  }
+
+ private:
+  Measured<T> exactly_;
+  MatrixView<T> strip_;
+  typename DistanceFloors<T>::Strip floors_;
+  std::vector<float> floor_;
+};
+
+// Every strip of points beside all strips before it, and itself: begin(strip, top, token) says what
+// measures its tiles.
+template <class T, class Begin>
+void each_tile(MatrixView<T> x, const SeeDistances<T>& see, int threads, Cancel& cancel,
+               Token& caller, const index* names, Begin&& begin) {
   const index n = x.rows, side = tile_of(x.cols), strips = (n + side - 1) / side;
   threads = worthwhile_threads(threads, 0.5 * static_cast<double>(n * n * x.cols));
   // The strip of the most tiles goes first, so that the threads end together.
   share(strips, threads, cancel, caller, [&](index item, Token& token) {
     const index top = (strips - 1 - item) * side;
-    const MatrixView<T> a = rows_of(x, top, side);
+    const MatrixView<T> b = rows_of(x, top, side);
+    auto measured = begin(b, top, token);
     std::vector<T> tile(static_cast<std::size_t>(side * side));
     std::vector<T> column(static_cast<std::size_t>(side));
     for (index left = 0; left <= top; left += side) {
-      const MatrixView<T> b = rows_of(x, left, side);
-      token.spend(a.rows * b.rows * x.cols);
-      squares(a, b, tile.data(), side);
-      take_roots(a, b, tile.data(), side);
+      const MatrixView<T> a = rows_of(x, left, side);
+      measured.measure(left, a, tile.data(), side, token);
       for (index i = 0; i < a.rows; ++i) {
         const T* row = tile.data() + i * side;
-        check_overflow(row, top + i, left, b.rows, names);
-        see(top + i, left, b.rows, row);
+        check_overflow(row, left + i, top, b.rows, names);
+        see(left + i, top, b.rows, row);
       }
       if (left == top) continue;  // a tile on the diagonal is its own mirror image
       for (index j = 0; j < b.rows; ++j) {
         for (index i = 0; i < a.rows; ++i) {
           column[static_cast<std::size_t>(i)] = tile[static_cast<std::size_t>(i * side + j)];
         }
-        see(left + j, top, a.rows, column.data());
+        see(top + j, left, a.rows, column.data());
       }
     }
+  });
+}
+
+}  // namespace
+
+template <class T>
+void each_distance(MatrixView<T> x, const SeeDistances<T>& see, int threads, Cancel& cancel,
+                   Token& token, const index* names) {
+  each_tile(x, see, threads, cancel, token, names,
+            [](MatrixView<T> strip, index, Token&) { return Measured<T>(strip); });
+}
+
+template <class T>
+void each_floor(MatrixView<T> x, const SeeDistances<T>& see, int threads, Cancel& cancel,
+                Token& token, const index* names) {
+  if (x.cols > DistanceFloors<T>::kWidest) {
+    return each_distance(x, see, threads, cancel, token, names);
+  }
+  const DistanceFloors<T> floors(x, token);
+  each_tile(x, see, threads, cancel, token, names, [&](MatrixView<T> strip, index top, Token& of) {
+    return Floored<T>(strip, top, floors, of);
   });
 }
 
@@ -169,6 +237,8 @@ void distances_to(const double* to, const double* const* rows, index count, inde
 }
 
 #define PYFAST_INSTANTIATE(T)                                                                     \
+  template void each_floor(MatrixView<T>, const SeeDistances<T>&, int, Cancel&, Token&,           \
+                           const index*);                                                         \
   template void euclidean_distances(MatrixView<T>, T*, int, Cancel&, Token&, const index*);       \
   template void each_distance(MatrixView<T>, const SeeDistances<T>&, int, Cancel&, Token&,        \
                               const index*);                                                      \

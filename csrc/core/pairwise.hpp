@@ -28,6 +28,11 @@ template <class T>
 void each_distance(MatrixView<T> x, const SeeDistances<T>& see, int threads, Cancel& cancel,
                    Token& token, const index* names = nullptr);
 
+// The same with numbers that the distances do not fall below (distance_floors.hpp), sooner.
+template <class T>
+void each_floor(MatrixView<T> x, const SeeDistances<T>& see, int threads, Cancel& cancel,
+                Token& token, const index* names = nullptr);
+
 // out[r * n + i] = ||x_points[r] - x_i||_2 for all n rows of x. Throws as euclidean_distances().
 template <class T>
 void distance_rows(MatrixView<T> x, const std::vector<index>& points, T* out, int threads,

@@ -29,7 +29,7 @@ KMedoidsSolution search_points(MatrixView<T> x, const index* names, const double
     const auto encode = [&](index i, index j, index count, const T* d) {
       codes->add(i, j, count, d);
     };
-    each_distance<T>(x, encode, team.threads, team.cancel, token, names);
+    each_floor<T>(x, encode, team.threads, team.cancel, token, names);
   }
   const PointDistances<T> points(x);
   state.look_in(codes.get(), &points);

@@ -352,6 +352,7 @@ void axpy(double a, const double* x, double* y, index n) {
 
 #include "simd/kmedoids_kernels.hpp"
 #include "simd/logdet_kernels.hpp"
+#include "simd/panel_kernels.hpp"
 #include "simd/search_kernels.hpp"
 #include "simd/sketch_kernels.hpp"
 
@@ -396,6 +397,7 @@ const Kernels PYFAST_JOIN(kernels_, PYFAST_SIMD_LEVEL) = {
     squared_norms<float>,
     squared_norms<double>,
     rough_dots,
+    panel_dots,
     philox,
     add_stripe,
     add_products,

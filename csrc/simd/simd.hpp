@@ -49,6 +49,7 @@ struct NearestSums {
 };
 
 constexpr index kRoughMostRows = 16, kRoughMostColumns = 12;
+constexpr index kPanelWidth = 16;
 // out[i * out_stride + j] = sum_t (x_i[t] - x_j[t])^2 for the pairs of n rows with from <= i < to
 // and j < i, and across the diagonal from them; zeros on the diagonal and past the n-th column of
 // those i. begin <= t < end, a multiple of 16; a begin past 0, which has to be a chunk's, adds to
@@ -169,6 +170,11 @@ struct Kernels {
   // levels. On its way to the sum a product meets at most 75 + d / 256 roundings.
   void (*rough_dots)(const float* const* rows, index n_rows, const float* columns, index n_columns,
                      index column_stride, index d, float* out, index out_stride);
+  // out[i * out_stride + c] = about sum_t a[i * a_stride + t] panel[t * kPanelWidth + c] for n rows
+  // of d numbers and kPanelWidth columns: in float, as is fastest. On its way to the sum a product
+  // meets at most 260 + d / 256 roundings.
+  void (*panel_dots)(const float* a, index n, index a_stride, const float* panel, index d,
+                     float* out, index out_stride);
   // The Philox4x32-10 block of counter (c0[i], c1[i], c2, c3), its word j to out[j * count + i];
   // `count` is a multiple of kPhiloxLanes.
   void (*philox)(const std::uint32_t* c0, const std::uint32_t* c1, std::uint32_t c2,

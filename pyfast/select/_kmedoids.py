@@ -145,10 +145,11 @@ def kmedoids(
 
     Memory, beside `X` and for each group being worked on (at most `n_threads` of a batch): 200
     bytes a point; from points, the medoids' rows and their distances, k (n + d) numbers of the type
-    of `X`; from 1,000 points on, given distances or not, one byte for each of n^2. From fewer
-    points, or with ``k=1``, ``init="greedy"`` or ``search="best"``, n^2 distances too; up to 128
-    points, given distances or not, 3 n^2 float64. With a sample of m points: m in place of n, and
-    2 k n distances, as many bytes, k d numbers and 8 m (d + 25) bytes. When that is done,
+    of `X`; from 1,000 points on, given distances or not, one byte for each of n^2, and from points
+    of up to 4,096 numbers 1,100 d bytes a thread. From fewer points, or with ``k=1``,
+    ``init="greedy"`` or ``search="best"``, n^2 distances too; up to 128 points, given distances or
+    not, 3 n^2 float64. With a sample of m points: m in place of n, and 2 k n distances, as many
+    bytes, k d numbers and 8 m (d + 25) bytes. When that is done,
     `certify` and `exact` take n^2 distances from points (float64 up to 128 points, else of the type
     of `X`), and `exact` then, if the bound is not enough, n (3 n + 3 d) float64 and what its solver
     needs.

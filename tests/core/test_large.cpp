@@ -146,6 +146,49 @@ TEST(tiles_hold_the_distances_of_pairs) {
   }
 }
 
+// Kinds: plain, two far clusters, duplicates, in a far corner, tiny, huge, some overflowing float's
+// squares.
+template <class T>
+bool floors_are_close(int kind, index d) {
+  const index n = 270;
+  std::vector<double> values = uniform(std::size_t(n * d), unsigned(kind), -1, 1);
+  for (index i = 0; i < n * d; ++i) {
+    double& value = values[std::size_t(i)];
+    if (kind == 1) value = (i / d % 2 == 0 ? 1e4 : 0) + value;
+    if (kind == 2) value = values[std::size_t(i % (9 * d))];
+    if (kind == 3) value += 1e6;
+    if (kind == 4) value *= 1e-24;
+    if (kind == 5) value *= 1e16;
+    if (kind == 6 && i / d % 5 == 0) value *= 1e30;
+  }
+  const std::vector<T> x = converted<T>(values);
+  const MatrixView<T> points{x.data(), n, d};
+  Cancel cancel;
+  Token token(cancel, true);
+  std::vector<T> exact(std::size_t(n * n)), one(std::size_t(n * n), -1), four(one);
+  euclidean_distances(points, exact.data(), 1, cancel, token);
+  for (const int threads : {1, 4}) {
+    std::vector<T>& all = threads == 1 ? one : four;
+    const auto copy = [&](index i, index j, index count, const T* found) {
+      std::copy(found, found + count, all.data() + i * n + j);
+    };
+    each_floor<T>(points, copy, threads, cancel, token);
+  }
+  for (std::size_t p = 0; p < exact.size(); ++p) {
+    if (!(one[p] <= exact[p] && one[p] >= T(0.98) * exact[p])) return false;
+  }
+  return one == four;
+}
+
+TEST(floors_are_just_below_the_distances) {
+  for (const index d : {1, 3, 16, 40, 384, 5000}) {
+    for (int kind = 0; kind < 7; ++kind) {
+      CHECK(floors_are_close<float>(kind, d));
+      CHECK(floors_are_close<double>(kind, d));
+    }
+  }
+}
+
 // Kinds: plain, ties, duplicates, outliers, points in a far corner with a few zero weights.
 template <class T>
 void check_points_without_matrix(int kind, const std::vector<int>& threads) {

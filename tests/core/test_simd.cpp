@@ -113,6 +113,36 @@ bool rough_enough(const simd::Kernels& kernels) {
   return true;
 }
 
+// The same of products beside a panel.
+bool panel_enough(const simd::Kernels& kernels) {
+  constexpr index kWidth = simd::kPanelWidth;
+  for (const index d : {1, 2, 15, 255, 256, 257, 512, 700, 3000}) {
+    for (const index rows : {1, 2, 5, 6, 7, 12, 13, 24, 31}) {
+      const index apart = d + 3, stride = kWidth + 1;
+      const std::vector<double> x = uniform(std::size_t(rows * apart), unsigned(d), -1, 1),
+                                y = uniform(std::size_t(d * kWidth), unsigned(d + 1), -1, 1);
+      const std::vector<float> a(x.begin(), x.end()), b(y.begin(), y.end());
+      std::vector<float> out(std::size_t(rows * stride), NAN);
+      kernels.panel_dots(a.data(), rows, apart, b.data(), d, out.data(), stride);
+      for (index i = 0; i < rows; ++i) {
+        if (!std::isnan(out[std::size_t(i * stride + kWidth)])) return false;
+        for (index c = 0; c < kWidth; ++c) {
+          double want = 0, size = 0;
+          for (index t = 0; t < d; ++t) {
+            const double term =
+                double(a[std::size_t(i * apart + t)]) * b[std::size_t(t * kWidth + c)];
+            want += term;
+            size += std::abs(term);
+          }
+          const double error = std::abs(out[std::size_t(i * stride + c)] - want);
+          if (!(error <= (260 + double(d) / 256) * 0x1.0p-24 * size)) return false;
+        }
+      }
+    }
+  }
+  return true;
+}
+
 }  // namespace
 
 namespace {
@@ -187,6 +217,7 @@ TEST(every_level_gives_the_documented_bits) {
     CHECK(same_squares(k->squared_norms_f32));
     CHECK(same_squares(k->squared_norms_f64));
     CHECK(rough_enough(*k));
+    CHECK(panel_enough(*k));
     CHECK(same_pairs<float>(k->pair_squares_f32));
     CHECK(same_pairs<double>(k->pair_squares_f64));
     CHECK(same_squares_to<float>(k->squares_to_wide));
