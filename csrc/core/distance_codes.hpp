@@ -37,7 +37,7 @@ class DistanceCodes {
 
   const unsigned char* row(index row) const { return codes_.get() + row * cols_; }
 
-  // The distances of candidate `row` to points first .. first + count - 1.
+  // The distances of candidate `row` to points first .. first + count - 1, or floors of them.
   void add(index row, index first, index count, const T* distances) {
     unsigned char* codes = codes_.get() + row * cols_ + first;
     if constexpr (sizeof(T) == sizeof(float)) {
