@@ -12,12 +12,14 @@ namespace {
 
 constexpr index kWidth = simd::kPanelWidth;
 
-index panels_for(index points) { return (points + kWidth - 1) / kWidth; }
+// Runs of kWidth that hold `count`.
+index panels_for(index count) { return (count + kWidth - 1) / kWidth; }
 
 }  // namespace
 
 template <class T>
-DistanceFloors<T>::DistanceFloors(MatrixView<T> x, Token& token) : x_(x) {
+DistanceFloors<T>::DistanceFloors(MatrixView<T> x, Token& token)
+    : x_(x), width_(panels_for(x.cols) * kWidth) {
   const auto d = static_cast<std::size_t>(x.cols);
   std::vector<double> sums(d);
   for (index i = 0; i < x.rows; ++i) {
@@ -54,7 +56,7 @@ DistanceFloors<T>::Strip::Strip(const DistanceFloors& floors, index top, index c
     : floors_(floors), top_(top), count_(count) {
   const index d = floors.x_.cols;
   panels_.resize(panels_for(count), d * kWidth, token);
-  rows_.resize(1, (d + kWidth - 1) / kWidth * kWidth, token);
+  rows_.resize(1, floors.width_, token);
   for (index c = 0; c < panels_for(count) * kWidth; ++c) {
     token.spend(4 * d);
     float* panel = panels_.row(c / kWidth) + c % kWidth;
@@ -66,7 +68,7 @@ DistanceFloors<T>::Strip::Strip(const DistanceFloors& floors, index top, index c
 template <class T>
 bool DistanceFloors<T>::Strip::measure(index left, index count, float* out, index stride,
                                        Token& token) {
-  const index d = floors_.x_.cols, width = (d + kWidth - 1) / kWidth * kWidth;
+  const index d = floors_.x_.cols, width = floors_.width_;
   token.spend(count * count_ * d / 2);
   rows_.resize(count, width, token);
   for (index i = 0; i < count; ++i) floors_.centre_row(left + i, rows_.row(i));

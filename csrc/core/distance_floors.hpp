@@ -44,6 +44,7 @@ class DistanceFloors {
   void centre_row(index i, float* to) const;
 
   MatrixView<T> x_;
+  index width_;  // of a centred row: a multiple of 16
   std::vector<T> centre_;
   std::vector<float> norms_;  // of the centred rows, squared
   float slack_;               // of the sum of two squared norms

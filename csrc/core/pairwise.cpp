@@ -177,14 +177,14 @@ void each_tile(MatrixView<T> x, const SeeDistances<T>& see, int threads, Cancel&
   });
 }
 
-}  // namespace
-
 template <class T>
 void each_distance(MatrixView<T> x, const SeeDistances<T>& see, int threads, Cancel& cancel,
                    Token& token, const index* names) {
   each_tile(x, see, threads, cancel, token, names,
             [](MatrixView<T> strip, index, Token&) { return Measured<T>(strip); });
 }
+
+}  // namespace
 
 template <class T>
 void each_floor(MatrixView<T> x, const SeeDistances<T>& see, int threads, Cancel& cancel,
@@ -240,8 +240,6 @@ void distances_to(const double* to, const double* const* rows, index count, inde
   template void each_floor(MatrixView<T>, const SeeDistances<T>&, int, Cancel&, Token&,           \
                            const index*);                                                         \
   template void euclidean_distances(MatrixView<T>, T*, int, Cancel&, Token&, const index*);       \
-  template void each_distance(MatrixView<T>, const SeeDistances<T>&, int, Cancel&, Token&,        \
-                              const index*);                                                      \
   template void distance_rows(MatrixView<T>, const std::vector<index>&, T*, int, Cancel&, Token&, \
                               const index*);
 PYFAST_INSTANTIATE(float)

@@ -20,15 +20,11 @@ template <class T>
 void euclidean_distances(MatrixView<T> x, T* out, int threads, Cancel& cancel, Token& token,
                          const index* names = nullptr);
 
-// The same without a matrix: see(i, j, count, d) is given the distances d of point i to the points
-// j .. j + count - 1, some of a row at a time, from any of the threads.
+// Without a matrix, and sooner: see(i, j, count, d) is given numbers d that the distances of point
+// i to the points j .. j + count - 1 do not fall below (distance_floors.hpp), some of a row at a
+// time, from any of the threads.
 template <class T>
 using SeeDistances = std::function<void(index i, index j, index count, const T* d)>;
-template <class T>
-void each_distance(MatrixView<T> x, const SeeDistances<T>& see, int threads, Cancel& cancel,
-                   Token& token, const index* names = nullptr);
-
-// The same with numbers that the distances do not fall below (distance_floors.hpp), sooner.
 template <class T>
 void each_floor(MatrixView<T> x, const SeeDistances<T>& see, int threads, Cancel& cancel,
                 Token& token, const index* names = nullptr);

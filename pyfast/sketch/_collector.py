@@ -72,6 +72,8 @@ class LoraGradients:
         The sketched matrices, in the order of their module numbers.
     size : int
         p, the numbers in a gradient.
+    places : list of slice
+        Where each of the matrices lies in a gradient.
     left_out : list of str
         Trainable parameters that are not sketched.
 
@@ -214,8 +216,15 @@ class LoraGradients:
         list of int, GradientBatch
             The numbers of the batch's responses, and what they give. The longest come first, so
             that what does not fit into memory fails at once.
+
+        Raises
+        ------
+        ValueError, TypeError
+            As :meth:`batch`, or if a response has more than `max_tokens` or an array of `gradients`
+            another dtype or shape.
         """
-        for number, gradient in (gradients or {}).items():
+        gradients = gradients or {}
+        for number, gradient in gradients.items():
             if gradient.shape != (self.size,) or gradient.dtype != np.float32:
                 raise ValueError(
                     f"gradients: expected float32 ({self.size},) at {number}, got "
@@ -225,7 +234,7 @@ class LoraGradients:
             if not all(number in skip for number in numbers):
                 batch = pad([responses[number] for number in numbers])
                 tokens = check_tokens(*batch, None, None, self.device)
-                yield numbers, self._sketch(tokens, numbers, gradients or {})
+                yield numbers, self._sketch(tokens, numbers, gradients)
 
     def _sketch(
         self,

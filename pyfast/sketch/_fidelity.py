@@ -94,7 +94,18 @@ class FidelityReport:
 
     @classmethod
     def load(cls, path: str | Path) -> FidelityReport:
-        """Read a report that `save` wrote; a `ValueError` if there is none."""
+        """Read a report.
+
+        Parameters
+        ----------
+        path : str or Path
+            Of the JSON that `save` wrote.
+
+        Raises
+        ------
+        ValueError
+            If there is no report.
+        """
         try:
             found = json.loads(Path(path).read_text(encoding="utf-8"))
             drift = None if found["drift"] is None else Drift(**found["drift"])
