@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from pyfast import select, sketch
-from pyfast.select import _native
+from pyfast import _native, select, sketch
 
 DIMS = [2**i for i in range(10, 19)]
 SEEDS = 256

@@ -352,8 +352,8 @@ def _env(arguments: argparse.Namespace) -> int:
     from importlib.metadata import PackageNotFoundError
 
     import pyfast
+    from pyfast._native import build_info
     from pyfast.kernels.runtime import why_unusable
-    from pyfast.select._native import build_info
     from pyfast.train.files import cache_dir
 
     lines = [("python", platform.python_version()), ("system", platform.platform())]

@@ -114,7 +114,7 @@ def test_signals_are_served_while_the_input_is_scanned(run_python: RunPython, ca
     """
     code = f"""
 import signal, numpy as np
-from pyfast.select import _native
+from pyfast import _native
 served = []
 signal.signal(signal.SIGALRM, lambda *_: served.append(1))
 signal.setitimer(signal.ITIMER_REAL, 2e-5, 2e-5)

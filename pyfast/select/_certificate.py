@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pyfast.select import _arguments as args
-from pyfast.select import _native
+from pyfast import _arguments as args
+from pyfast import _native
 
 Doubles = NDArray[np.float64]
 

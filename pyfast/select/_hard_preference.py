@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pyfast.select import _arguments as args
+from pyfast import _arguments as args
 from pyfast.select._random import HARD_PREFERENCE, uniforms
 
 

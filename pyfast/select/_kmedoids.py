@@ -6,9 +6,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from pyfast import _arguments as args
+from pyfast import _native
 from pyfast._threads import resolve_threads
-from pyfast.select import _arguments as args
-from pyfast.select import _certificate, _native
+from pyfast.select import _certificate
 
 # Points. A search of all 10,000 takes about as long as one of the sample and its polish, so that
 # neither time nor memory jumps.

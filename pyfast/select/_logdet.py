@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from pyfast import _arguments as args
+from pyfast import _native
 from pyfast._files import written_whole
 from pyfast._threads import resolve_threads
-from pyfast.select import _arguments as args
-from pyfast.select import _native
 
 Doubles = NDArray[np.float64]
 

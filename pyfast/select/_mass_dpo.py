@@ -6,9 +6,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from pyfast import _arguments as args
+from pyfast import _native
 from pyfast._threads import resolve_threads
-from pyfast.select import _arguments as args
-from pyfast.select import _native
 
 
 @dataclass(frozen=True)

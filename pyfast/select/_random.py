@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pyfast.select import _arguments as args
-from pyfast.select import _native
+from pyfast import _arguments as args
+from pyfast import _native
 
 # Philox counter word that keeps the draws of hard_preference apart (Purpose in philox.hpp).
 HARD_PREFERENCE = 3

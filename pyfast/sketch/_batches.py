@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyfast.select import _arguments as args
+from pyfast import _arguments as args
 
 Response = tuple[Sequence[int], Sequence[int]]
 

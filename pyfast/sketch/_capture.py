@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyfast._lora import LoraLinear, is_plain
+from pyfast.models.lora import LoraLinear, is_plain
 from pyfast.sketch._layout import Layout
 from pyfast.sketch._parts import Part, silent_parts, unhook
 

@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pyfast import _arguments as args
 from pyfast._threads import get_num_threads
 from pyfast.losses import sequence_logps
-from pyfast.select import _arguments as args
 from pyfast.sketch._batches import Response, pad, plan
 from pyfast.sketch._capture import Capture
 from pyfast.sketch._guards import check_finite, check_not_zero

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from pyfast import _arguments as args
 from pyfast._files import fsync
-from pyfast.select import _arguments as args
 from pyfast.sketch._batches import Response, plan
 from pyfast.sketch._collector import GradientBatch, LoraGradients
 from pyfast.sketch._fidelity import FidelityReport, compare

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pyfast.select import _native
+from pyfast import _native
 from pyfast.sketch._project import add_projection
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pyfast import _arguments as args
+from pyfast import _native
 from pyfast._threads import resolve_threads
-from pyfast.select import _arguments as args
-from pyfast.select import _native
 from pyfast.sketch.reference import CHUNK
 
 DIMS = tuple(2**i for i in range(7, 21))

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from pyfast._files import write_folder
-from pyfast.train import activations, lora
+from pyfast.models import checkpointing, lora
+from pyfast.models.shared_prompt import GroupScorer
 from pyfast.train.config import PolicyConfig, SamplingConfig
 from pyfast.train.errors import UserError
 from pyfast.train.files import cache_dir, resolve, sha256
 from pyfast.train.seeds import derive
-from pyfast.train.shared_prompt import GroupScorer
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Policy:
     seed : int
         Seed of the start of A.
     gradient_checkpointing : {"none", "selective", "full"}
-        What scoring keeps for the backward pass (`activations`).
+        What scoring keeps for the backward pass (`checkpointing`).
     """
 
     def __init__(
@@ -89,14 +89,12 @@ class Policy:
             self.model: Any = get_peft_model(model, settings)
         lora.fuse(self.model)
         self.model.eval()
-        base = self.model.get_base_model()
-        self._backbone: Any = base.base_model
         self._checkpointing = gradient_checkpointing
         self._checkpointed: list[torch.nn.Module] = []
         try:
             self._scorer = GroupScorer(self.model)
             if gradient_checkpointing != "none":
-                self._checkpointed = activations.layers_to_checkpoint(self.model)
+                self._checkpointed = checkpointing.layers_to_checkpoint(self.model)
         except ValueError as error:
             raise UserError(f"policy.{error}") from None
 
@@ -187,7 +185,7 @@ class Policy:
         hidden, mask = hidden.repeat_interleave(n, dim=0), mask.repeat_interleave(n, dim=0)
         rows = torch.arange(len(token_ids), device=self.device)  # the responses that go on
         for position in range(max_new_tokens):
-            logits = self._scorer.logits(hidden) / temperature
+            logits = self._scorer.lm.logits(hidden) / temperature
             tokens = _draw(logits, uniform[rows, position])
             ended = torch.isin(tokens, ends)
             for row, token, end in zip(rows.tolist(), tokens.tolist(), ended.tolist(), strict=True):
@@ -200,7 +198,7 @@ class Policy:
                 rows, tokens, mask = rows[going], tokens[going], mask[going]
                 cache.batch_select_indices(going)
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-            hidden = self._backbone(
+            hidden = self._scorer.lm.backbone(
                 input_ids=tokens[:, None],
                 attention_mask=mask,
                 position_ids=mask.sum(dim=1, keepdim=True) - 1,
@@ -252,7 +250,7 @@ class Policy:
                 stack.enter_context(self.model.disable_adapter())
             else:
                 how = self._checkpointing
-                stack.enter_context(activations.checkpointed(self._checkpointed, how))
+                stack.enter_context(checkpointing.checkpointed(self._checkpointed, how))
             return self._scorer.logps([(prompt_ids, responses)])
 
     def _prefill(self, prompts: list[list[int]]) -> tuple[Any, Tensor, Tensor]:
@@ -268,7 +266,7 @@ class Policy:
             tokens[row, longest - len(prompt) :] = torch.tensor(prompt)
             mask[row, longest - len(prompt) :] = 1
         mask = mask.to(self.device)
-        out = self._backbone(
+        out = self._scorer.lm.backbone(
             input_ids=tokens.to(self.device),
             attention_mask=mask,
             position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0),

@@ -19,10 +19,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pyfast._files import SECONDS_TO_LIVE, clear_leftovers, written_whole
+from pyfast.models.shared_prompt import Group
 from pyfast.train.errors import UserError
 from pyfast.train.files import cache_dir, to_json
 from pyfast.train.policy import Policy
-from pyfast.train.shared_prompt import Group
 
 SECONDS_BETWEEN_WRITES = 60.0
 

@@ -531,7 +531,7 @@ def test_ctrl_c_at_any_line_leaves_the_model_as_it_was(tiny):
     layers = model.get_base_model().model.layers[0]
     layers.mlp.up_proj.lora_A["default"].register_forward_hook(lambda *_: None)  # not one node
     layers.mlp.down_proj.forward = layers.mlp.down_proj.forward
-    layers.mlp.down_proj.forward.__func__.same_as_peft = True  # as train.lora has it
+    layers.mlp.down_proj.forward.__func__.same_as_peft = True  # as models.lora has it
     collector, responses = sketch.LoraGradients(model, 128), tiny.responses(2)
     before, want = state(model), collector.responses(responses).sketches
     try:
@@ -727,18 +727,17 @@ def test_bad_settings_are_named(tiny):
 
 def test_plain_layers_run_as_one_node_and_others_as_they_are(tiny, monkeypatch):
     """Both ways give the same gradients; what was in a layer's place is put back."""
-    from pyfast import _lora
-    from pyfast.train import lora
+    from pyfast.models import lora
 
     runs = []
-    plain = _lora.LoraLinear.forward
+    plain = lora.LoraLinear.forward
 
     def forward(ctx, *arguments):
         if arguments[6:]:  # somebody listens to the factors
             runs.append(1)
         return plain(ctx, *arguments)
 
-    monkeypatch.setattr(_lora.LoraLinear, "forward", staticmethod(forward))
+    monkeypatch.setattr(lora.LoraLinear, "forward", staticmethod(forward))
     model, responses = tiny.lora(), tiny.responses(5)
     _, want = check(model, responses)
     assert len(runs) == 2 * 14  # two passes over two layers of seven

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyfast.select import _native
+from pyfast import _native
 from pyfast.sketch import reference
 from pyfast.sketch._products import add_products, products
 

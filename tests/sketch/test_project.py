@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyfast import sketch
-from pyfast.select import _native
+from pyfast import _native, sketch
 from pyfast.sketch import reference
 
 KNOWN_X = [59605, 52388, 41769, 61225]

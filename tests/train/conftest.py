@@ -1,82 +1,13 @@
-"""A made-up language model and encoder, small enough to train in a second."""
+"""A made-up sentence encoder, and the settings of a run that takes a second."""
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
-TEXT = """good great happy love nice bad sad awful hate poor a the day dog rain sun is was and not
-tell me about in one short sentence system user assistant"""
-WORDS = TEXT.split()
-SPECIAL = ["[PAD]", "[UNK]", "<s>", "</s>"]
-CHAT_TEMPLATE = (
-    "{% for m in messages %}{{ m['role'] + ' ' + m['content'] + ' </s> ' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'assistant' }}{% endif %}"
-)
-
-
-def make_tokenizer(chat_template=None, start=False):
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    vocabulary = {word: i for i, word in enumerate([*SPECIAL, *WORDS])}
-    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    if start:  # as sentence encoders have it: also an empty text has a token
-        backend.post_processor = processors.TemplateProcessing("<s> $A", None, [("<s>", 2)])
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        bos_token="<s>",
-        eos_token="</s>",
-        model_max_length=64,
-    )
-    tokenizer.chat_template = chat_template
-    return tokenizer
-
-
-def make_model(**changes):
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    settings = {
-        "vocab_size": len(SPECIAL) + len(WORDS),
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 128,
-        "initializer_range": 0.3,
-        "pad_token_id": 0,
-        "bos_token_id": 2,
-        "eos_token_id": 3,
-        **changes,
-    }
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return LlamaForCausalLM(LlamaConfig(**settings))
-
 
 @pytest.fixture(scope="session")
-def tiny():
-    """Return what the made-up model is made of."""
-    return SimpleNamespace(model=make_model, tokenizer=make_tokenizer, chat_template=CHAT_TEMPLATE)
-
-
-@pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory) -> Path:
-    """A folder with a random two-layer Llama, its tokenizer and a chat template."""
-    folder = tmp_path_factory.mktemp("tiny-model")
-    make_model().save_pretrained(folder)
-    make_tokenizer(CHAT_TEMPLATE).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def tiny_encoder(tmp_path_factory) -> Path:
+def tiny_encoder(tiny, tmp_path_factory) -> Path:
     """A folder with a random one-layer BERT and its tokenizer."""
     import torch
     from transformers import BertConfig, BertModel
@@ -86,7 +17,7 @@ def tiny_encoder(tmp_path_factory) -> Path:
         torch.manual_seed(1)
         model = BertModel(
             BertConfig(
-                vocab_size=len(SPECIAL) + len(WORDS),
+                vocab_size=tiny.vocabulary,
                 hidden_size=16,
                 num_hidden_layers=1,
                 num_attention_heads=2,
@@ -95,32 +26,8 @@ def tiny_encoder(tmp_path_factory) -> Path:
             )
         )
     model.save_pretrained(folder)
-    make_tokenizer(start=True).save_pretrained(folder)
+    tiny.tokenizer(start=True).save_pretrained(folder)
     return folder
-
-
-@pytest.fixture
-def make_policy():
-    """Return a function that makes a policy whose adapter does something."""
-    import torch
-
-    from pyfast.train.policy import Policy
-
-    def make(chat_template=None, adapter=0.3, how="none", **changes):
-        policy = Policy(
-            make_model(**changes),
-            make_tokenizer(chat_template),
-            rank=2,
-            alpha=4.0,
-            gradient_checkpointing=how,
-        )
-        generator = torch.Generator().manual_seed(5)
-        with torch.no_grad():
-            for parameter in policy.trainable().values():
-                parameter.copy_(adapter * torch.randn(parameter.shape, generator=generator))
-        return policy
-
-    return make
 
 
 @pytest.fixture(scope="session")

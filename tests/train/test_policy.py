@@ -214,7 +214,7 @@ def test_logits_that_change_after_the_head(make_policy, monkeypatch, tiny, chang
 def test_a_head_with_an_adapter_of_its_own(tiny):
     from peft import LoraConfig, get_peft_model
 
-    from pyfast.train.shared_prompt import GroupScorer
+    from pyfast.models.shared_prompt import GroupScorer
 
     settings = LoraConfig(r=2, target_modules=["lm_head", "q_proj"], init_lora_weights=False)
     model = get_peft_model(tiny.model(), settings).eval()

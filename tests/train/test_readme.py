@@ -36,7 +36,7 @@ for response, logp in zip(groups[0][1], logps):
 def test_scoring_in_a_loop_of_your_own(tiny_model, tmp_path, monkeypatch, peft):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    blocks = [block for block in blocks if "from pyfast.train" in block]
+    blocks = [block for block in blocks if re.search(r"from pyfast\.(models|train)", block)]
     assert len(blocks) == 2
     names = NAMES.format(folder=str(tiny_model), peft=peft)
     script = "\n".join([names, *blocks, CHECKS])

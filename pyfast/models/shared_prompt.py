@@ -10,16 +10,15 @@ the same log-probabilities. A model that cannot take such a row gets one row for
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from pyfast import losses
-from pyfast.train.shared_attention import SharedPromptMask
+from pyfast.models.causal_lm import CausalLM, in_evaluation
+from pyfast.models.shared_attention import SharedPromptMask
 
 Group = tuple[Sequence[int], Sequence[Sequence[int]]]
 """The tokens of a prompt, and those of each of its responses."""
@@ -142,6 +141,8 @@ class GroupScorer:
 
     Attributes
     ----------
+    lm : CausalLM
+        The model's parts.
     why_not_shared : str or None
         Why prompts are never shared; None if they are, where a group allows it (`why_apart`).
 
@@ -154,14 +155,9 @@ class GroupScorer:
     """
 
     def __init__(self, model: Any, *, share: Literal["auto"] | bool = "auto") -> None:
-        _refuse_virtual_tokens(model)
-        self._base = model.get_base_model() if hasattr(model, "get_base_model") else model
-        self._backbone: Any = self._base.base_model
-        self._head: Any = self._base.get_output_embeddings()
-        self._softcap, self._temperature = self._after_head()
+        self.lm = CausalLM(model)
         self._must_share = share is True
-        with _in_evaluation(self._base):  # dropout would differ
-            self._check_head()
+        with in_evaluation(self.lm.base):  # dropout would differ
             self.why_not_shared = "it was not asked for" if share is False else self._find_reason()
         self._refuse(self.why_not_shared)
         self._longest_row = self._find_longest_row()
@@ -191,22 +187,7 @@ class GroupScorer:
         layout = lay_out(groups, share=reason is None)
         self._check_tokens(groups)
         hidden = self._hidden(layout)
-        labels = layout.labels.to(hidden.device)
-        if not isinstance(self._head, torch.nn.Linear):  # it has an adapter of its own
-            token_logps = self.logits(hidden).log_softmax(-1).gather(1, labels[:, None]).squeeze(1)
-            return torch.stack([part.sum() for part in torch.split(token_logps, layout.counts)])
-        ends = torch.tensor([0, *layout.counts], device=hidden.device).cumsum(0)
-        logps = losses.sequence_logps(
-            hidden,
-            self._head.weight,
-            labels,
-            head_bias=self._head.bias,
-            temperature=self._temperature,
-            softcap=self._softcap,
-            offsets=ends,
-            validate=False,
-        )
-        return logps.float()
+        return self.lm.logps(hidden, layout.labels.to(hidden.device), layout.counts)
 
     def why_apart(self, groups: Sequence[Group]) -> str | None:
         """Return why `logps` reads a prompt of these groups with every response; None if once."""
@@ -228,7 +209,7 @@ class GroupScorer:
     def _check_tokens(self, groups: Sequence[Group]) -> None:
         """Refuse tokens that the model does not have: the head would take another one's row."""
         read, scored = (
-            part.weight.shape[0] for part in (self._base.get_input_embeddings(), self._head)
+            part.weight.shape[0] for part in (self.lm.base.get_input_embeddings(), self.lm.head)
         )
         for g, (prompt, responses) in enumerate(groups):
             for tokens, end in ((prompt, read), *((y, scored) for y in responses)):
@@ -238,18 +219,11 @@ class GroupScorer:
                         f"groups: expected tokens from 0 to {end - 1}, got {wrong} in group {g}"
                     )
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Return the model's logits (..., V) in float32 from its last hidden states (..., H)."""
-        logits: Tensor = self._head(hidden).float()
-        if self._softcap is not None:
-            logits = self._softcap * torch.tanh(logits / self._softcap)
-        return logits / self._temperature
-
     def _hidden(self, layout: Layout) -> Tensor:
         """Return the hidden states that predict the response tokens, (T, H)."""
-        weight = self._head.weight
+        weight = self.lm.head.weight
         segments = layout.segments.to(weight.device)
-        implementation = self._base.config._attn_implementation
+        implementation = self.lm.base.config._attn_implementation
         mask: Any
         if layout.segments.max() <= 1:  # rows of one response: causal, nothing hides but padding
             mask = (segments >= 0).long()
@@ -261,7 +235,7 @@ class GroupScorer:
             mask.masked_fill_(~seen, torch.finfo(weight.dtype).min)
             if implementation == "sdpa" and mask.device.type == "cpu":
                 mask = SharedPromptMask.of(mask, segments)
-        states = self._backbone(
+        states = self.lm.backbone(
             input_ids=layout.tokens.to(weight.device),
             position_ids=layout.positions.to(weight.device),
             attention_mask=mask,
@@ -271,7 +245,7 @@ class GroupScorer:
 
     def _window(self) -> int | None:
         """Return how far back some layer sees, if it is not all the way."""
-        config = self._base.config.get_text_config()
+        config = self.lm.base.config.get_text_config()
         sliding = getattr(config, "use_sliding_window", True)
         names = (*(["sliding_window"] if sliding else []), "attention_chunk_size")
         windows = (getattr(config, name, None) for name in names)
@@ -283,9 +257,9 @@ class GroupScorer:
         Some models (GPT-Neo) keep a causal mask of their own, by places in the row instead of
         positions; it ends somewhere, and of a layer with a window it is a band.
         """
-        window = getattr(self._base.config.get_text_config(), "window_size", None)
+        window = getattr(self.lm.base.config.get_text_config(), "window_size", None)
         spans = [] if window is None else [int(window)]
-        for buffer in self._backbone.buffers():
+        for buffer in self.lm.backbone.buffers():
             square = buffer.ndim >= 2 and buffer.shape[-1] == buffer.shape[-2] > 1
             if square and not buffer[..., 0, 1:].any():  # the first sees nothing that follows
                 spans.append(int((buffer[..., -1, :] != 0).sum(-1).min()))
@@ -294,7 +268,7 @@ class GroupScorer:
     @torch.no_grad()
     def _find_reason(self) -> str | None:
         """Try a small group both ways: whatever a model does with masks and positions shows."""
-        implementation = self._base.config._attn_implementation
+        implementation = self.lm.base.config._attn_implementation
         if implementation not in ("sdpa", "eager", "flex_attention"):
             return f"its attention, {implementation}, takes no block mask"
         try:
@@ -304,52 +278,7 @@ class GroupScorer:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             return f"the model does not take a block mask ({reason})"
         difference = float((shared - apart).norm() / apart.norm())
-        rounding = torch.finfo(self._head.weight.dtype).eps ** 0.5  # and far above it
+        rounding = torch.finfo(self.lm.head.weight.dtype).eps ** 0.5  # and far above it
         if not difference <= rounding:
             return f"hidden states in a shared row differ by {difference:.1e} of their length"
         return None
-
-    def _after_head(self) -> tuple[float | None, float]:
-        """Return what the model does to its logits: the softcap, then the divisor."""
-        config = self._base.config.get_text_config()
-        softcap = getattr(config, "final_logit_softcapping", None)  # Gemma
-        divisor = getattr(config, "logits_scaling", None) or 1.0  # Granite
-        return softcap, divisor / (getattr(config, "logit_scale", None) or 1.0)  # Cohere
-
-    @torch.no_grad()
-    def _check_head(self) -> None:
-        """Refuse a model whose logits are not what `logits` makes of its hidden states."""
-        name = type(self._base).__name__
-        if self._head is None:
-            raise ValueError(f"model: {name} has no head that gives logits")
-        tokens = torch.tensor([[0, 1]], device=self._head.weight.device)
-        hidden = getattr(self._backbone(input_ids=tokens), "last_hidden_state", None)
-        if hidden is None:
-            raise ValueError(f"model: {name} does not give its last hidden states")
-        ours, theirs = self.logits(hidden), self._base(input_ids=tokens).logits
-        # The model may cap and scale in its own type, with a rounding at each step.
-        allowed = max(1e-3, 4 * torch.finfo(theirs.dtype).eps)
-        if not torch.allclose(ours, theirs.float(), rtol=allowed, atol=allowed):
-            raise ValueError(
-                f"model: {name} changes its logits after the head in a way that is not supported"
-            )
-
-
-def _refuse_virtual_tokens(model: Any) -> None:
-    config: Any = getattr(model, "active_peft_config", None)  # the base model knows nothing of it
-    if getattr(config, "is_prompt_learning", False):
-        kind = getattr(config.peft_type, "value", config.peft_type)
-        raise ValueError(f"model: its adapter, {kind}, is virtual tokens, which is not supported")
-
-
-@contextlib.contextmanager
-def _in_evaluation(model: torch.nn.Module) -> Iterator[None]:
-    """Switch a model to evaluation mode, and each of its modules back to its own."""
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

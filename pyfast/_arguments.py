@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pyfast.select import _native
+from pyfast import _native
 
 Floats = NDArray[np.float32] | NDArray[np.float64]
 Indices = NDArray[np.int64]

@@ -3,9 +3,9 @@ import torch
 from torch.nn import functional
 from torch.nn.functional import scaled_dot_product_attention as attend
 
-from pyfast.train import shared_attention
-from pyfast.train.shared_attention import SharedPromptMask
-from pyfast.train.shared_prompt import lay_out, visible
+from pyfast.models import shared_attention
+from pyfast.models.shared_attention import SharedPromptMask
+from pyfast.models.shared_prompt import lay_out, visible
 
 
 def group(prompt, *responses):

@@ -2,8 +2,8 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from pyfast._lora import LoraLinear
-from pyfast.train import lora
+from pyfast.models import lora
+from pyfast.models.lora import LoraLinear
 
 TOKENS = torch.tensor([[4, 9, 12, 7, 20], [6, 8, 3, 3, 10]])
 

@@ -3,7 +3,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import FalconConfig, FalconForCausalLM, OPTConfig, OPTForCausalLM
 
-from pyfast.train import activations
+from pyfast.models import checkpointing
 from pyfast.train.errors import UserError
 from pyfast.train.policy import Policy
 
@@ -40,7 +40,7 @@ def scored(policy):
 
 
 def test_the_same_bits_for_less_memory(make_policy, monkeypatch):
-    monkeypatch.setattr(activations, "CHEAP_PRODUCT", 8)
+    monkeypatch.setattr(checkpointing, "CHEAP_PRODUCT", 8)
     found = {how: scored(make_policy(how=how)) for how in ("none", "selective", "full")}
     expected, all_bytes, fewest = found["none"]
     for how in ("selective", "full"):
@@ -63,9 +63,9 @@ def test_sampling_is_untouched(make_policy, how):
 
 def test_the_reference_has_nothing_to_make_anew(make_policy, monkeypatch):
     expected = make_policy().logps(PROMPT, RESPONSES, reference=True)
-    calls, checkpoint = [], activations.checkpoint
+    calls, checkpoint = [], checkpointing.checkpoint
     monkeypatch.setattr(
-        activations, "checkpoint", lambda *a, **k: calls.append(a) or checkpoint(*a, **k)
+        checkpointing, "checkpoint", lambda *a, **k: calls.append(a) or checkpoint(*a, **k)
     )
     policy = make_policy(how="selective")
     assert torch.equal(policy.logps(PROMPT, RESPONSES, reference=True), expected)
@@ -115,13 +115,13 @@ def test_layers_keep_a_forward_of_their_own(make_policy):
 
 def test_a_plain_model_has_layers_too(tiny):
     model = tiny.model()
-    assert activations.layers_to_checkpoint(model) == list(model.model.layers)
+    assert checkpointing.layers_to_checkpoint(model) == list(model.model.layers)
 
 
 def test_a_model_without_such_layers_says_so(tiny, make_policy, monkeypatch):
     message = "gradient_checkpointing: Linear does not support it, expected 'none'"
     with pytest.raises(ValueError, match=f"^{message}$"):
-        activations.layers_to_checkpoint(torch.nn.Linear(2, 2))
+        checkpointing.layers_to_checkpoint(torch.nn.Linear(2, 2))
     monkeypatch.setattr(type(tiny.model()), "supports_gradient_checkpointing", False)
     make_policy()
     with pytest.raises(UserError, match=r"^policy\.gradient_checkpointing: LlamaForCausalLM does"):

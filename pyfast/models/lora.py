@@ -7,6 +7,7 @@ factors of A's and B's gradients are at hand for whoever wants these token by to
 
 from __future__ import annotations
 
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -68,6 +69,7 @@ class LoraLinear(torch.autograd.Function):
         tell: Tell | None = None,
         wanted: tuple[bool, bool] = (False, False),
     ) -> Tensor:
+        """Return y, for x of any leading shape."""
         rows = x.flatten(0, -2)
         low = rows @ a.t()
         out = nn.functional.linear(rows, weight, bias)
@@ -82,6 +84,7 @@ class LoraLinear(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
+        """Return the gradients of what needs one."""
         rows, low, weight, a, b = ctx.saved_tensors
         above = grad.flatten(0, -2)
         grad_low = (above @ b).mul_(ctx.scale)
@@ -95,3 +98,35 @@ class LoraLinear(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             grad_x = (above @ weight).addmm_(grad_low, a).view(*grad.shape[:-1], -1)
         return grad_x, None, None, grad_a, grad_b, None, None, None
+
+
+def fuse(model: Any) -> None:
+    """Replace the forward pass of a peft model's LoRA layers, where it does no more than this.
+
+    Parameters
+    ----------
+    model : peft model
+        With one adapter. Layers with dropout, DoRA or another variant, or whose adapter has another
+        number type than the weight, keep peft's forward pass; so does a layer while its adapter is
+        merged, or while there are hooks on what is in it, such as `pyfast.sketch`'s.
+    """
+    from peft.tuners.lora import Linear
+
+    for layer in model.modules():
+        if isinstance(layer, Linear) and is_plain(layer, layer.active_adapters[0]):
+            layer.forward = types.MethodType(_forward, layer)
+
+
+def _forward(layer: Any, x: Tensor) -> Tensor:
+    if layer.disable_adapters and not layer.merged:
+        return layer.base_layer(x)  # type: ignore[no-any-return]
+    name = layer.active_adapters[0]
+    if not is_plain(layer, name):
+        return type(layer).forward(layer, x)  # type: ignore[no-any-return]
+    a, b, base = layer.lora_A[name], layer.lora_B[name], layer.base_layer
+    return LoraLinear.apply(  # type: ignore[no-any-return, no-untyped-call]
+        x, base.weight, base.bias, a.weight, b.weight, layer.scaling[name]
+    )
+
+
+_forward.same_as_peft = True  # type: ignore[attr-defined]  # pyfast.sketch may take its place

@@ -22,8 +22,9 @@ from transformers import (
     MistralForCausalLM,
 )
 
-from pyfast.train import activations
-from pyfast.train.shared_prompt import GroupScorer, block_mask, lay_out, visible
+from pyfast.models import checkpointing
+from pyfast.models.causal_lm import CausalLM
+from pyfast.models.shared_prompt import GroupScorer, block_mask, lay_out, visible
 
 GROUPS = [
     ([4, 9, 12, 7, 20], [[5, 6, 3], [8], [9, 9, 9, 10, 11, 12, 13]]),
@@ -145,15 +146,15 @@ def test_gradients_are_those_of_one_response_at_a_time(tiny):
 
 @pytest.mark.parametrize("how", ["reentrant", "not reentrant", "selective"])
 def test_gradient_checkpointing_changes_nothing(make_policy, monkeypatch, how):
-    monkeypatch.setattr(activations, "CHEAP_PRODUCT", 8)  # else these are all cheap
-    decisions, keep = set(), activations._keep
+    monkeypatch.setattr(checkpointing, "CHEAP_PRODUCT", 8)  # else these are all cheap
+    decisions, keep = set(), checkpointing._keep
     monkeypatch.setattr(
-        activations, "_keep", lambda *a, **k: decisions.add(kept := keep(*a, **k)) or kept
+        checkpointing, "_keep", lambda *a, **k: decisions.add(kept := keep(*a, **k)) or kept
     )
     settings = {
         "reentrant": {"use_reentrant": True},
         "not reentrant": {"use_reentrant": False},
-        "selective": activations.selective_checkpointing(),
+        "selective": checkpointing.selective_checkpointing(),
     }[how]
     policy = make_policy()
     model = policy.model
@@ -299,7 +300,7 @@ def test_logits_capped_and_scaled_in_bfloat16(kind, monkeypatch):
     first = model(input_ids=torch.tensor([[0, 1]])).logits
     tokens = torch.arange(16)[None]
     theirs = model(input_ids=tokens).logits.float()
-    ours = scorer.logits(model.model(input_ids=tokens).last_hidden_state)
+    ours = scorer.lm.logits(model.model(input_ids=tokens).last_hidden_state)
     assert theirs.abs().max() > 10  # as large as real ones
     assert not torch.allclose(ours, theirs, rtol=1e-3, atol=1e-3)  # what a rounding does
     # A cap or a scale that is not the model's is still told apart.
@@ -400,7 +401,7 @@ def test_a_model_that_overlooks_the_mask_is_found_out(tiny, monkeypatch):
     model = tiny.model().eval()
     forward = model.model.forward
     monkeypatch.setattr(model.model, "forward", lambda attention_mask, **rest: forward(**rest))
-    monkeypatch.setattr(GroupScorer, "_check_head", lambda self: None)
+    monkeypatch.setattr(CausalLM, "_check_head", lambda self: None)
     reason = GroupScorer(model).why_not_shared
     assert reason.startswith("hidden states in a shared row differ by ")
 
@@ -408,6 +409,6 @@ def test_a_model_that_overlooks_the_mask_is_found_out(tiny, monkeypatch):
 def test_attention_without_block_masks_has_its_reason(tiny, monkeypatch):
     model = tiny.model().eval()
     monkeypatch.setattr(model.config, "_attn_implementation_internal", "flash_attention_2")
-    monkeypatch.setattr(GroupScorer, "_check_head", lambda self: None)  # needs the library itself
+    monkeypatch.setattr(CausalLM, "_check_head", lambda self: None)  # needs the library itself
     reason = GroupScorer(model).why_not_shared
     assert reason == "its attention, flash_attention_2, takes no block mask"

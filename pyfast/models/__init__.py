@@ -1,0 +1,1 @@
+"""What a causal language model is, said once for whoever scores, samples or sketches with one."""
