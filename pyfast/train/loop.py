@@ -13,10 +13,11 @@ import torch
 from tqdm import tqdm
 
 from pyfast._files import write_folder
-from pyfast.train import checkpoint, data, evaluate, files, metrics, policy, rewards, rundir
+from pyfast.train import checkpoint, data, evaluate, files, loading, metrics, rewards, rundir
 from pyfast.train.config import OptimisationConfig, TrainConfig
 from pyfast.train.encoder import SentenceEncoder
 from pyfast.train.inputs import Inputs
+from pyfast.train.policy import Policy
 from pyfast.train.recipes import ampo
 from pyfast.train.seeds import derive
 
@@ -51,7 +52,7 @@ def run(config: TrainConfig, inputs: Inputs, out: Path) -> dict[str, Any]:
             return summary
         rundir.open_run(config, inputs, out)
         _quiet_libraries()
-        model = policy.load(config.policy, config.run.seed)
+        model = loading.load(config.policy, config.run.seed)
         encoder = SentenceEncoder(config.scoring.encoder, model.device)
 
         if inputs.heldout and not (before := out / "eval_before.jsonl").exists():
@@ -68,7 +69,7 @@ def run(config: TrainConfig, inputs: Inputs, out: Path) -> dict[str, Any]:
 def train(
     config: TrainConfig,
     inputs: Inputs,
-    model: policy.Policy,
+    model: Policy,
     encoder: SentenceEncoder,
     out: Path,
 ) -> None:

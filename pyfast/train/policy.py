@@ -1,48 +1,25 @@
 """The policy: a causal language model with a LoRA adapter.
 
-The N responses to one prompt share it, so the prompt goes through the model once. Sampling repeats
-its keys and values for the N rows, with several prompts padded on the left, where a mask hides the
-padding; scoring lays prompt and responses out in one row (`shared_prompt`). The results are those
-of one response at a time.
+The N responses to one prompt share it, so the prompt goes through the model once, to sample
+(`sampling`) and to score (`shared_prompt`). The results are those of one response at a time.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyfast._files import write_folder
 from pyfast.models import checkpointing, lora
 from pyfast.models.shared_prompt import GroupScorer
-from pyfast.train.config import PolicyConfig, SamplingConfig
+from pyfast.train.config import SamplingConfig
 from pyfast.train.errors import UserError
-from pyfast.train.files import cache_dir, resolve, sha256
+from pyfast.train.sampling import Sampler, Samples, end_ids
 from pyfast.train.seeds import derive
-
-
-@dataclass(frozen=True)
-class Samples:
-    """Responses as they were sampled.
-
-    Attributes
-    ----------
-    token_ids : list of N lists of int
-        The end token included, where the response has one.
-    texts : list of str, length N
-        Decoded without special tokens.
-    finished : list of bool, length N
-        False where the response was cut at the longest allowed length: it has no end token.
-    """
-
-    token_ids: list[list[int]]
-    texts: list[str]
-    finished: list[bool]
 
 
 class Policy:
@@ -83,7 +60,7 @@ class Policy:
             task_type="CAUSAL_LM",
         )
         self.tokenizer = tokenizer
-        self.end_ids = _end_ids(model, tokenizer)
+        self.end_ids = end_ids(model, tokenizer)
         with torch.random.fork_rng():
             torch.manual_seed(derive(seed, "adapter"))
             self.model: Any = get_peft_model(model, settings)
@@ -93,6 +70,7 @@ class Policy:
         self._checkpointed: list[torch.nn.Module] = []
         try:
             self._scorer = GroupScorer(self.model)
+            self._sampler = Sampler(self._scorer.lm, tokenizer, self.end_ids)
             if gradient_checkpointing != "none":
                 self._checkpointed = checkpointing.layers_to_checkpoint(self.model)
         except ValueError as error:
@@ -143,7 +121,6 @@ class Policy:
             for weight, original in kept:
                 weight.data = original
 
-    @torch.no_grad()
     def sample(
         self,
         prompts: list[list[int]],
@@ -153,63 +130,10 @@ class Policy:
         temperature: float,
         seeds: list[int],
     ) -> list[Samples]:
-        """Sample N responses to each of several prompts, all together.
-
-        Parameters
-        ----------
-        prompts : list of lists of int
-            Tokens of the prompts (`prompt_ids`); shorter ones are padded on the left.
-        n : int
-            Responses to draw for each.
-        max_new_tokens : int
-            Tokens after which a response is cut.
-        temperature : float
-            The next token has probability softmax(logits / temperature).
-        seeds : list of int
-            One a prompt. The same seed, prompt and weights give the same responses.
-
-        Returns
-        -------
-        list of Samples
-            One a prompt.
-        """
-        # One uniform number for each row and position, drawn beforehand: neither the other prompts
-        # nor the rows that have ended change the numbers of a row.
-        uniform = torch.cat([_uniform(seed, n, max_new_tokens) for seed in seeds]).to(self.device)
-        ends = torch.tensor(sorted(self.end_ids), device=self.device)
-        token_ids: list[list[int]] = [[] for _ in uniform]
-        finished = [False] * len(token_ids)
-
-        cache, hidden, mask = self._prefill(prompts)
-        cache.batch_repeat_interleave(n)
-        hidden, mask = hidden.repeat_interleave(n, dim=0), mask.repeat_interleave(n, dim=0)
-        rows = torch.arange(len(token_ids), device=self.device)  # the responses that go on
-        for position in range(max_new_tokens):
-            logits = self._scorer.lm.logits(hidden) / temperature
-            tokens = _draw(logits, uniform[rows, position])
-            ended = torch.isin(tokens, ends)
-            for row, token, end in zip(rows.tolist(), tokens.tolist(), ended.tolist(), strict=True):
-                token_ids[row].append(token)
-                finished[row] = end
-            if position == max_new_tokens - 1 or ended.all():
-                break
-            if ended.any():  # rows that have ended cost no more work
-                going = (~ended).nonzero().squeeze(1)
-                rows, tokens, mask = rows[going], tokens[going], mask[going]
-                cache.batch_select_indices(going)
-            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-            hidden = self._scorer.lm.backbone(
-                input_ids=tokens[:, None],
-                attention_mask=mask,
-                position_ids=mask.sum(dim=1, keepdim=True) - 1,
-                past_key_values=cache,
-                use_cache=True,
-            ).last_hidden_state[:, -1]
-        texts = self.tokenizer.batch_decode(token_ids, skip_special_tokens=True)
-        return [
-            Samples(token_ids[i : i + n], texts[i : i + n], finished[i : i + n])
-            for i in range(0, len(token_ids), n)
-        ]
+        """Sample N responses to each of several prompts (`Sampler`), with the adapter apart."""
+        return self._sampler(
+            prompts, n, max_new_tokens=max_new_tokens, temperature=temperature, seeds=seeds
+        )
 
     def answer(
         self, prompts: list[list[int]], n: int, config: SamplingConfig, seeds: list[int]
@@ -252,142 +176,3 @@ class Policy:
                 how = self._checkpointing
                 stack.enter_context(checkpointing.checkpointed(self._checkpointed, how))
             return self._scorer.logps([(prompt_ids, responses)])
-
-    def _prefill(self, prompts: list[list[int]]) -> tuple[Any, Tensor, Tensor]:
-        """Run B prompts once, padded on the left.
-
-        Returns their keys and values, their last hidden states (B, H) and the mask of their real
-        tokens (B, longest).
-        """
-        longest = max(len(prompt) for prompt in prompts)
-        tokens = torch.zeros(len(prompts), longest, dtype=torch.long)
-        mask = torch.zeros_like(tokens)
-        for row, prompt in enumerate(prompts):
-            tokens[row, longest - len(prompt) :] = torch.tensor(prompt)
-            mask[row, longest - len(prompt) :] = 1
-        mask = mask.to(self.device)
-        out = self._scorer.lm.backbone(
-            input_ids=tokens.to(self.device),
-            attention_mask=mask,
-            position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0),
-            use_cache=True,
-        )
-        return out.past_key_values, out.last_hidden_state[:, -1], mask
-
-
-def _uniform(seed: int, n: int, length: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.rand(n, length, 1, generator=generator, dtype=torch.float64)
-
-
-def _draw(logits: Tensor, uniform: Tensor) -> Tensor:
-    """Sample one token a row by inverting the cumulative distribution, in float64.
-
-    Parameters
-    ----------
-    logits : float tensor (n, V)
-    uniform : float64 tensor (n, 1) in [0, 1)
-
-    Returns
-    -------
-    int64 tensor (n,)
-    """
-    cumulative = torch.softmax(logits, dim=-1).double().cumsum(dim=-1)
-    # right=True skips tokens of probability zero, also at uniform = 0
-    tokens = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)
-    return tokens.squeeze(1).clamp(max=logits.shape[1] - 1)
-
-
-def _end_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    """Return the tokens that end a response, by the generation settings and the tokenizer."""
-    configured = getattr(model.generation_config, "eos_token_id", None)
-    ids = configured if isinstance(configured, list) else [configured]
-    found = frozenset(int(i) for i in [*ids, tokenizer.eos_token_id] if i is not None)
-    if not found:
-        raise UserError("policy.model: its tokenizer has no end-of-sequence token")
-    return found
-
-
-def load(config: PolicyConfig, seed: int) -> Policy:
-    """Load the policy that a configuration names.
-
-    Parameters
-    ----------
-    config : PolicyConfig
-        ``model`` may be a folder, a hub id, a ``.gguf`` file, or ``pkg://PACKAGE/PATH`` of one.
-    seed : int
-        The run's seed; it sets the start of the adapter.
-
-    Raises
-    ------
-    UserError
-        If there is no such model, in one line.
-    """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    path = resolve(config.model)
-    if path is None and (config.model.endswith(".gguf") or config.model[0] in "./~"):
-        raise UserError(f"policy.model: no such file or folder: {config.model}")
-    device = config.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        if path is not None and path.is_file():
-            path = gguf_folder(path)
-        source = str(path or config.model)
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, config.dtype))
-        model.to(device)
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"policy.model: cannot load {config.model!r}: {reason}") from None
-    return Policy(
-        model,
-        tokenizer,
-        rank=config.lora_rank,
-        alpha=config.lora_alpha,
-        seed=seed,
-        gradient_checkpointing=config.gradient_checkpointing,
-    )
-
-
-def gguf_folder(path: Path) -> Path:
-    """Return a folder with a GGUF file's model as float32 safetensors, converted once.
-
-    The folder lies in the user's cache, named by the file's content, and appears there whole or
-    not at all.
-
-    Parameters
-    ----------
-    path : Path
-        A ``.gguf`` file of an architecture that transformers can read.
-
-    Returns
-    -------
-    Path
-        What ``from_pretrained`` of the model and of the tokenizer take.
-    """
-    folder = cache_dir() / "gguf" / f"{path.stem}-{sha256(path)[:16]}"
-    if not folder.is_dir():
-        write_folder(folder, lambda beside: _convert_gguf(path, beside))
-    return folder
-
-
-def _convert_gguf(path: Path, folder: Path) -> None:
-    from safetensors.torch import save_file
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    where, name = str(path.parent), path.name
-    tokenizer = AutoTokenizer.from_pretrained(where, gguf_file=name)
-    model = AutoModelForCausalLM.from_pretrained(where, gguf_file=name, dtype=torch.float32)
-    # The weights are plain float32 now, but still marked as quantized, which save_pretrained
-    # refuses to write; so the three parts are written by hand. Tied tensors are stored once.
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-    once: dict[int, tuple[str, Tensor]] = {}
-    for key, tensor in model.state_dict().items():
-        once.setdefault(tensor.data_ptr(), (key, tensor.contiguous()))
-    save_file(dict(once.values()), folder / "model.safetensors", metadata={"format": "pt"})
-    model.config.save_pretrained(folder)
-    model.generation_config.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)

@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 
 from pyfast import losses
 from pyfast.train import config as configs
-from pyfast.train import loop, policy
+from pyfast.train import loading, loop
 from pyfast.train.data import read_groups
 from pyfast.train.errors import UserError
 from pyfast.train.inputs import read_inputs
@@ -69,7 +69,7 @@ def test_groups_hold_what_was_trained_on(finished):
     settings, out, _ = finished
     groups = read_groups(out / "groups.jsonl")
     assert len(groups) == 6
-    reference = policy.load(configs.PolicyConfig(**settings["policy"]), seed=3)
+    reference = loading.load(configs.PolicyConfig(**settings["policy"]), seed=3)
     for step, group in enumerate(groups, start=1):
         assert group.meta == {"step": step, "selector": "opt-select"}
         assert len(group.responses) == 8
@@ -84,7 +84,7 @@ def test_groups_hold_what_was_trained_on(finished):
 
 def test_the_adapter_that_is_saved_is_the_one_that_was_evaluated(finished):
     settings, out, _ = finished
-    tuned = policy.load(configs.PolicyConfig(**settings["policy"]), seed=3)
+    tuned = loading.load(configs.PolicyConfig(**settings["policy"]), seed=3)
     saved = load_file(out / "adapter" / "adapter_model.safetensors")
     with torch.no_grad():
         for name, parameter in tuned.trainable().items():
@@ -116,7 +116,7 @@ def test_an_accumulated_step_is_one_big_batch(tiny_settings, tmp_path):
     groups = read_groups(tmp_path / "run" / "groups.jsonl")
     line = json.loads((tmp_path / "run" / "metrics.jsonl").read_text())
 
-    model = policy.load(configs.PolicyConfig(**tiny_settings["policy"]), seed=3)
+    model = loading.load(configs.PolicyConfig(**tiny_settings["policy"]), seed=3)
     logps, reference, scores = [], [], []
     for group in groups:
         picked = [group.positive, *group.negatives]
