@@ -104,18 +104,13 @@ def train(
             ref_logps = model.logps(ids, picked, reference=True)
             policy_logps = model.logps(ids, picked)
             picked_scores = policy_logps.new_tensor([scores[i] for i in chosen.indices])
-            loss = ampo.loss(config.loss, policy_logps, ref_logps, picked_scores)
+            measured: dict[str, torch.Tensor] = {}
+            loss = ampo.loss(config.loss, policy_logps, ref_logps, picked_scores, measured)
             if max(scores) > min(scores):  # a group of equals prefers nothing: no gradient
                 (loss / optim.groups_per_step).backward()  # type: ignore[no-untyped-call]
 
             record = {"loss": loss.item(), "groups/tied": float(max(scores) == min(scores))}
-            record |= metrics.preference_metrics(
-                policy_logps,
-                ref_logps,
-                picked_scores,
-                beta=config.loss.beta,
-                alpha=config.loss.alpha,
-            )
+            record |= {name: value.item() for name, value in measured.items()}
             record |= metrics.sample_metrics(
                 scores,
                 chosen.positive,

@@ -1,49 +1,14 @@
-"""What is measured: training metrics by TRL's names, and intervals for held-out scores."""
+"""What is measured of sampled responses, and intervals for held-out scores.
+
+What the policy thinks of a group (``rewards/*``, ``logps/*``) the losses measure themselves.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
-
-
-@torch.no_grad()
-def preference_metrics(
-    policy_logps: Tensor, ref_logps: Tensor, scores: Tensor, *, beta: float, alpha: float
-) -> dict[str, float]:
-    """Describe one selected group, the chosen response first.
-
-    Parameters
-    ----------
-    policy_logps, ref_logps, scores : float tensors (1 + k,)
-        Sequence log-probabilities in nats, and raw scores.
-    beta, alpha : float
-        As in the loss.
-
-    Returns
-    -------
-    dict of str to float
-        ``rewards/*`` are implicit rewards beta (log pi - log pi_ref): of the chosen response, the
-        mean over the negatives, their difference, and 1.0 where the chosen one beats every
-        negative. ``logps/*`` likewise. ``negatives/effective`` is exp(entropy) of the softmax over
-        the negatives of beta h + alpha r: k where all weigh the same in the gradient, 1 where one
-        has all the weight.
-    """
-    rewards = beta * (policy_logps - ref_logps)
-    weights = torch.softmax((rewards + alpha * scores)[1:].double(), dim=0)
-    entropy = torch.special.entr(weights).sum()
-    return {
-        "rewards/chosen": float(rewards[0]),
-        "rewards/rejected": float(rewards[1:].mean()),
-        "rewards/margins": float(rewards[0] - rewards[1:].mean()),
-        "rewards/accuracies": float((rewards[0] > rewards[1:]).all()),
-        "logps/chosen": float(policy_logps[0]),
-        "logps/rejected": float(policy_logps[1:].mean()),
-        "negatives/effective": float(entropy.exp()),
-    }
 
 
 def sample_metrics(

@@ -66,3 +66,31 @@ def test_loss_is_algorithm_1_line_12():
     assert loss.item() == pytest.approx(expected, rel=1e-6)
     loss.backward()
     assert policy.grad[0] < 0 < policy.grad[1]  # descent lifts the positive, lowers a negative
+
+
+def test_metrics_come_from_the_scores_of_the_loss():
+    policy = torch.tensor([-1.0, -4.0, -3.0], requires_grad=True)
+    ref = torch.tensor([-2.0, -3.0, -3.0])
+    scores = torch.tensor([1.0, 0.2, 0.0])
+    found = {}
+    ampo.loss(LossConfig(beta=0.5, alpha=2.0), policy, ref, scores, found)
+    weight = 1 / (1 + math.exp(0.5 - 2 * 0.2))  # of beta h + alpha r = -0.1 and 0
+    entropy = -weight * math.log(weight) - (1 - weight) * math.log(1 - weight)
+    assert {name: value.item() for name, value in found.items()} == pytest.approx(
+        {
+            "rewards/chosen": 0.5,
+            "rewards/rejected": -0.25,
+            "rewards/margins": 0.75,
+            "rewards/accuracies": 1.0,
+            "logps/chosen": -1.0,
+            "logps/rejected": -3.5,
+            "negatives/effective": math.exp(entropy),
+        }
+    )
+
+
+def test_at_step_0_nothing_is_won():
+    found, logps = {}, torch.tensor([-1.0, -2.0, -3.0])
+    ampo.loss(LossConfig(), logps, logps, torch.tensor([1.0, 0.5, 0.0]), found)
+    assert found["rewards/accuracies"] == 0
+    assert found["rewards/margins"] == 0

@@ -2,47 +2,12 @@ import math
 
 import numpy as np
 import pytest
-import torch
 
 from pyfast.train import config as configs
 from pyfast.train import evaluate, metrics
 from pyfast.train.config import OptimisationConfig
 from pyfast.train.data import Group, write_groups
 from pyfast.train.loop import learning_rate, prompts_of_step
-
-
-def test_preference_metrics_by_hand():
-    policy = torch.tensor([-1.0, -4.0, -3.0])
-    ref = torch.tensor([-2.0, -3.0, -3.0])
-    scores = torch.tensor([1.0, 0.0, 0.0])
-    found = metrics.preference_metrics(policy, ref, scores, beta=0.5, alpha=0.0)
-    weight = math.exp(-0.5) / (math.exp(-0.5) + 1)
-    entropy = -weight * math.log(weight) - (1 - weight) * math.log(1 - weight)
-    assert found == pytest.approx(
-        {
-            "rewards/chosen": 0.5,
-            "rewards/rejected": -0.25,
-            "rewards/margins": 0.75,
-            "rewards/accuracies": 1.0,
-            "logps/chosen": -1.0,
-            "logps/rejected": -3.5,
-            "negatives/effective": math.exp(entropy),
-        }
-    )
-
-
-def test_accuracy_needs_the_chosen_to_beat_all():
-    zeros = torch.zeros(3)
-    close = metrics.preference_metrics(torch.tensor([1.0, 0.0, 1.0]), zeros, zeros, beta=1, alpha=1)
-    assert close["rewards/accuracies"] == 0.0
-
-
-def test_effective_negatives_go_from_1_to_k():
-    zeros = torch.zeros(8)
-    even = metrics.preference_metrics(zeros, zeros, zeros, beta=0.1, alpha=1)
-    assert even["negatives/effective"] == pytest.approx(7)
-    one = metrics.preference_metrics(torch.tensor([0.0] * 7 + [1e4]), zeros, zeros, beta=1, alpha=1)
-    assert one["negatives/effective"] == pytest.approx(1)
 
 
 def test_sample_metrics_by_hand():

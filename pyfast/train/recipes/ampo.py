@@ -86,7 +86,13 @@ def choose(
     return Chosen(int(group.positive), [int(i) for i in group.negatives], cost)
 
 
-def loss(config: LossConfig, policy_logps: Tensor, ref_logps: Tensor, scores: Tensor) -> Tensor:
+def loss(
+    config: LossConfig,
+    policy_logps: Tensor,
+    ref_logps: Tensor,
+    scores: Tensor,
+    metrics: dict[str, Tensor] | None = None,
+) -> Tensor:
     """Contrast the positive with its negatives: SWEPO (AMPO, Algorithm 1, lines 8-12).
 
     Parameters
@@ -94,6 +100,8 @@ def loss(config: LossConfig, policy_logps: Tensor, ref_logps: Tensor, scores: Te
     config : LossConfig
     policy_logps, ref_logps, scores : float tensors (1 + k,)
         The chosen response first. Line 9's mean score is taken over these 1 + k.
+    metrics : dict, optional
+        Filled by TRL's names, from the scores that the loss is made of.
 
     Returns
     -------
@@ -108,4 +116,5 @@ def loss(config: LossConfig, policy_logps: Tensor, ref_logps: Tensor, scores: Te
         beta=config.beta,
         alpha=config.alpha,
         positives="top" if config.positives == "top" else "mean",
+        metrics=metrics,
     )
