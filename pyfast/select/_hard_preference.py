@@ -1,6 +1,8 @@
 """Hard preference sampling: negatives drawn by an exponential tilt of their scores (HPS)."""
 
+import math
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,7 +22,7 @@ class HardPreferenceSelection:
     negatives : ndarray of int64, shape (draws,) or (B, draws)
         Positions in the group in the order drawn; with replacement, the same one may come twice.
     probabilities : ndarray of float64, shape (n,), (B, n) or (T,)
-        q of every response; 0 for the preferred one.
+        q of every response; 0 for those that are no negatives.
     """
 
     preferred: int | NDArray[np.int64]
@@ -36,21 +38,23 @@ def hard_preference(
     *,
     preferred: int | ArrayLike | None = None,
     replace: bool = True,
+    keep_ties: bool = False,
     offsets: ArrayLike | None = None,
 ) -> HardPreferenceSelection:
     """Draw negatives by how hard they are: ``q_i ~ exp(gamma r_i)`` (HPS, eq. 7-9).
 
     ``q_i = exp(gamma r_i) / sum_{j in negatives} exp(gamma r_j)``. gamma > 0 favours the highest
     scored negatives, gamma < 0 the lowest; see :func:`hard_preference_gamma` for its schedule.
+    Responses with the score of the preferred one are as good as it, and no negatives.
 
     Parameters
     ----------
     rewards : array_like, shape (n,), (B, n), or (T,) with `offsets`
-        Scores; higher is better. n >= 2.
+        Scores; higher is better. n >= 2, and one negative at least in every group.
     gamma : float
         Any finite number; 0 draws uniformly.
     draws : int
-        Negatives to draw, at least 1; at most n - 1 without replacement.
+        Negatives to draw, at least 1; at most those of the smallest group without replacement.
     seed : int
         0 to 2**64 - 1. Draw j of group b is number j of stream b of Philox4x32-10.
     preferred : int or array_like of int, shape (B,), optional
@@ -58,6 +62,8 @@ def hard_preference(
     replace : bool
         With replacement, as the Monte Carlo sum of eq. 8 needs it; or all different, each drawn
         by q among those left.
+    keep_ties : bool
+        Whether responses that score as the preferred one does are negatives all the same.
     offsets : array_like of int, shape (B+1,), optional
         Ragged groups: group b owns responses ``offsets[b]`` to ``offsets[b+1] - 1``.
 
@@ -69,14 +75,22 @@ def hard_preference(
     Raises
     ------
     ValueError, TypeError
-        If an argument is out of its range, shape or type; the message names it and the place.
+        If an argument is out of its range, shape or type, or a group has no negative; the message
+        names it and the place.
+
+    Notes
+    -----
+    The paper does not speak of ties; its authors' code takes out all responses of the highest
+    score. As gamma grows, q goes to the negative of the highest *given* score, not of the highest
+    implicit reward: the paper's theorem 2, that the loss tends to its supremum over distributions,
+    holds only where both are the same response.
 
     Examples
     --------
     >>> from pyfast import select
-    >>> drawn = select.hard_preference([0.0, 5.0, 1.0], gamma=40.0)
+    >>> drawn = select.hard_preference([0.0, 5.0, 1.0, 5.0], gamma=40.0)
     >>> drawn.preferred, drawn.negatives.tolist(), drawn.probabilities.round(6).tolist()
-    (1, [2], [0.0, 0.0, 1.0])
+    (1, [2], [0.0, 0.0, 1.0, 0.0])
     """
     raw = args.as_floats(rewards, "rewards")
     layout = args.layout_of(raw, "rewards", 1, offsets)
@@ -85,8 +99,7 @@ def hard_preference(
     if layout.sizes.min() < 2:
         where = "" if layout.kind == "one" else f" in group {int(np.argmin(layout.sizes))}"
         raise ValueError(f"rewards: expected at least 2 responses, got 1{where}")
-    most = args.MOST if replace else int(layout.sizes.min()) - 1
-    draws = args.check_int(draws, "draws", 1, most)
+    draws = args.check_int(draws, "draws", 1)
     with np.errstate(over="ignore"):
         logits = args.check_finite(gamma, "gamma") * scores
     if not np.isfinite(logits).all():
@@ -99,6 +112,9 @@ def hard_preference(
     else:
         best = args.check_positions(preferred, "preferred", layout)
     logits[starts + best] = -np.inf
+    if not keep_ties:
+        logits[scores == np.repeat(scores[starts + best], layout.sizes)] = -np.inf
+    _check_negatives(logits, layout, draws, replace=replace)
 
     u = uniforms(args.check_seed(seed), HARD_PREFERENCE, layout.count, draws)
     q = np.empty_like(logits)
@@ -115,18 +131,25 @@ def hard_preference(
     )
 
 
-def hard_preference_gamma(progress: float, low: float = -5.0, high: float = 5.0) -> float:
-    """Return gamma after a fraction of training: five levels from `low` to `high`.
-
-    gamma rises by a quarter of the way at 20, 40, 60 and 80 % (HPS, section 5: -5 to 5, so that
-    training starts with easy negatives).
+def hard_preference_gamma(
+    progress: float,
+    low: float = -5.0,
+    high: float = 5.0,
+    *,
+    schedule: Literal["linear", "levels", "constant"] = "linear",
+) -> float:
+    """Return gamma after a share p of training, with updates at every 20 % (HPS, section 6).
 
     Parameters
     ----------
     progress : float
-        Share of the training done, 0 to 1.
+        p, 0 to 1: optimiser steps done by optimiser steps in all.
     low, high : float
-        gamma of the first and the last fifth.
+        Where gamma starts, and where it goes.
+    schedule : {"linear", "levels", "constant"}
+        "linear": ``low + (high - low) floor(5 p) / 5``, that is -5, -3, -1, 1 and 3, and `high`
+        when all is done, as the authors' code has it. "levels": five levels of which the last is
+        `high`, that is -5, -2.5, 0, 2.5 and 5. "constant": `high` all along.
 
     Returns
     -------
@@ -136,20 +159,44 @@ def hard_preference_gamma(progress: float, low: float = -5.0, high: float = 5.0)
     Raises
     ------
     ValueError, TypeError
-        If `progress` is outside [0, 1] or an argument is not a finite number.
+        If `progress` is outside [0, 1], `schedule` is unknown, or a number is not finite.
+
+    Notes
+    -----
+    The paper asks for gamma > 1 beside equation 9 and starts its schedule at -5: below 0 the
+    easiest negatives are favoured, so training begins with those.
 
     Examples
     --------
     >>> from pyfast import select
-    >>> [select.hard_preference_gamma(p) for p in (0.0, 0.19, 0.2, 0.5, 1.0)]
-    [-5.0, -5.0, -2.5, 0.0, 5.0]
+    >>> [select.hard_preference_gamma(p) for p in (0.0, 0.19, 0.2, 0.5, 0.99)]
+    [-5.0, -5.0, -3.0, -1.0, 3.0]
     """
     done = args.check_finite(progress, "progress")
     if not 0 <= done <= 1:
         raise ValueError(f"progress: expected 0 to 1, got {progress}")
     low, high = args.check_finite(low, "low"), args.check_finite(high, "high")
-    level = sum(done >= step for step in (0.2, 0.4, 0.6, 0.8))
-    return low + (high - low) * level / 4
+    args.check_name(schedule, "schedule", ("linear", "levels", "constant"))
+    fifths = math.floor(5 * done)
+    if schedule == "linear":
+        return low + (high - low) * fifths / 5
+    return high if schedule == "constant" else low + (high - low) * min(fifths, 4) / 4
+
+
+def _check_negatives(
+    logits: NDArray[np.float64], layout: args.Layout, draws: int, *, replace: bool
+) -> None:
+    """Require a negative in every group, or `draws` of them without replacement."""
+    left = np.add.reduceat(logits > -np.inf, layout.offsets[:-1], dtype=np.int64)
+    group = int(np.argmin(left))
+    if left[group] == 0:
+        where = "" if layout.kind == "one" else f" of group {group}"
+        raise ValueError(
+            f"rewards: expected a negative, got none{where}: all score as the preferred one "
+            "(leave the group out, or pass keep_ties=True)"
+        )
+    if not replace:
+        args.check_int(draws, "draws", 1, int(left[group]))
 
 
 def _tilt(logits: NDArray[np.float64]) -> NDArray[np.float64]:

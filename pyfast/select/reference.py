@@ -324,11 +324,19 @@ def aplp(entropies: Floats, rewards: Floats, k: int, shortlist: int) -> list[int
 
 
 def hard_preference(
-    rewards: Floats, gamma: float, draws: int, seed: int = 0, stream: int = 0
+    rewards: Floats,
+    gamma: float,
+    draws: int,
+    seed: int = 0,
+    stream: int = 0,
+    keep_ties: bool = False,
 ) -> tuple[Floats, list[int]]:
     """HPS, eq. 9: (q, draws from it with replacement), the first best response being preferred."""
+    best = int(np.argmax(rewards))
     q = np.exp(gamma * (rewards - rewards.mean()))
-    q[int(np.argmax(rewards))] = 0.0
+    for i in range(len(q)):
+        if i == best or (rewards[i] == rewards[best] and not keep_ties):
+            q[i] = 0.0
     q /= q.sum()
     random = Random(seed, HARD_PREFERENCE, stream)
     return q, [int(np.argmax(np.cumsum(q) > random.uniform() * q.sum())) for _ in range(draws)]

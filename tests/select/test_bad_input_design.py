@@ -323,6 +323,28 @@ CASES = {
         ValueError,
         "gamma: gamma times rewards overflows; scale the rewards down",
     ),
+    "hard ties": (
+        lambda: select.hard_preference([[1.0, 0.0], [2.0, 2.0]], 1.0),
+        ValueError,
+        "rewards: expected a negative, got none of group 1: all score as the preferred one "
+        "(leave the group out, or pass keep_ties=True)",
+    ),
+    "hard ties of one group": (
+        lambda: select.hard_preference([2.0, 2.0], 1.0),
+        ValueError,
+        "rewards: expected a negative, got none: all score as the preferred one "
+        "(leave the group out, or pass keep_ties=True)",
+    ),
+    "hard draws beside ties": (
+        lambda: select.hard_preference([2.0, 2.0, 1.0, 0.0], 1.0, 3, replace=False),
+        ValueError,
+        "draws: expected 1 to 2, got 3",
+    ),
+    "name of a schedule": (
+        lambda: select.hard_preference_gamma(0.5, schedule="step"),
+        ValueError,
+        "schedule: expected one of 'linear', 'levels', 'constant', got 'step'",
+    ),
     "schedule": (
         lambda: select.hard_preference_gamma(1.5),
         ValueError,
