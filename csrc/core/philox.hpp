@@ -24,7 +24,13 @@ inline PhiloxCounter philox(PhiloxCounter c, PhiloxKey k) {
 }
 
 // What a stream is used for; a word of the counter, so that two uses of a seed never share draws.
-enum class Purpose : std::uint32_t { subset = 1, kmeans = 2, hard_preference = 3, sample = 8 };
+enum class Purpose : std::uint32_t {
+  subset = 1,
+  kmeans = 2,
+  hard_preference = 3,
+  aplp = 4,
+  sample = 8
+};
 
 // The i-th draw of stream `stream` for one purpose under a 64-bit seed. Every draw takes one block.
 class Random {

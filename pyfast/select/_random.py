@@ -8,8 +8,8 @@ from numpy.typing import ArrayLike, NDArray
 from pyfast import _arguments as args
 from pyfast import _native
 
-# Philox counter word that keeps the draws of hard_preference apart (Purpose in philox.hpp).
-HARD_PREFERENCE = 3
+# Philox counter words that keep the draws of different uses apart (Purpose in philox.hpp).
+HARD_PREFERENCE, APLP = 3, 4
 
 
 @dataclass(frozen=True)

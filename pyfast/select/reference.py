@@ -19,7 +19,7 @@ LOGDET_TIE = 1e-10
 SAME_COSINE = 1e-12
 
 # Philox counter words that keep the streams of different uses apart.
-SUBSET, KMEANS, HARD_PREFERENCE = 1, 2, 3
+SUBSET, KMEANS, HARD_PREFERENCE, APLP = 1, 2, 3, 4
 
 
 def philox(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tuple[int, int, int, int]:
@@ -317,10 +317,29 @@ def active_dpo(
     return logdet(pair_vectors(sketches, pairs, normalize), k, lam, 1.0, chosen)[0]
 
 
-def aplp(entropies: Floats, rewards: Floats, k: int, shortlist: int) -> list[int]:
-    """APLP: `shortlist` pairs by entropy, then k by |r(y_a) - r(y_b)|; ties by position."""
-    uncertain = sorted(range(len(entropies)), key=lambda i: (-entropies[i], i))[:shortlist]
-    return sorted(uncertain, key=lambda i: (-abs(rewards[i][0] - rewards[i][1]), i))[:k]
+def aplp(
+    entropies: Floats,
+    rewards: Floats,
+    k: int,
+    shortlist: int,
+    prompts: list[int],
+    one: bool = False,
+    seed: int = 0,
+) -> list[int]:
+    """APLP: whole prompts by entropy, then k pairs by |r(y_a) - r(y_b)|; ties in random order."""
+    of_pairs, of_prompts = (Random(seed, APLP, stream) for stream in (0, 1))
+    pair_keys = [of_pairs.uniform() for _ in prompts]
+    prompt_keys = {prompt: of_prompts.uniform() for prompt in dict.fromkeys(prompts)}
+    entropy = {prompt: float(e) for prompt, e in zip(prompts, entropies, strict=True)}
+    margins = [abs(float(r[0]) - float(r[1])) for r in rewards]
+    kept: list[int] = []
+    for prompt in sorted(entropy, key=lambda p: (-entropy[p], prompt_keys[p])):
+        if len(kept) >= shortlist:
+            break
+        own = [i for i in range(len(prompts)) if prompts[i] == prompt]
+        own.sort(key=lambda i: (-margins[i], pair_keys[i]))
+        kept += own[:1] if one else own
+    return sorted(kept, key=lambda i: (-margins[i], pair_keys[i]))[:k]
 
 
 def hard_preference(

@@ -117,27 +117,77 @@ def test_apo_is_the_criterion_on_raw_embeddings() -> None:
 
 
 @given(
-    st.integers(1, 12).flatmap(
-        lambda n: st.tuples(
-            st.lists(st.integers(0, 3), min_size=n, max_size=n),
-            st.lists(st.integers(-3, 3), min_size=2 * n, max_size=2 * n),
-            st.integers(1, n),
-            st.integers(1, n),
-        )
-    )
+    st.lists(
+        st.tuples(
+            st.integers(0, 3),  # entropy
+            st.integers(0, 4),  # pairs
+        ),
+        min_size=1,
+        max_size=6,
+    ).filter(lambda prompts: any(n for _, n in prompts)),
+    st.booleans(),
+    st.integers(0, 2**64 - 1),
+    st.data(),
 )
 @settings(max_examples=200, deadline=None)
-def test_aplp_ranks_by_entropy_then_margin(case) -> None:
-    entropies, rewards, a, b = case
-    k, shortlist = min(a, b), max(a, b)
-    scores = np.reshape(rewards, (-1, 2)).astype(float)
-    found = select.aplp(np.array(entropies, float), scores, k, shortlist=shortlist)
-    assert found.indices.tolist() == ref.aplp(np.array(entropies), scores, k, shortlist)
+def test_aplp_follows_the_reference(pool, one, seed, data) -> None:
+    entropies = [float(e) for e, n in pool for _ in range(n)]
+    prompts = [10 - x for x, (_, n) in enumerate(pool) for _ in range(n)]
+    order = data.draw(st.permutations(range(len(prompts))))
+    entropies, prompts = [entropies[i] for i in order], [prompts[i] for i in order]
+    rewards = data.draw(
+        st.lists(
+            st.lists(st.integers(-3, 3), min_size=2, max_size=2),
+            min_size=len(prompts),
+            max_size=len(prompts),
+        )
+    )
+    most = len(set(prompts)) if one else len(prompts)
+    k = data.draw(st.integers(1, most))
+    shortlist = data.draw(st.integers(k, most))
+    how = "one" if one else "all"
+    found = select.aplp(
+        entropies, rewards, k, prompts=prompts, shortlist=shortlist, per_prompt=how, seed=seed
+    )
+    assert found.indices.tolist() == ref.aplp(entropies, rewards, k, shortlist, prompts, one, seed)
+
+
+def test_aplp_never_cuts_inside_a_prompt() -> None:
+    # Three pairs a prompt as in ActiveDPO, the surest pair of each last; two prompts make 5 pairs.
+    entropies = np.repeat([0.2, 0.9, 0.5, 0.7], 3)
+    rewards = np.zeros((12, 2))
+    rewards[:, 0] = [50, 50, 50, 1, 2, 30, 40, 40, 40, 3, 4, 20]
+    for prompts in (None, np.repeat([5, 6, 7, 8], 3)):
+        found = select.aplp(entropies, rewards, 2, prompts=prompts, shortlist=5)
+        assert found.indices.tolist() == [5, 11]
+        found = select.aplp(entropies, rewards, 2, prompts=prompts, shortlist=3)
+        assert found.indices.tolist() == [5, 4]
+    one = {"prompts": np.repeat([5, 6, 7, 8], 3), "per_prompt": "one"}
+    assert select.aplp(entropies, rewards, 2, shortlist=2, **one).indices.tolist() == [5, 11]
+    assert set(select.aplp(entropies, rewards, 3, shortlist=3, **one).indices.tolist()) < {
+        *(5, 11),
+        *(6, 7, 8),
+    }
+
+
+def test_aplp_ties_go_by_seed_and_not_by_position() -> None:
+    seen = np.zeros(60)
+    for seed in range(200):
+        prompts = np.repeat(np.arange(20), 3)
+        found = select.aplp(np.ones(60), np.zeros((60, 2)), 6, prompts=prompts, seed=seed)
+        assert len(set(found.indices.tolist())) == 6
+        assert len({*prompts[found.indices]}) <= 4  # twelve pairs were kept: four prompts
+        seen[found.indices] += 1
+    assert seen.min() > 5  # 20 expected
+    assert seen.max() < 45
 
 
 def test_aplp_default_shortlist() -> None:
     entropies, rewards = np.arange(10.0), np.zeros((10, 2))
     rewards[:, 0] = [99, 99, 99, 99, 1, 2, 3, 4, 5, 6]
     assert select.aplp(entropies, rewards, 3).indices.tolist() == [9, 8, 7]
-    assert select.aplp(entropies, rewards, 5).indices.tolist() == [0, 1, 2, 3, 9]
-    assert select.aplp(entropies, [[1e308, -1e308]] * 10, 2).indices.tolist() == [6, 7]
+    kept = select.aplp(entropies, rewards, 5).indices.tolist()
+    assert sorted(kept[:4]) == [0, 1, 2, 3]
+    assert kept[4] == 9
+    big = select.aplp(entropies, [[1e308, -1e308]] * 10, 2)
+    assert {*big.indices.tolist()} < {6, 7, 8, 9}

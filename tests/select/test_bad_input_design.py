@@ -293,6 +293,31 @@ CASES = {
         ValueError,
         "shortlist: expected 3 to 6, got 2",
     ),
+    "aplp prompts that are no numbers": (
+        lambda: select.aplp(H, V, 1, prompts=H),
+        TypeError,
+        "prompts: expected integers, got float64",
+    ),
+    "aplp prompts of another shape": (
+        lambda: select.aplp(H, V, 1, prompts=[1, 2]),
+        ValueError,
+        "prompts: expected shape (6,), got (2,)",
+    ),
+    "aplp one prompt of two entropies": (
+        lambda: select.aplp([0.5, 0.25, 0.125], V[:3], 1, prompts=[4, 9, 4]),
+        ValueError,
+        "entropies: expected one for all pairs of prompt 4, got 0.5 at 0 and 0.125 at 2",
+    ),
+    "aplp one of unknown prompts": (
+        lambda: select.aplp(H, V, 1, per_prompt="one"),
+        ValueError,
+        "prompts: expected the prompt of each pair beside per_prompt='one'",
+    ),
+    "aplp one of too few prompts": (
+        lambda: select.aplp(np.ones(6), V, 3, prompts=[0, 0, 1, 1, 1, 1], per_prompt="one"),
+        ValueError,
+        "k: expected 1 to 2, got 3",
+    ),
     "hard one response": (
         lambda: select.hard_preference(H, 1.0, offsets=[0, 5, 6]),
         ValueError,
