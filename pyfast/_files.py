@@ -1,11 +1,14 @@
 """Files and folders that are written whole or not at all."""
 
 import contextlib
+import errno
 import glob
 import os
 import secrets
 import shutil
+import stat
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -40,6 +43,78 @@ def clear_leftovers(folder: Path, pattern: str = ".*.tmp-*", *, age: float = 0.0
         with contextlib.suppress(OSError):  # another process may be faster
             if time.time() - left.stat().st_mtime >= age:
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, shared: bool = False) -> Iterator[None]:
+    """Hold a lock file; the system lets go of it when the process ends, however it ends.
+
+    Parameters
+    ----------
+    path : Path
+        An empty file, made if need be. What is there is not emptied, a link not followed. A holder
+        who was alone removes it.
+    shared : bool
+        Hold it beside others who share it; else alone.
+
+    Raises
+    ------
+    BlockingIOError
+        If another process, or another call in this one, holds it.
+    OSError
+        If it cannot be made, or is no regular file.
+
+    Notes
+    -----
+    Where the file system knows no locks a warning says so; Windows goes without one.
+    """
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        yield
+        return
+    handle = _open_lock(path)
+    try:
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_NB | (fcntl.LOCK_SH if shared else fcntl.LOCK_EX))
+            except BlockingIOError:
+                raise BlockingIOError(errno.EWOULDBLOCK, "in use", str(path)) from None
+            except OSError as error:
+                warnings.warn(
+                    f"{path}: cannot be locked here ({error.strerror}); let only one process "
+                    "at a time write to what it stands for",
+                    stacklevel=4,
+                )
+            if _is_at(handle, path):
+                break
+            os.close(handle)  # the holder before removed it in the meantime
+            handle = _open_lock(path)
+        try:
+            yield
+        finally:
+            if not shared and _is_at(handle, path):
+                path.unlink(missing_ok=True)
+    finally:
+        os.close(handle)
+
+
+def _open_lock(path: Path) -> int:
+    """Open a lock file: O_NONBLOCK, because a pipe of that name would wait for a reader."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    handle = os.open(path, flags, 0o666)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "expected a regular file", str(path))
+    return handle
+
+
+def _is_at(handle: int, path: Path) -> bool:
+    """Tell whether an open file is still the one of that name."""
+    try:
+        return os.path.samestat(os.fstat(handle), os.lstat(path))
+    except FileNotFoundError:
+        return False
 
 
 def _beside(path: Path) -> Path:

@@ -1,4 +1,5 @@
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -87,3 +88,78 @@ def test_what_killed_writers_left_is_cleared_away_in_time(tmp_path):
     assert other.exists()
     _files.write_folder(tmp_path / "c", lambda beside: (beside / "model").write_text("1"))
     assert not folder.exists()
+
+
+def test_a_lock_is_held_by_one_or_shared_by_many(tmp_path):
+    path = tmp_path / ".a.lock"
+    with _files.locked(path):
+        for shared in (False, True):
+            with pytest.raises(BlockingIOError, match="in use"), _files.locked(path, shared=shared):
+                pass
+    assert not path.exists()
+    with _files.locked(path, shared=True), _files.locked(path, shared=True):
+        with pytest.raises(BlockingIOError, match="in use"), _files.locked(path):
+            pass
+    assert path.exists()
+    with _files.locked(path):
+        pass
+
+
+def test_a_lock_goes_with_its_process_and_is_never_of_a_removed_file(tmp_path):
+    path = tmp_path / ".a.lock"
+    ready, tell = os.pipe()
+    child = os.fork()
+    if child == 0:
+        with _files.locked(path):
+            os.write(tell, b"1")
+            signal.pause()
+    os.read(ready, 1)
+    with pytest.raises(BlockingIOError), _files.locked(path):
+        pass
+    before = os.open(path, os.O_RDWR)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    path.unlink()
+    with _files.locked(path):
+        assert not os.path.samestat(os.fstat(before), path.stat())
+        with pytest.raises(BlockingIOError), _files.locked(path):
+            pass
+    os.close(before)
+
+
+def test_a_lock_empties_nothing_and_follows_no_link(tmp_path):
+    precious, link = tmp_path / "precious", tmp_path / ".lock"
+    precious.write_text("all")
+    link.symlink_to(precious)
+    with pytest.raises(OSError, match="symbolic links"), _files.locked(link):
+        pass
+    assert precious.read_text() == "all"
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="expected a regular file"), _files.locked(tmp_path / "pipe"):
+        pass
+    with _files.locked(precious, shared=True):
+        assert precious.read_text() == "all"
+
+
+def test_a_lock_taken_while_its_file_is_removed_is_taken_again(tmp_path, monkeypatch):
+    path, plain = tmp_path / ".a.lock", _files._open_lock
+
+    def opened(path):
+        monkeypatch.setattr(_files, "_open_lock", plain)
+        handle = plain(path)
+        path.unlink()  # by the holder before, between opening and locking
+        return handle
+
+    monkeypatch.setattr(_files, "_open_lock", opened)
+    with _files.locked(path):
+        with pytest.raises(BlockingIOError), _files.locked(path):
+            pass
+
+
+def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with pytest.warns(UserWarning, match="cannot be locked here"), _files.locked(tmp_path / "a"):
+        pass
