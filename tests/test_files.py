@@ -97,9 +97,11 @@ def test_a_lock_is_held_by_one_or_shared_by_many(tmp_path):
             with pytest.raises(BlockingIOError, match="in use"), _files.locked(path, shared=shared):
                 pass
     assert not path.exists()
+    shared = _files.locked(path, shared=True)
+    with shared, pytest.raises(BlockingIOError, match="in use"), _files.locked(path):
+        pass
     with _files.locked(path, shared=True), _files.locked(path, shared=True):
-        with pytest.raises(BlockingIOError, match="in use"), _files.locked(path):
-            pass
+        pass
     assert path.exists()
     with _files.locked(path):
         pass
@@ -151,9 +153,8 @@ def test_a_lock_taken_while_its_file_is_removed_is_taken_again(tmp_path, monkeyp
         return handle
 
     monkeypatch.setattr(_files, "_open_lock", opened)
-    with _files.locked(path):
-        with pytest.raises(BlockingIOError), _files.locked(path):
-            pass
+    with _files.locked(path), pytest.raises(BlockingIOError), _files.locked(path):
+        pass
 
 
 def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch):

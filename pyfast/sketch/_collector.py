@@ -186,7 +186,7 @@ class LoraGradients:
         tokens = check_tokens(
             input_ids, response_mask, attention_mask, position_ids, segments, self.device
         )
-        return self._sketch(tokens, range(tokens.responses), {})
+        return self._checked(self._sketch(tokens, range(tokens.responses), {}))
 
     def stream(
         self,
@@ -224,17 +224,37 @@ class LoraGradients:
             another dtype or shape.
         """
         gradients = gradients or {}
+        for numbers in plan(responses, max_tokens):
+            if not all(number in skip for number in numbers):
+                batch = self.sketch_numbers(responses, numbers, gradients)
+                yield numbers, self._checked(batch, numbers)
+
+    def sketch_numbers(
+        self,
+        responses: Sequence[Response],
+        numbers: Sequence[int],
+        gradients: Mapping[int, NDArray[np.float32]],
+    ) -> GradientBatch:
+        """Sketch the responses of these numbers in one pass, as `stream` does.
+
+        Gradients that are zero or not finite are handed on as they are: the caller looks.
+        """
         for number, gradient in gradients.items():
             if gradient.shape != (self.size,) or gradient.dtype != np.float32:
                 raise ValueError(
                     f"gradients: expected float32 ({self.size},) at {number}, got "
                     f"{gradient.dtype} {gradient.shape}"
                 )
-        for numbers in plan(responses, max_tokens):
-            if not all(number in skip for number in numbers):
-                batch = pad([responses[number] for number in numbers])
-                tokens = check_tokens(*batch, None, None, self.device)
-                yield numbers, self._sketch(tokens, numbers, gradients)
+        batch = pad([responses[number] for number in numbers])
+        tokens = check_tokens(*batch, None, None, self.device)
+        return self._sketch(tokens, numbers, gradients)
+
+    def _checked(self, batch: GradientBatch, numbers: Sequence[int] | None = None) -> GradientBatch:
+        """Refuse gradients that are zero or not finite; `numbers` name the batch's responses."""
+        numbers = range(len(batch.lengths)) if numbers is None else numbers
+        check_finite(batch.part_norms, self.names, numbers)
+        check_not_zero(batch.part_norms, batch.lengths, self.names, numbers)
+        return batch
 
     def _sketch(
         self,
@@ -242,7 +262,7 @@ class LoraGradients:
         numbers: Sequence[int],
         gradients: Mapping[int, NDArray[np.float32]],
     ) -> GradientBatch:
-        """Sketch a checked batch; `numbers` name its responses in errors and in `gradients`."""
+        """Sketch a batch of checked tokens; `numbers` name its responses in `gradients`."""
         sketches = torch.zeros(tokens.responses, self.dim, device=self.device)
         norms = np.zeros((tokens.responses, len(self.parts)))
         whole = [(row, gradients[n]) for row, n in enumerate(numbers) if n in gradients]
@@ -258,8 +278,6 @@ class LoraGradients:
 
         logps = self._run(tokens, sink)
         lengths = tokens.counts.cpu().numpy()
-        check_finite(norms, self.names, numbers)
-        check_not_zero(norms, lengths, self.names, numbers)
         return GradientBatch(sketches, norms.sum(axis=1), norms, logps, lengths)
 
     def gradients(
