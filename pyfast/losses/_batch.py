@@ -6,6 +6,7 @@ from collections.abc import MutableMapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+import torch
 from torch import Tensor
 
 from pyfast.losses._checks import check_choice, check_groups, check_number, check_values
@@ -86,6 +87,10 @@ class Batch:
     def flat(self) -> Tensor:
         """The scores end to end, (T,)."""
         return self.scores.reshape(-1)
+
+    def wide(self, tensor: Tensor) -> Tensor:
+        """Return another argument in the losses' own precision, or its own if that is higher."""
+        return tensor.to(torch.promote_types(tensor.dtype, self.scores.dtype))
 
     def describe(
         self,

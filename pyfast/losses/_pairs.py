@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyfast.losses._batch import Batch
 from pyfast.losses._checks import check_choice, check_number
-from pyfast.losses.reference import Groups, suffixes, widen
+from pyfast.losses.reference import Groups, suffixes
 
 Weighting: TypeAlias = Literal["mean", "bt", "pl", "hps"]
 PairLoss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
@@ -34,12 +34,22 @@ class Pairs:
 
 
 def choose_pairs(
-    groups: Groups, rewards: Tensor | None, weighting: Weighting, gamma: float, dtype: torch.dtype
+    groups: Groups,
+    rewards: Tensor | None,
+    weighting: Weighting,
+    gamma: float,
+    dtype: torch.dtype,
+    keep_ties: bool = False,
 ) -> Pairs:
     """List the pairs of a weighting; `rewards` (T,) or None."""
     if weighting == "pl":
         return _ranked_pairs(groups, rewards, dtype)
-    loser = (~groups.chosen).nonzero().squeeze(1)
+    if weighting == "hps":
+        assert rewards is not None
+        negative = negatives(groups, rewards, keep_ties)
+    else:
+        negative = ~groups.chosen
+    loser = negative.nonzero().squeeze(1)
     group = groups.ids[loser]
     if weighting == "mean":
         weight = 1 / (groups.sizes - 1).to(dtype)[group]
@@ -53,21 +63,28 @@ def choose_pairs(
         weight = torch.ones(loser.shape, dtype=dtype, device=loser.device)
     else:
         assert rewards is not None
-        weights = torch.exp(tilt(groups, rewards, gamma))
+        weights = torch.exp(tilt(groups, rewards, gamma, negative))
         weight = (weights[loser] / groups.sum(weights)[group]).to(dtype)
     return Pairs(groups.starts[group], loser, weight)
 
 
-def tilt(groups: Groups, rewards: Tensor, gamma: float) -> Tensor:
-    """Gamma r_i of the negatives less the largest of their group, (T,); -inf for the chosen.
+def negatives(groups: Groups, rewards: Tensor, keep_ties: bool) -> Tensor:
+    """Tell which responses are negatives, (T,): all whose reward differs from the chosen one's."""
+    if keep_ties:
+        return ~groups.chosen
+    return rewards != groups.spread(rewards[groups.starts])
+
+
+def tilt(groups: Groups, rewards: Tensor, gamma: float, negative: Tensor) -> Tensor:
+    """Gamma r_i of the negatives less the largest of their group, (T,); -inf for the others.
 
     The largest is subtracted first: a product of large rewards would not fit the dtype.
     """
-    upward = (rewards if gamma >= 0 else -rewards).masked_fill(groups.chosen, -torch.inf)
+    upward = (rewards if gamma >= 0 else -rewards).masked_fill(~negative, -torch.inf)
     top = groups.max(upward.detach())
     below = upward - groups.spread(torch.where(top == -torch.inf, 0.0, top))
     below = below.clamp(min=torch.finfo(below.dtype).min)  # 0 * -inf would be NaN
-    return (below * abs(gamma)).masked_fill(groups.chosen, -torch.inf)
+    return (below * abs(gamma)).masked_fill(~negative, -torch.inf)
 
 
 def _ranked_pairs(groups: Groups, rewards: Tensor | None, dtype: torch.dtype) -> Pairs:
@@ -90,6 +107,7 @@ def over_pairs(
     rewards: Tensor | None,
     weighting: Weighting,
     gamma: float,
+    keep_ties: bool,
     loss: PairLoss,
     handicap: Tensor | None = None,
 ) -> Tensor:
@@ -101,9 +119,9 @@ def over_pairs(
     check_number("gamma", gamma, signed=True)
     if weighting == "hps" and rewards is None:
         raise TypeError("rewards must be a torch.Tensor for weighting hps, got None")
-    flat_rewards = None if rewards is None else widen(rewards.detach()).reshape(-1)
+    flat_rewards = None if rewards is None else batch.wide(rewards.detach()).reshape(-1)
     groups, flat = batch.groups, batch.flat
-    pairs = choose_pairs(groups, flat_rewards, weighting, gamma, flat.dtype)
+    pairs = choose_pairs(groups, flat_rewards, weighting, gamma, flat.dtype, keep_ties)
     losers = flat[pairs.loser]
     if handicap is not None:
         losers = losers + handicap[groups.ids[pairs.loser]]

@@ -10,10 +10,11 @@ from torch import Tensor
 from pyfast.losses import fused
 from pyfast.losses._batch import Batch, Metrics, Reward
 from pyfast.losses._checks import check_choice, check_number, check_valid
-from pyfast.losses._pairs import tilt
+from pyfast.losses._pairs import negatives, tilt
 from pyfast.losses.fused import Backend, Reduction
-from pyfast.losses.reference import Groups, suffixes, widen
+from pyfast.losses.reference import Groups, suffixes
 
+Importance: TypeAlias = bool | Literal["q"]
 Normalize: TypeAlias = Literal["mean", "sum"]
 
 
@@ -25,8 +26,9 @@ def hps(
     gamma: float = 1.0,
     draws: int | None = None,
     generator: torch.Generator | None = None,
-    importance: bool = True,
+    importance: Importance = True,
     normalize: Normalize = "mean",
+    keep_ties: bool = False,
     valid: Tensor | None = None,
     valid_weight: float = 1.0,
     valid_as_negatives: bool = False,
@@ -47,8 +49,9 @@ def hps(
 
     over a group's N negatives, where :math:`b_i = N q_i`. With `draws` = m, negatives are drawn
     from q with replacement, and :math:`b_i = (N / m)` times how often i was drawn. gamma = 0 makes
-    the full loss :func:`~pyfast.losses.plackett_luce_top1`. A group of one response has loss and
-    gradient 0, and counts in the mean.
+    the full loss :func:`~pyfast.losses.plackett_luce_top1`. Responses whose reward is that of the
+    chosen one are as good as it, and no negatives. A group without a negative has loss and gradient
+    0, and counts in the mean.
 
     With several `valid` responses in a group, :math:`L = L_1 + \lambda (L_2 + \dots)`: each in turn
     is the chosen one, and the other valid ones are left out of its negatives, of q and of N.
@@ -66,12 +69,15 @@ def hps(
         m, at least 1. By default nothing is drawn and every negative counts by its weight.
     generator : torch.Generator, optional
         Where the draws take their random numbers from, on the device of the log-probs.
-    importance : bool
+    importance : bool or "q"
         False gives each drawn negative the weight 1 instead of N/m. With ``draws=1`` that is what
-        the authors' code does: plain DPO against one drawn negative.
+        the authors' code does: plain DPO against one drawn negative. "q" gives it N q_i / m:
+        equation 10 read literally, with y drawn from q.
     normalize : {"mean", "sum"}
         Whether the weights are 1 in the mean (N q_i) or sum to 1 (q_i: equation 10 as printed; with
         m draws, 1/m each).
+    keep_ties : bool
+        Whether responses that tie with the chosen one's reward are negatives all the same.
     valid : Tensor, optional
         bool, in the shape of `policy_logps`: which responses are valid. By default the first of
         each group; that one always has to be.
@@ -99,7 +105,10 @@ def hps(
     Notes
     -----
     HPS, equations 8 to 10 and appendix E. Equation 8 has :math:`N E_q[e^s] = N \sum_i q_i e^{s_i}`,
-    and equation 10 as printed loses the N; with it gamma = 0 gives equation 6 exactly.
+    and equation 10 as printed loses the N; with it gamma = 0 gives equation 6 exactly (of rewards
+    that do not tie with the chosen one's). As gamma grows, q goes to the negative of the highest
+    *estimated* reward, not of the highest implicit one: theorem 2, that the loss tends to its
+    supremum over distributions of negatives, holds only where both are the same response.
 
     Examples
     --------
@@ -119,7 +128,7 @@ def hps(
         policy_logps, ref_logps, beta, reward, lengths, offsets, validate, rewards=rewards
     )
     groups, ends = batch.groups, offsets
-    scores, estimates = batch.scores, widen(rewards)
+    scores, estimates = batch.scores, batch.wide(rewards)
     heads = None
     if valid is not None:
         check_valid(valid, policy_logps, groups.starts, values=validate)
@@ -129,8 +138,11 @@ def hps(
         scores, estimates = batch.flat[members], estimates.reshape(-1)[members]
 
     drawn_from = groups if heads is None else Groups.of(scores, ends)
-    tilted = tilt(drawn_from, estimates.reshape(-1), float(gamma))
-    log_weights = _log_weights(tilted, drawn_from, draws, importance, normalize, generator)
+    estimates = estimates.reshape(-1)
+    negative = negatives(drawn_from, estimates, keep_ties)
+    tilted = tilt(drawn_from, estimates, float(gamma), negative)
+    count = drawn_from.sum(negative.to(tilted.dtype)).clamp(min=1)
+    log_weights = _log_weights(tilted, drawn_from, count, draws, importance, normalize, generator)
     log_weights = log_weights.to(scores.dtype).reshape(scores.shape)
     if heads is None:
         batch.describe(metrics, log_weights)
@@ -140,15 +152,19 @@ def hps(
     batch.describe(metrics)
     losses = fused.contrast(scores, None, log_weights, ends, margin, backend=backend)
     first = torch.zeros_like(marked).index_fill(0, groups.starts, True)[heads]
-    weighted = losses * torch.where(first, 1.0, float(valid_weight))
+    weighted = torch.where(first, losses, losses * float(valid_weight))
     per_group = weighted.new_zeros(groups.starts.shape).index_add(0, groups.ids[heads], weighted)
     return batch.reduced(per_group, reduction)
 
 
-def _check_draws(draws: int | None, importance: bool, normalize: Normalize) -> None:
+def _check_draws(draws: int | None, importance: Importance, normalize: Normalize) -> None:
+    if not isinstance(importance, bool) and importance != "q":
+        raise ValueError(f"importance must be True, False or 'q', got {importance!r}")
     if draws is None:
-        if not importance:
-            raise ValueError("importance=False needs draws: without them nothing is drawn")
+        if importance is not True:
+            raise ValueError(
+                f"importance={importance!r} needs draws: without them nothing is drawn"
+            )
     elif isinstance(draws, bool) or not isinstance(draws, int):
         raise TypeError(f"draws must be a whole number, got {type(draws).__name__}")
     elif draws < 1:
@@ -182,23 +198,27 @@ def _one_group_a_head(
 def _log_weights(
     tilted: Tensor,
     groups: Groups,
+    count: Tensor,
     draws: int | None,
-    importance: bool,
+    importance: Importance,
     normalize: Normalize,
     generator: torch.Generator | None,
 ) -> Tensor:
-    """Return log b_i of every negative, (T,), from `tilted`, 0 at most; -inf for the chosen."""
-    negatives = groups.spread((groups.sizes - 1).clamp(min=1)).to(tilted.dtype)
+    """Return log b_i of every negative, (T,); -inf for the others.
+
+    `tilted` is 0 at most, and `count` (B,) the number N of each group's negatives, or 1.
+    """
+    count = groups.spread(count)
+    mass = groups.sum(torch.exp(tilted))
+    log_q = tilted - groups.spread(torch.where(mass > 0, mass, 1.0).log())
     if draws is None:
-        mass = groups.sum(torch.exp(tilted))
-        log_q = tilted - groups.spread(torch.where(mass > 0, mass, 1.0).log())
-        return log_q if normalize == "sum" else log_q + negatives.log()
+        return log_q if normalize == "sum" else log_q + count.log()
     times = _draw(tilted.detach(), groups, draws, generator)
     if normalize == "sum":
         times = times / draws
     elif importance:
-        times = times * (negatives / draws)
-    return times.log()
+        times = times * (count / draws)
+    return times.log() + log_q if importance == "q" else times.log()
 
 
 def _draw(tilted: Tensor, groups: Groups, draws: int, generator: torch.Generator | None) -> Tensor:

@@ -10,7 +10,6 @@ from pyfast.losses._batch import Batch, Metrics, Reward
 from pyfast.losses._checks import check_at_most, check_number, check_one_a_group
 from pyfast.losses._pairs import Pairs, Weighting, choose_pairs, over_pairs
 from pyfast.losses.fused import Reduction
-from pyfast.losses.reference import widen
 
 
 def slic(
@@ -25,6 +24,7 @@ def slic(
     regularizer_inside: bool = False,
     weighting: Weighting = "mean",
     gamma: float = 1.0,
+    keep_ties: bool = False,
     reward: Reward = "dpo",
     lengths: Tensor | None = None,
     offsets: Tensor | None = None,
@@ -40,7 +40,7 @@ def slic(
     ----------
     policy_logps, ref_logps, beta, reward, lengths, offsets, reduction, metrics, validate
         As for all losses: :mod:`pyfast.losses`. The chosen response comes first in its group.
-    rewards, weighting, gamma
+    rewards, weighting, gamma, keep_ties
         Which pairs count: :mod:`pyfast.losses.pairs`.
     target_logps : Tensor, optional
         log pi(y_ref|x) under the policy, () for one group, else (B,), on the device of
@@ -86,13 +86,13 @@ def slic(
         else:
             shape = policy_logps.shape[:-1] if offsets is None else groups.starts.shape
             check_one_a_group("target_logps", target_logps, shape, policy_logps, values=validate)
-        pull = float(regularizer) * widen(target_logps).reshape(-1)
+        pull = float(regularizer) * batch.wide(target_logps).reshape(-1)
 
     def hinge(win: Tensor, lose: Tensor) -> Tensor:
         return torch.relu(delta - win + lose)
 
     handicap = -pull if pull is not None and regularizer_inside else None
-    losses = over_pairs(batch, rewards, weighting, gamma, hinge, handicap)
+    losses = over_pairs(batch, rewards, weighting, gamma, keep_ties, hinge, handicap)
     if pull is not None and not regularizer_inside:
         losses = losses - pull
     batch.describe(metrics)
@@ -154,7 +154,7 @@ def lipo_lambda(
     )
     check_at_most("rewards", rewards, 100, offsets, values=validate)
     groups, flat = batch.groups, batch.flat
-    values = widen(rewards.detach()).reshape(-1)
+    values = batch.wide(rewards.detach()).reshape(-1)
     by_score = groups.ranking(flat)
     places = torch.arange(flat.numel(), device=flat.device) - groups.starts[groups.ids] + 1
     rank = torch.empty_like(places).index_copy(0, by_score, places)

@@ -7,7 +7,8 @@ response c and N negatives, `weighting` says which pairs count (HPS, table 2):
 - "bt": c against the worst response alone: the lowest of `rewards`, of equals the last, or without
   `rewards` the last of the group (Bradley-Terry; HPS, section 3)
 - "hps": c against each negative, weighted by :math:`q_i \propto e^{\gamma r_i}` (HPS, equation 9).
-  One negative drawn from q gives this in expectation, which is how the paper trains
+  One negative drawn from q gives this in expectation, which is how the paper trains. Responses
+  whose reward is that of c are no negatives here, unless `keep_ties` says so
 - "pl": each response in turn against all below it in the ranking, the mean over those below,
   summed over the ranks (as equation 4 does for Plackett-Luce)
 
@@ -39,6 +40,7 @@ def dpo_k(
     margin: float = 0.0,
     weighting: Weighting = "mean",
     gamma: float = 1.0,
+    keep_ties: bool = False,
     reward: Reward = "dpo",
     lengths: Tensor | None = None,
     offsets: Tensor | None = None,
@@ -54,7 +56,7 @@ def dpo_k(
     ----------
     policy_logps, ref_logps, beta, reward, lengths, offsets, reduction, metrics, validate
         As for all losses: :mod:`pyfast.losses`. The chosen response comes first in its group.
-    rewards, weighting, gamma
+    rewards, weighting, gamma, keep_ties
         Which pairs count: :mod:`pyfast.losses.pairs`.
     margin : float
         The m above, any finite number.
@@ -85,7 +87,7 @@ def dpo_k(
         policy_logps, ref_logps, beta, reward, lengths, offsets, validate, rewards=rewards
     )
     losses = over_pairs(
-        batch, rewards, weighting, gamma, lambda win, lose: softplus(lose - win + margin)
+        batch, rewards, weighting, gamma, keep_ties, lambda win, lose: softplus(lose - win + margin)
     )
     batch.describe(metrics)
     return batch.reduced(losses, reduction)
@@ -156,6 +158,7 @@ def ipo(
     beta: float = 0.1,
     weighting: Weighting = "mean",
     gamma: float = 1.0,
+    keep_ties: bool = False,
     reward: Reward = "dpo",
     lengths: Tensor | None = None,
     offsets: Tensor | None = None,
@@ -171,7 +174,7 @@ def ipo(
     ----------
     policy_logps, ref_logps, beta, reward, lengths, offsets, reduction, metrics, validate
         As for all losses: :mod:`pyfast.losses`. The chosen response comes first in its group.
-    rewards, weighting, gamma
+    rewards, weighting, gamma, keep_ties
         Which pairs count: :mod:`pyfast.losses.pairs`.
 
     Returns
@@ -205,6 +208,7 @@ def ipo(
         rewards,
         weighting,
         gamma,
+        keep_ties,
         lambda win, lose: ((win - lose) / batch.beta - target) ** 2,
     )
     batch.describe(metrics)
@@ -220,6 +224,7 @@ def exo(
     smoothing: float = 1e-3,
     weighting: Weighting = "mean",
     gamma: float = 1.0,
+    keep_ties: bool = False,
     reward: Reward = "dpo",
     lengths: Tensor | None = None,
     offsets: Tensor | None = None,
@@ -236,7 +241,7 @@ def exo(
     ----------
     policy_logps, ref_logps, beta, reward, lengths, offsets, reduction, metrics, validate
         As for all losses: :mod:`pyfast.losses`. The chosen response comes first in its group.
-    rewards, weighting, gamma
+    rewards, weighting, gamma, keep_ties
         Which pairs count: :mod:`pyfast.losses.pairs`.
     smoothing : float
         epsilon, between 0 and 1: the probability that the label is wrong.
@@ -273,7 +278,7 @@ def exo(
         right = torch.sigmoid(gap) * (logsigmoid(gap) - log_right)
         return right + torch.sigmoid(-gap) * (logsigmoid(-gap) - log_wrong)
 
-    losses = over_pairs(batch, rewards, weighting, gamma, loss)
+    losses = over_pairs(batch, rewards, weighting, gamma, keep_ties, loss)
     batch.describe(metrics)
     return batch.reduced(losses, reduction)
 
@@ -286,6 +291,7 @@ def sppo(
     beta: float = 0.1,
     weighting: Weighting = "mean",
     gamma: float = 1.0,
+    keep_ties: bool = False,
     reward: Reward = "dpo",
     lengths: Tensor | None = None,
     offsets: Tensor | None = None,
@@ -301,7 +307,7 @@ def sppo(
     ----------
     policy_logps, ref_logps, beta, reward, lengths, offsets, reduction, metrics, validate
         As for all losses: :mod:`pyfast.losses`. The chosen response comes first in its group.
-    rewards, weighting, gamma
+    rewards, weighting, gamma, keep_ties
         Which pairs count: :mod:`pyfast.losses.pairs`.
 
     Returns
@@ -334,6 +340,7 @@ def sppo(
         rewards,
         weighting,
         gamma,
+        keep_ties,
         lambda win, lose: (win / batch.beta - target) ** 2 + (lose / batch.beta + target) ** 2,
     )
     batch.describe(metrics)
@@ -348,6 +355,7 @@ def nca(
     beta: float = 0.1,
     weighting: Weighting = "mean",
     gamma: float = 1.0,
+    keep_ties: bool = False,
     reward: Reward = "dpo",
     lengths: Tensor | None = None,
     offsets: Tensor | None = None,
@@ -363,7 +371,7 @@ def nca(
     ----------
     policy_logps, ref_logps, beta, reward, lengths, offsets, reduction, metrics, validate
         As for all losses: :mod:`pyfast.losses`. The chosen response comes first in its group.
-    rewards, weighting, gamma
+    rewards, weighting, gamma, keep_ties
         Which pairs count: :mod:`pyfast.losses.pairs`.
 
     Returns
@@ -395,6 +403,7 @@ def nca(
         rewards,
         weighting,
         gamma,
+        keep_ties,
         lambda win, lose: softplus(-win) + 0.5 * softplus(win) + 0.5 * softplus(lose),
     )
     batch.describe(metrics)

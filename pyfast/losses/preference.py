@@ -22,7 +22,6 @@ from pyfast.losses import fused
 from pyfast.losses._batch import Batch, Metrics, Reward
 from pyfast.losses._checks import check_choice, check_not_negative, check_number
 from pyfast.losses.fused import Backend, Reduction
-from pyfast.losses.reference import widen
 
 Positives: TypeAlias = Literal["mean", "top"]
 
@@ -158,7 +157,7 @@ def plackett_luce_top1(
         )
     check_not_negative("weights", weights, offsets, values=validate)
     chosen = batch.groups.chosen.reshape(weights.shape)
-    b, dtype = widen(weights).masked_fill(chosen, 1.0), batch.scores.dtype
+    b, dtype = batch.wide(weights).masked_fill(chosen, 1.0), batch.scores.dtype
     log_weights = b.log().to(dtype)
     if not weights.requires_grad:
         batch.describe(metrics, log_weights)
@@ -290,9 +289,9 @@ def swepo(
         As for all losses: :mod:`pyfast.losses`. The paper has beta = 1.
     rewards : Tensor
         r_i, in the shape and on the device of `policy_logps`, in any scale and in a
-        floating-point dtype of their own: they are compared in that one, at least float32, and
-        do not widen the result. The metrics take the response of the highest reward (of equals the
-        first) as the chosen one, and all others as its negatives.
+        floating-point dtype of their own: they are compared in that one, or in the losses' if that
+        is wider, and do not widen the result. The metrics take the response of the highest reward
+        (of equals the first) as the chosen one, and all others as its negatives.
     alpha : float
         Scale of the rewards, from 0 on.
     positives : {"mean", "top"}
@@ -333,7 +332,7 @@ def swepo(
     batch = Batch.of(
         policy_logps, ref_logps, beta, reward, lengths, offsets, validate, rewards=rewards
     )
-    above, top = fused.above_mean(rewards, offsets, backend=backend)
+    above, top = fused.above_mean(batch.wide(rewards), offsets, backend=backend)
     # The top one is above the mean wherever any is, so it only matters where all are equal.
     positive = top if positives == "top" else top | (above > 0)
     lift = (above * float(alpha)).to(batch.scores.dtype)

@@ -73,7 +73,7 @@ def kto(
     groups = batch.groups
     if isinstance(kl, Tensor):
         check_one_number("kl", kl, policy_logps, values=validate)
-        baseline: float | Tensor = kl.detach().reshape(())
+        baseline: float | Tensor = kl.detach().reshape(()).to(batch.scores.dtype)
     else:
         check_number("kl", kl, zero=True)
         baseline = float(kl)

@@ -21,28 +21,28 @@ CLOSED = {name for name, backend in BACKENDS if backend == "reference"}  # have 
 every_loss = pytest.mark.parametrize(("name", "backend"), BACKENDS)
 
 
-def outcome(name, backend, policy, rewards, offsets=None, beta=1.0):
+def outcome(name, backend, policy, rewards, offsets=None, beta=1.0, **arguments):
     """Losses of the groups, and the gradient of their sum."""
     loss, leaf = getattr(losses, name), policy.clone().requires_grad_()
     needs = inspect.signature(loss).parameters.get("rewards", inspect.Parameter)
     more = (rewards,) if needs.default is inspect.Parameter.empty else ()
-    arguments = {} if backend == "auto" else {"backend": backend}
+    arguments |= {} if backend == "auto" else {"backend": backend}
     ref = torch.zeros_like(policy)
     value = loss(leaf, ref, *more, beta=beta, offsets=offsets, reduction="none", **arguments)
     (gradient,) = torch.autograd.grad(value.sum(), leaf)
     return value.detach(), gradient
 
 
-def check(name, backend, policy, rewards, offsets=None):
+def check(name, backend, policy, rewards, offsets=None, **arguments):
     """Float32 is finite, and as good as the rounding of a score lets it be.
 
     Judged by float64, and where there is a closed form, not by that form itself.
     """
     scale = float(policy.abs().max())
     rounding = 1e-6 + 2 * torch.finfo(torch.float32).eps * scale
-    loss, gradient = outcome(name, backend, policy, rewards, offsets)
+    loss, gradient = outcome(name, backend, policy, rewards, offsets, **arguments)
     judge = "reference" if name in CLOSED else "auto"
-    exact, slope = outcome(name, judge, policy.double(), rewards.double(), offsets)
+    exact, slope = outcome(name, judge, policy.double(), rewards.double(), offsets, **arguments)
     assert torch.isfinite(loss).all()
     assert torch.isfinite(gradient).all()
     torch.testing.assert_close(loss.double(), exact, rtol=1e-5, atol=rounding)
@@ -77,10 +77,15 @@ def test_groups_of_1_to_1000(name, backend):
 def test_all_equal(name, backend):
     offsets = sizes_for(name, [1, 1000, 2, 3])
     policy = torch.full((int(offsets[-1]),), -7.5)
-    loss, _ = check(name, backend, policy, torch.full_like(policy, 0.1), offsets)
+    rewards, keep = torch.full_like(policy, 0.1), {"keep_ties": True} if name == "hps" else {}
+    loss, _ = check(name, backend, policy, rewards, offsets, **keep)
     if name in ("plackett_luce_top1", "swepo", "hps"):  # one of n, at even odds
         expected = offsets.diff().double().log()
         torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-12)
+    if name == "hps":  # where ties are no negatives, there are none
+        loss, slope = check(name, backend, policy, rewards, offsets)
+        assert not loss.any()
+        assert not slope.any()
 
 
 @pytest.mark.parametrize("name", sorted(CLOSED))

@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from pyfast import losses
 from pyfast.losses import dpo, dpo_k, hps, plackett_luce_top1
 from pyfast.losses.reference import Groups
 
@@ -107,6 +108,85 @@ def test_one_draw_with_importance_stands_for_all_negatives(group):
         generator = torch.Generator().manual_seed(seed)
         loss = hps(policy, ref, rewards, beta=1, draws=1, generator=generator).item()
         assert any(loss == pytest.approx(value, rel=1e-12) for value in expected)
+
+
+def test_one_draw_by_equation_10_as_it_reads(group):
+    """N q(y) e^s on the drawn one; m draws share N."""
+    policy, ref, rewards = group
+    tilts = [math.exp(0.3 * r) for r in (0.0, 2.0, 1.0)]
+    terms = [3 * t / sum(tilts) * math.exp(s) for t, s in zip(tilts, (-1, 0, 0.5), strict=True)]
+    expected = [math.log1p(term / math.e) for term in terms]
+    arguments = {"beta": 1, "gamma": 0.3, "importance": "q"}
+    seen = set()
+    for seed in range(40):
+        generator = torch.Generator().manual_seed(seed)
+        loss = hps(policy, ref, rewards, draws=1, generator=generator, **arguments).item()
+        seen.add(next(i for i in range(3) if loss == pytest.approx(expected[i], rel=1e-12)))
+    assert seen == {0, 1, 2}
+    generator = torch.Generator().manual_seed(0)
+    alone = hps(policy[:2], ref[:2], rewards[:2], draws=7, generator=generator, **arguments)
+    assert alone.item() == pytest.approx(dpo(policy[:2], ref[:2], beta=1).item(), rel=1e-12)
+    loss = hps(policy, ref, rewards, draws=20_000, generator=generator, **arguments)
+    mean = sum(t * term for t, term in zip(tilts, terms, strict=True)) / sum(tilts)
+    assert loss.item() == pytest.approx(math.log1p(mean / math.e), abs=0.01)
+    loss = hps(policy, ref, rewards, draws=20_000, normalize="sum", **arguments)
+    assert loss.item() == pytest.approx(math.log1p(mean / 3 / math.e), abs=0.01)
+
+
+# Ties ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gamma", [-2.0, 0.0, 30.0])
+def test_responses_as_good_as_the_chosen_one_are_no_negatives(gamma):
+    policy = torch.tensor([1.0, -1.0, 0.0, 0.5, 3.0]).double().requires_grad_()
+    rewards, zeros = torch.tensor([3.0, 0.0, 3.0, 2.5, 3.0]).double(), torch.zeros(5).double()
+    loss = hps(policy, zeros, rewards, gamma=gamma, beta=1)
+    (gradient,) = torch.autograd.grad(loss, policy)
+    kept = [0, 1, 3]
+    s, r = policy[kept].tolist(), rewards[kept].tolist()
+    assert loss.item() == pytest.approx(by_hand(s, r, gamma), rel=1e-12)  # N = 2
+    assert gradient[[2, 4]].tolist() == [0, 0]
+    tied = hps(policy, zeros, rewards, gamma=gamma, beta=1, keep_ties=True).item()
+    expected = by_hand(policy.tolist(), rewards.tolist(), gamma)
+    assert tied == pytest.approx(expected, rel=1e-12)
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        arguments = {"draws": 3, "generator": generator, "gamma": gamma, "importance": False}
+        loss = hps(policy, zeros, rewards, **arguments)
+        (gradient,) = torch.autograd.grad(loss, policy)
+        assert gradient[[2, 4]].tolist() == [0, 0]
+    pairs = [math.log1p(math.exp(x - 1)) for x in s[1:]]
+    tilts = [math.exp(gamma * (x - 2.5)) for x in r[1:]]
+    expected = sum(p * t for p, t in zip(pairs, tilts, strict=True)) / sum(tilts)
+    weighted = dpo_k(policy, zeros, rewards, beta=1, gamma=gamma, weighting="hps")
+    assert weighted.item() == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ["dpo_k", "ipo", "exo", "sppo", "nca", "slic"])
+def test_a_group_of_ties_has_no_loss(name):
+    policy = torch.tensor([[1.0, 2.0, 3.0], [1.0, 2.0, 3.0]], requires_grad=True)
+    rewards = torch.tensor([[1.0, 1.0, 1.0], [1.0, 1.0, 0.0]])
+    arguments = {"weighting": "hps", "reduction": "none", "beta": 1.0}
+    loss = getattr(losses, name)(policy, torch.zeros(2, 3), rewards, **arguments)
+    loss.sum().backward()
+    pair = getattr(losses, name)(policy[1, [0, 2]], torch.zeros(2), beta=1.0)
+    assert loss[0] == 0
+    assert loss[1] == pair
+    assert policy.grad[0].tolist() == [0, 0, 0]
+    kept = getattr(losses, name)(policy, torch.zeros(2, 3), rewards, keep_ties=True, **arguments)
+    mean = getattr(losses, name)(policy[0], torch.zeros(3), beta=1.0)
+    torch.testing.assert_close(kept[0], mean)
+
+
+def test_ties_of_valid_responses_are_those_of_each_head():
+    policy, zeros = torch.tensor([1.0, -1.0, 0.0, 0.5]).double(), torch.zeros(4).double()
+    rewards = torch.tensor([2.0, 1.0, 2.0, 1.0]).double()
+    valid = torch.tensor([True, True, False, False])
+    s, r = policy.tolist(), rewards.tolist()
+    first = by_hand([s[0], s[3]], [r[0], r[3]], 0.7)  # not the third, which ties with it
+    second = by_hand([s[1], s[2]], [r[1], r[2]], 0.7)  # nor the last one
+    loss = hps(policy, zeros, rewards, valid=valid, gamma=0.7, beta=1)
+    assert loss.item() == pytest.approx(first + second, rel=1e-12)
 
 
 def test_draws_follow_q():
@@ -217,6 +297,17 @@ def test_gradcheck_of_the_closed_form():
     assert torch.autograd.gradcheck(loss, (policy.requires_grad_(),))
 
 
+@pytest.mark.parametrize("weight", [0.1, 1 / 3, 1e-9])
+def test_lambda_is_in_the_losses_own_precision(group, weight):
+    policy, ref, rewards = group
+    valid = torch.tensor([True, False, True, False])
+    whole = hps(policy, ref, rewards, valid=valid, valid_weight=weight, beta=1)
+    first, second = (
+        hps(policy, ref, rewards, valid=valid, valid_weight=w, beta=1).item() for w in (0.0, 1.0)
+    )
+    assert whole.item() == pytest.approx(first + weight * (second - first), rel=1e-15)
+
+
 # What is refused ----------------------------------------------------------------------------
 
 
@@ -229,6 +320,16 @@ def test_gradcheck_of_the_closed_form():
             {"importance": False},
             ValueError,
             "importance=False needs draws: without them nothing is drawn",
+        ),
+        (
+            {"importance": "q"},
+            ValueError,
+            "importance='q' needs draws: without them nothing is drawn",
+        ),
+        (
+            {"importance": "p", "draws": 1},
+            ValueError,
+            "importance must be True, False or 'q', got 'p'",
         ),
         (
             {"importance": False, "normalize": "sum", "draws": 4},

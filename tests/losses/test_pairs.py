@@ -260,6 +260,49 @@ def test_half_types_are_computed_in_float32(name):
     torch.testing.assert_close(loss, call(name, *(x.float() for x in half), offsets=OFFSETS))
 
 
+PRECISE = {
+    **{name: {"weighting": "hps"} for name in PAIRWISE},
+    **{f"{name} pl": {"weighting": "pl"} for name in PAIRWISE},
+    **{name: {} for name in ("swepo", "lipo_lambda", "plackett_luce")},
+    "hps": {"gamma": 3.0},
+    "hps draws": {"gamma": 3.0, "draws": 4},
+    "hps valid": {"valid": torch.tensor([1, 1, 0, 1, 1, 1, 1, 1, 0, 0, 1, 0]).bool()},
+}
+
+
+@pytest.mark.parametrize("case", PRECISE)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_rewards_of_a_narrower_dtype_lose_nothing_more(case, dtype):
+    policy, ref, rewards = random_groups()
+    rewards = rewards.to(dtype)
+
+    def loss(r):
+        torch.manual_seed(0)
+        return getattr(losses, case.split()[0])(policy, ref, r, offsets=OFFSETS, **PRECISE[case])
+
+    assert loss(rewards) == pytest.approx(loss(rewards.double()).item(), rel=1e-15)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.int64])
+def test_other_arguments_of_a_narrower_dtype_lose_nothing_more(dtype):
+    policy, ref, rewards = random_groups()
+    kl = torch.tensor(1.3).to(dtype)
+    found = kto(policy, ref, kl=kl, beta=0.37)
+    assert found.item() == pytest.approx(
+        kto(policy, ref, kl=kl.item(), beta=0.37).item(), rel=1e-15
+    )
+    if dtype is torch.int64:
+        return
+    rewards = rewards.to(dtype)
+    found = losses.plackett_luce_top1(policy, ref, weights=rewards)
+    expected = losses.plackett_luce_top1(policy, ref, weights=rewards.double())
+    assert found.item() == pytest.approx(expected.item(), rel=1e-15)
+    target = torch.tensor(-7.3).to(dtype)
+    found = slic(policy, ref, None, target, regularizer=0.1)
+    expected = slic(policy, ref, None, target.double(), regularizer=0.1)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-15)
+
+
 @pytest.mark.parametrize("module", ["pairs", "lists", "unpaired", "hard_preference", "metrics"])
 def test_examples_in_the_docstrings(module):
     outcome = doctest.testmod(importlib.import_module(f"pyfast.losses.{module}"))
