@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from pyfast.losses._checks import check_choice, check_groups, check_number, check_values
+from pyfast.losses._describe import preference_metrics
 from pyfast.losses.fused import REDUCTIONS, Reduction, reduced
-from pyfast.losses.metrics import preference_metrics
 from pyfast.losses.reference import Groups, widen
 
 Reward: TypeAlias = Literal["dpo", "simpo", "length_normalized", "kto"]

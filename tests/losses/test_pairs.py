@@ -260,6 +260,26 @@ def test_half_types_are_computed_in_float32(name):
     torch.testing.assert_close(loss, call(name, *(x.float() for x in half), offsets=OFFSETS))
 
 
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_autocast_changes_no_bit(name, dtype):
+    policy, ref, rewards = random_groups(dtype)
+
+    def outcome():
+        found, leaf = {}, policy.clone().requires_grad_()
+        loss = call(name, leaf, ref, rewards, offsets=OFFSETS, metrics=found)
+        loss.backward()
+        return [loss.detach(), leaf.grad, *found.values()]
+
+    expected = outcome()
+    for low in (torch.bfloat16, torch.float16):
+        with torch.autocast("cpu", low):
+            inside = outcome()
+        for value, alone in zip(inside, expected, strict=True):
+            assert value.dtype == alone.dtype
+            assert torch.equal(value, alone)
+
+
 PRECISE = {
     **{name: {"weighting": "hps"} for name in PAIRWISE},
     **{f"{name} pl": {"weighting": "pl"} for name in PAIRWISE},
