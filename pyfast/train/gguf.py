@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pyfast._files import write_folder
+from pyfast.train import pretrained
 from pyfast.train.files import cache_dir, sha256
 
 
@@ -35,11 +36,13 @@ def gguf_folder(path: Path) -> Path:
 
 def _convert_gguf(path: Path, folder: Path) -> None:
     from safetensors.torch import save_file
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     where, name = str(path.parent), path.name
-    tokenizer = AutoTokenizer.from_pretrained(where, gguf_file=name)
-    model = AutoModelForCausalLM.from_pretrained(where, gguf_file=name, dtype=torch.float32)
+    tokenizer = pretrained.tokenizer(where, "policy.model", gguf_file=name)
+    model = pretrained.weights(
+        AutoModelForCausalLM, where, "policy.model", gguf_file=name, dtype=torch.float32
+    )
     # The weights are plain float32 now, but still marked as quantized, which save_pretrained
     # refuses to write; so the three parts are written by hand. Tied tensors are stored once.
     if hasattr(model.config, "quantization_config"):

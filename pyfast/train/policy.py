@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pyfast.models import checkpointing, lora
 from pyfast.models.shared_prompt import GroupScorer
+from pyfast.train import adapters, pretrained
 from pyfast.train.config import SamplingConfig
 from pyfast.train.errors import UserError
 from pyfast.train.sampling import Sampler, Samples, end_ids
@@ -27,17 +28,31 @@ class Policy:
 
     Parameters
     ----------
-    model : transformers causal language model
+    model : transformers or peft causal language model
         It is frozen and switched to evaluation mode (no dropout, in training neither), and gets
-        an adapter on every linear layer but the head.
+        an adapter. Adapters that are active in it are folded into its weights first, so that the
+        reference is the model as it stands. A model that is refused is left as it was.
     tokenizer : transformers tokenizer
         With a chat template, prompts are given as a user's turn.
     rank, alpha : int, float
         The adapter adds ``alpha / rank * B A`` to each linear layer; B starts at zero.
+    target_modules : str
+        Which layers get an adapter: ``"all-linear"``, every linear layer but the head, or the
+        layers' names, with commas between.
     seed : int
         Seed of the start of A.
     gradient_checkpointing : {"none", "selective", "full"}
         What scoring keeps for the backward pass (`checkpointing`).
+
+    Attributes
+    ----------
+    folded : list of str
+        Names of the adapters that the model had, now part of its weights.
+
+    Raises
+    ------
+    UserError
+        If the model, its adapters or the tokenizer cannot be used, in one line.
     """
 
     def __init__(
@@ -47,34 +62,34 @@ class Policy:
         *,
         rank: int = 16,
         alpha: float = 32.0,
+        target_modules: str = "all-linear",
         seed: int = 0,
         gradient_checkpointing: str = "none",
     ) -> None:
-        from peft import LoraConfig, get_peft_model
-
-        settings = LoraConfig(
-            r=rank,
-            lora_alpha=alpha,
-            target_modules="all-linear",
-            lora_dropout=0.0,
-            task_type="CAUSAL_LM",
-        )
+        if not hasattr(model, "get_output_embeddings"):
+            raise UserError(
+                "policy.model: expected a transformers causal language model, "
+                f"got {type(model).__name__}"
+            )
         self.tokenizer = tokenizer
-        self.end_ids = end_ids(model, tokenizer)
-        with torch.random.fork_rng():
-            torch.manual_seed(derive(seed, "adapter"))
-            self.model: Any = get_peft_model(model, settings)
-        lora.fuse(self.model)
-        self.model.eval()
         self._checkpointing = gradient_checkpointing
         self._checkpointed: list[torch.nn.Module] = []
-        try:
-            self._scorer = GroupScorer(self.model)
-            self._sampler = Sampler(self._scorer.lm, tokenizer, self.end_ids)
-            if gradient_checkpointing != "none":
-                self._checkpointed = checkpointing.layers_to_checkpoint(self.model)
-        except ValueError as error:
-            raise UserError(f"policy.{error}") from None
+        with adapters.untouched_if_refused(model):
+            try:
+                pretrained.check_finite(model, "model")
+                base, self.folded = adapters.fold(model)
+                if self.folded:
+                    base.name_or_path = ""  # no file holds these weights
+                self.end_ids = end_ids(base, tokenizer)
+                targets = adapters.targets(base, target_modules)
+                self.model: Any = _with_lora(base, rank, alpha, targets, seed)
+                self._scorer = GroupScorer(self.model)
+                self._sampler = Sampler(self._scorer.lm, tokenizer, self.end_ids)
+                if gradient_checkpointing != "none":
+                    self._checkpointed = checkpointing.layers_to_checkpoint(self.model)
+            except ValueError as error:
+                text = str(error)
+                raise UserError(text if text.startswith("policy.") else f"policy.{text}") from None
 
     @property
     def device(self) -> torch.device:
@@ -86,7 +101,12 @@ class Policy:
         return {n: p for n, p in self.model.named_parameters() if p.requires_grad}
 
     def save_adapter(self, folder: Path) -> None:
-        """Write the adapter to a folder in peft's layout (safetensors)."""
+        """Write the adapter to a folder in peft's layout (safetensors).
+
+        It belongs on the model as it was given. Where adapters were folded into that, no file holds
+        such a model, and the adapter names no base model; one that `load` read from a folder is
+        named as the base model.
+        """
         self.model.save_pretrained(str(folder), save_embedding_layers=False)
 
     def prompt_ids(self, prompt: str) -> list[int]:
@@ -176,3 +196,21 @@ class Policy:
                 how = self._checkpointing
                 stack.enter_context(checkpointing.checkpointed(self._checkpointed, how))
             return self._scorer.logps([(prompt_ids, responses)])
+
+
+def _with_lora(base: Any, rank: int, alpha: float, targets: str | list[str], seed: int) -> Any:
+    """Return a peft model with a fresh adapter, in evaluation mode."""
+    from peft import LoraConfig, get_peft_model
+
+    settings = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        target_modules=targets,
+        lora_dropout=0.0,
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(derive(seed, "adapter"))
+        model = get_peft_model(base, settings)
+    lora.fuse(model)
+    return model.eval()

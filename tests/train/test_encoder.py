@@ -28,3 +28,45 @@ def test_long_texts_are_cut(tiny_encoder):
 def test_a_missing_encoder_is_named(tmp_path):
     with pytest.raises(UserError, match=r"scoring\.encoder: cannot load"):
         SentenceEncoder(str(tmp_path))
+
+
+def changed(tmp_path, folder, change):
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(folder, tmp_path / "changed")
+    file = tmp_path / "changed" / "model.safetensors"
+    save_file(change(load_file(file)), file, metadata={"format": "pt"})
+    return str(tmp_path / "changed")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda w: {n: t for n, t in w.items() if "layer.0.output" not in n},
+            "missing from it: enc",
+        ),
+        (lambda w: {f"module.{n}": t for n, t in w.items()}, r"does not have: module\.emb.* more"),
+        (lambda w: {**w, "encoder.layer.7.x": torch.ones(1)}, r"not have: encoder\.layer\.7\.x"),
+        (lambda w: {n: t * torch.nan for n, t in w.items()}, r"not finite: embeddings\.word"),
+    ],
+)
+def test_weights_that_do_not_fit_are_named(tmp_path, tiny_encoder, change, message):
+    with pytest.raises(UserError, match=rf"^scoring\.encoder: .*{message}") as caught:
+        SentenceEncoder(changed(tmp_path, tiny_encoder, change))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda w: {n: t for n, t in w.items() if not n.startswith("pooler.")},
+        lambda w: {**w, "cls.predictions.bias": torch.ones(1)},
+    ],
+)
+def test_parts_after_the_last_hidden_states_do_not_matter(tmp_path, tiny_encoder, change):
+    expected = SentenceEncoder(str(tiny_encoder)).encode(["good day"])
+    rows = SentenceEncoder(changed(tmp_path, tiny_encoder, change)).encode(["good day"])
+    np.testing.assert_array_equal(rows, expected)
