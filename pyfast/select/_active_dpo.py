@@ -103,6 +103,10 @@ def active_dpo(
 
     Notes
     -----
+    The gradient of the implicit reward is beta g. Where rows or pairs are scaled to length 1, beta
+    drops out; with ``normalize=None``, multiplying the sketches by beta is dividing lam by beta^2,
+    and changes the picks: state lam together with the scale of what it is added to.
+
     phi is never written down, but for the k chosen ones. Memory: P (m + k + 6) + k d +
     (m + k)^2 + M float64, with m pairs in `state`, and 5 max(d, 65,536) with ``normalize="pair"``;
     the result holds (m + k) d more.
@@ -146,7 +150,7 @@ def apo(
     """Choose pairs by ActiveDPO's criterion on response embeddings (APO, Das et al., 2024).
 
     ``phi = e(y_a) - e(y_b)`` with embeddings that do not follow the policy, as they are; then
-    :func:`active_dpo` without normalisation.
+    :func:`active_dpo` without normalisation, so that lam depends on their scale.
 
     Parameters
     ----------

@@ -107,6 +107,10 @@ def opt_select(
     take a copy of the embeddings, n (n + d) float64 for each group's bound, and `exact` what it
     takes in :func:`kmedoids`.
 
+    The lowest cost is not shown to be the highest expected reward: in AMPO's theorems 1 and 2 the
+    best response's probability is unconstrained, so that every set of negatives allows the same
+    expected reward, and Lemma 1 (ii), that only sets of the lowest cost do, does not hold.
+
     Examples
     --------
     >>> from pyfast import select

@@ -107,6 +107,22 @@ def test_zero_sketches_and_equal_pairs() -> None:
     assert select.active_dpo(sketches, reversed_twins, 4).indices.tolist() == [1, 2, 3, 0]
 
 
+def test_without_normalisation_a_scale_of_the_sketches_is_one_of_lam() -> None:
+    sketches, pairs = pool(7)
+    scaled = select.active_dpo(0.25 * sketches, pairs, 12, None, None, 1.0)
+    other = select.active_dpo(sketches, pairs, 12, None, None, 16.0)
+    assert scaled.indices.tolist() == other.indices.tolist()
+    assert scaled.gains == pytest.approx(other.gains, rel=1e-9)
+    sketches *= 0.03  # short beside lam
+    plain = select.active_dpo(sketches, pairs, 12, None, None, 1.0)
+    scaled = select.active_dpo(128 * sketches, pairs, 12, None, None, 1.0)
+    assert plain.indices.tolist() != scaled.indices.tolist()
+    for normalize in ("response", "pair"):
+        plain = select.active_dpo(sketches, pairs, 12, None, normalize)
+        scaled = select.active_dpo(128 * sketches, pairs, 12, None, normalize)
+        assert plain.indices.tolist() == scaled.indices.tolist()
+
+
 def test_apo_is_the_criterion_on_raw_embeddings() -> None:
     embeddings, pairs = pool(5)
     found = select.apo(embeddings, pairs, 9, lam=2.0)

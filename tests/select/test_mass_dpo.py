@@ -100,3 +100,23 @@ def test_shift_of_features_and_extreme_scores() -> None:
             found = select.mass_dpo(f, shifted, ref_logps, k=19, curvature=curvature)
             assert sorted(found.negatives.tolist()) == list(range(1, 20))
             assert np.isfinite(found.logdet)
+
+
+def test_the_preferred_response_counts_only_by_being_left_out() -> None:
+    """Its features cancel from every v_i, and with c = 1 so do its log-probs."""
+    for seed in range(10):
+        f, policy, ref_logps = group(seed, n=12)
+        expected = select.mass_dpo(f, policy, ref_logps, 4, 5)
+        other, moved = f.copy(), policy.copy()
+        other[4] *= -1e6
+        moved[4] += 25.0
+        for arguments in ((other, policy), (f, moved), (other, moved)):
+            found = select.mass_dpo(*arguments, ref_logps, 4, 5)
+            assert found.negatives.tolist() == expected.negatives.tolist()
+            assert found.gains == pytest.approx(expected.gains, rel=1e-9)
+    f, zeros, raised = f[:, :3], np.zeros(12), 50.0 * (np.arange(12) == 4)
+    fisher = [
+        select.mass_dpo(f, logps, zeros, 4, 5, 1.0, curvature="fisher").logdet
+        for logps in (zeros, raised)
+    ]
+    assert fisher[0] > fisher[1] + 1  # c goes from 11 / 12 to e^-48
