@@ -10,7 +10,7 @@ PIP     := $(BIN)/python -m pip install --disable-pip-version-check -q -c constr
 SOURCES := $(shell find csrc -name '*.?pp') CMakeLists.txt pyproject.toml constraints.txt
 CXX_FILES := $(shell find csrc tests/core -name '*.?pp')
 
-.PHONY: demo test lint bench sanitize clean
+.PHONY: demo test test-trl lint bench sanitize clean
 
 demo: .venv/train.done  ## align the demo's model: SELECTOR=opt-select|coreset|bottom-k|random SEED=0
 	$(BIN)/pyfast train ampo --demo --selector $(SELECTOR) --seed $(SEED) --out $(OUT) $(DEMO_FLAGS)
@@ -28,6 +28,16 @@ lint: .venv/dev.done  ## formatters, linters, types and stubs
 	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
 	$(BIN)/mypy
 	$(BIN)/stubtest pyfast._core
+
+# TRL 1.15 makes its log-probabilities in Triton kernels, without a GPU too: these are interpreted.
+TRL_VERSIONS ?= 1.0.0 1.14.1 1.15.0 1.16.0
+test-trl: .venv/dev.done  ## the TRL integration against several versions of TRL
+	for version in $(TRL_VERSIONS); do \
+	  $(BIN)/python -m pip install --disable-pip-version-check -q --no-deps --upgrade \
+	    --target build/trl-$$version trl==$$version || exit 1; \
+	  interpret=$$(test $$version = 1.15.0 && echo 1); echo "TRL $$version"; \
+	  PYTHONPATH=build/trl-$$version TRITON_INTERPRET=$$interpret \
+	    $(BIN)/python -m pytest -q tests/integrations/test_trl.py || exit 1; done
 
 bench: .venv/bench.done  ## verified timings beside peers, to runs/benchmarks
 	$(BIN)/python benchmarks/bench_select.py

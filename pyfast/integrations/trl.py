@@ -1,0 +1,286 @@
+"""TRL's DPO trainer for groups of any size, with our losses, selectors and scoring.
+
+`MultiPreferenceTrainer` changes four things of `trl.DPOTrainer`: how a row becomes tokens, how
+rows become a batch, where log-probabilities come from, and the loss of a batch. All else -
+arguments, adapters, reference models, checkpoints, logging, `accelerate` - is TRL's.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast_object_list, gather_object, is_peft_model
+from datasets import Dataset, IterableDataset, concatenate_datasets
+from datasets.fingerprint import Hasher
+from torch import Tensor
+from tqdm import tqdm
+from trl.models.utils import disable_gradient_checkpointing
+from trl.trainer.dpo_trainer import DPOTrainer
+from trl.trainer.utils import hash_module, use_adapter
+
+from pyfast import losses
+from pyfast.integrations._groups import GroupCollator, Selector, prepare
+from pyfast.models.shared_prompt import GroupScorer
+
+Loss = Callable[..., Tensor]
+
+_UNREAD = {
+    "loss_type": ["sigmoid"],
+    "loss_weights": None,
+    "label_smoothing": 0.0,
+    "f_divergence_type": "reverse_kl",
+    "ld_alpha": None,
+    "use_weighting": False,
+    "padding_free": False,
+    "use_liger_loss": False,
+    "use_liger_kernel": False,
+}
+"""Arguments of DPOConfig that speak of TRL's own loss or head, with their defaults."""
+
+
+class MultiPreferenceTrainer(DPOTrainer):
+    """DPOTrainer for a chosen response and any number set against it.
+
+    Parameters
+    ----------
+    model, ref_model, args, train_dataset, eval_dataset, processing_class, callbacks, optimizers, \
+quantization_config, peft_config
+        As for `trl.DPOTrainer`. Rows may be in any of `pyfast.tables.FORMATS`; prompts and
+        responses are texts or chat messages. Arguments that speak of TRL's own losses are refused.
+    loss : str or callable
+        A loss of `pyfast.losses` by name, or a function ``(policy_logps, ref_logps, *, offsets,
+        ...)`` -> scalar. Of ``rewards`` (the rows' scores), ``lengths`` (tokens), ``beta``
+        (``args.beta``), ``metrics`` and ``reduction`` it is given those that it names.
+    loss_kwargs : dict, optional
+        More arguments of the loss, such as ``gamma`` or ``reward="simpo"``.
+    selector : callable, optional
+        Row -> the responses to train on, as a result of `pyfast.select` or as positions, the chosen
+        one first. By default all.
+    share : {"auto", True, False}
+        Read each prompt once for all its responses (`pyfast.models.shared_prompt.GroupScorer`).
+
+    Notes
+    -----
+    With one rejected response and ``loss="dpo"`` it is `trl.DPOTrainer`: loss, metrics and
+    gradients agree within rounding. The logits are never made, so ``logits/*``, ``entropy`` and
+    ``mean_token_accuracy`` are not logged, and `compute_metrics` is refused. With gradient
+    accumulation the loss is the mean over prompts if every batch has as many.
+
+    Examples
+    --------
+    >>> trainer = MultiPreferenceTrainer(                                       # doctest: +SKIP
+    ...     model, args=DPOConfig("out"), train_dataset=rows, processing_class=tokenizer,
+    ...     loss="swepo", selector=lambda row: select.opt_select(
+    ...         row["embeddings"], row["scores"], k=7),
+    ... )
+    """
+
+    loss_is_scaled_for_ga = False
+    _signature_columns: list[str] | None
+
+    def __init__(
+        self,
+        model: Any,
+        ref_model: Any = None,
+        args: Any = None,
+        *,
+        loss: str | Loss = "plackett_luce_top1",
+        loss_kwargs: dict[str, Any] | None = None,
+        selector: Selector | None = None,
+        share: Any = "auto",
+        data_collator: Any = None,
+        **others: Any,
+    ) -> None:
+        self._loss, self._loss_takes = _find_loss(loss)
+        self._loss_kwargs = dict(loss_kwargs or {})
+        if share not in ("auto", True, False):
+            raise ValueError(f"share: expected 'auto', True or False, got {share!r}")
+        self._selector, self._share = selector, share
+        self._scorers: dict[int, GroupScorer] = {}
+        self._needs_reference = self._loss_kwargs.get("reward") != "simpo"
+        if args is not None:
+            _refuse_unread(args)
+        if others.get("compute_metrics") is not None:
+            raise ValueError("compute_metrics: expected None, because no logits are made")
+        if data_collator is None:
+            length = getattr(args, "max_length", 1024)
+            keep = getattr(args, "truncation_mode", "keep_start").removeprefix("keep_")
+            data_collator = GroupCollator(length, keep)
+        super().__init__(model, ref_model, args, data_collator=data_collator, **others)
+        if getattr(self, "aux_loss_enabled", False):
+            raise ValueError(
+                "args.router_aux_loss_coef: expected 0, because the router's loss is not computed"
+            )
+
+    # --- rows ------------------------------------------------------------------------------------
+
+    def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, name: str) -> Any:
+        """Select and tokenize, in place of TRL's pairs."""
+        more: dict[str, Any] = {}
+        if isinstance(dataset, Dataset):
+            more = {"num_proc": args.dataset_num_proc, "desc": f"Preparing {name} dataset"}
+        work = partial(prepare, tokenizer=processing_class, selector=self._selector)
+        dataset = dataset.map(work, **more)
+        if args.max_length is None or args.truncation_mode != "keep_start":
+            return dataset
+        if more:
+            more["desc"] = f"Dropping prompts of {args.max_length} tokens from {name} dataset"
+        return dataset.filter(partial(_has_room, length=args.max_length), **more)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        if self._signature_columns is None:
+            self._signature_columns = ["prompt_ids", "response_ids", "scores", "ref_logps"]
+
+    # --- log-probabilities -----------------------------------------------------------------------
+
+    def _scorer(self, model: Any) -> GroupScorer:
+        """Return the scorer of a model, and let the model's forward pass reach it.
+
+        DDP and FSDP see what goes through the model's own call, so groups go in there.
+        """
+        bare = self.accelerator.unwrap_model(model, keep_torch_compile=False)
+        if id(bare) not in self._scorers:
+            scorer = self._scorers[id(bare)] = GroupScorer(bare, share=self._share)
+            forward = bare.forward
+
+            def scoring_forward(*args: Any, groups: Any = None, **kwargs: Any) -> Any:
+                return scorer.logps(groups) if groups is not None else forward(*args, **kwargs)
+
+            bare.forward = scoring_forward
+        return self._scorers[id(bare)]
+
+    def _logps(self, model: Any, groups: Sequence[Any]) -> Tensor:
+        self._scorer(model)
+        logps: Tensor = model(groups=groups)
+        return logps
+
+    def _reference_logps(self, groups: Sequence[Any]) -> Tensor:
+        checkpointing = disable_gradient_checkpointing(
+            self.model, self.args.gradient_checkpointing_kwargs
+        )
+        with torch.no_grad(), checkpointing, self.accelerator.autocast():
+            if self.ref_model is not None:
+                return self._logps(self.ref_model, groups)
+            if not is_peft_model(self.model):  # precomputed before the first step
+                return self._logps(self.model, groups)
+            bare = self.accelerator.unwrap_model(self.model)
+            with use_adapter(bare, adapter_name="ref" if "ref" in bare.peft_config else None):
+                return self._logps(self.model, groups)
+
+    def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
+        """Add the column ``ref_logps``, from the data set's cache where it is there."""
+        if isinstance(dataset, IterableDataset):
+            raise ValueError("precompute_ref_log_probs: expected False for an IterableDataset")
+        if not self._needs_reference:
+            return dataset
+        key = (dataset._fingerprint, hash_module(self.ref_model or self.model), repr(self._share))
+        fingerprint = [Hasher.hash(key)]
+        broadcast_object_list(fingerprint)  # one cache, whatever a process hashes
+        cache = dataset._get_cache_file_path(fingerprint[0])
+        if not os.path.exists(cache):
+            column = self._reference_column(dataset, name, batch_size)
+            if self.accelerator.is_main_process:
+                rows = Dataset.from_dict({"ref_logps": column})
+                rows.map(_as_it_is, batched=True, cache_file_name=cache)
+        self.accelerator.wait_for_everyone()
+        return concatenate_datasets([dataset, Dataset.from_file(cache)], axis=1)
+
+    def _reference_column(self, dataset: Dataset, name: str, batch_size: int) -> list[list[float]]:
+        """Score all rows, a share in each process."""
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        mine = range(rank, len(dataset), world)
+        found: list[tuple[int, list[float]]] = []
+        shown = self.accelerator.is_main_process
+        for start in tqdm(
+            range(0, len(mine), batch_size), f"Reference log-probs of {name}", disable=not shown
+        ):
+            numbers = list(mine[start : start + batch_size])
+            batch = self.data_collator([dataset[number] for number in numbers])
+            logps = self._reference_logps(batch["groups"]).float().cpu()
+            parts = torch.split(logps, batch["counts"].tolist())
+            found += [(n, part.tolist()) for n, part in zip(numbers, parts, strict=True)]
+        rows = dict(gather_object(found))
+        return [rows[number] for number in range(len(dataset))]
+
+    # --- the loss --------------------------------------------------------------------------------
+
+    def _compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False) -> Any:
+        mode = "train" if self.model.training else "eval"
+        policy = self._logps(model, inputs["groups"])
+        reference = None
+        if self._needs_reference:
+            if self.precompute_ref_logps:
+                reference = inputs["ref_logps"].to(policy.device)
+            else:
+                reference = self._reference_logps(inputs["groups"]).detach()
+        offsets = torch.nn.functional.pad(inputs["counts"].to(policy.device).cumsum(0), (1, 0))
+        metrics: dict[str, Any] = {}
+        known = {
+            "rewards": inputs.get("scores"),
+            "lengths": inputs["lengths"].to(policy.device),
+            "beta": self.beta,
+            "metrics": metrics,
+            "reduction": "mean",
+        }
+        if known["rewards"] is not None:
+            known["rewards"] = known["rewards"].to(policy.device)
+        given = {name: known[name] for name in self._loss_takes if known[name] is not None}
+        loss = self._loss(policy, reference, offsets=offsets, **(given | self._loss_kwargs))
+        self._record(mode, metrics, inputs)
+        return (loss, None) if return_outputs else loss
+
+    def _record(self, mode: str, metrics: dict[str, Any], inputs: Any) -> None:
+        """Keep what is logged, as means over the processes."""
+        for name, value in metrics.items():
+            number = torch.as_tensor(value, dtype=torch.float32, device=self.accelerator.device)
+            self._metrics[mode][name].append(self.accelerator.gather(number).mean().item())
+        if mode == "train":
+            size = torch.tensor(inputs["input_ids"].numel(), device=self.accelerator.device)
+            self._total_train_tokens += self.accelerator.gather(size).sum().item()
+        self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
+
+    def prediction_step(
+        self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> tuple[Tensor, None, None]:
+        """Return the loss alone: there are no logits."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss: Tensor = self._compute_loss(model, inputs)
+            return loss.detach(), None, None
+
+
+def _as_it_is(rows: Any) -> Any:
+    return rows
+
+
+def _has_room(row: Any, length: int) -> bool:
+    return len(row["prompt_ids"]) < length
+
+
+def _find_loss(loss: str | Loss) -> tuple[Loss, list[str]]:
+    """Return a loss, and the names of what it takes of all that a batch knows."""
+    if isinstance(loss, str):
+        if loss not in losses.__all__ or not callable(getattr(losses, loss)):
+            raise ValueError(f"loss: expected one of {', '.join(losses.__all__)}; got {loss!r}")
+        loss = getattr(losses, loss)
+    if not callable(loss):
+        raise TypeError(f"loss: expected a name or a function, got {type(loss).__name__}")
+    parameters = inspect.signature(loss).parameters
+    anything = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    known = ("rewards", "lengths", "beta", "metrics", "reduction")
+    return loss, [name for name in known if anything or name in parameters]
+
+
+def _refuse_unread(args: Any) -> None:
+    for name, default in _UNREAD.items():
+        value = getattr(args, name, default)
+        value = [value] if name == "loss_type" and isinstance(value, str) else value
+        if value != default and not (name == "loss_weights" and value == [1.0]):
+            raise ValueError(
+                f"args.{name}: expected {default!r}, got {value!r}: the loss is set by `loss`"
+            )

@@ -1,0 +1,31 @@
+import pytest
+
+
+@pytest.fixture(scope="session")
+def pairs():
+    """Rows of pairs in the words of the made-up tokenizer."""
+    import random
+
+    from datasets import Dataset
+
+    words = ["good", "great", "happy", "love", "nice", "bad", "sad", "awful", "the", "day", "dog"]
+    draw = random.Random(0)
+
+    def text(least, most):
+        return " ".join(draw.choices(words, k=draw.randint(least, most)))
+
+    rows = [
+        {"prompt": text(2, 6) + " ", "chosen": text(1, 8), "rejected": text(1, 8)}
+        for _ in range(24)
+    ]
+    return Dataset.from_list(rows)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

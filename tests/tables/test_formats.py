@@ -1,0 +1,140 @@
+import pytest
+
+from pyfast.tables import FORMATS, find, read
+from pyfast.tables.formats import as_messages, as_text
+
+USER = [{"role": "user", "content": "Say hello."}]
+
+
+def says(text):
+    return [{"role": "assistant", "content": text}]
+
+
+def shown(record):
+    """A record's texts, however they are held."""
+    texts = [as_text(response) for response in record.responses]
+    return as_text(record.prompt), texts, record.positive, record.negatives
+
+
+ROWS = {
+    "groups": {
+        "prompt": "Say hello.",
+        "responses": ["no", "hello", "hm"],
+        "scores": [0, 2.5, 1],
+        "positive": 1,
+        "negatives": [0, 2],
+    },
+    "list": {"prompt": "Say hello.", "chosen": "hello", "rejected": ["no", "hm"]},
+    "numbered": {"prompt": "Say hello.", "chosen": "hello", "rejected1": "no", "rejected2": "hm"},
+    "pairs": {"prompt": "Say hello.", "chosen": "hello", "rejected": "no"},
+    "nemo": {
+        "context": USER,
+        "completions": [
+            {"rank": 1, "completion": says("no")},
+            {"rank": 0, "completion": says("hello")},
+            {"rank": 2, "completion": says("hm")},
+        ],
+    },
+    "sharegpt": {
+        "conversations": [{"from": "human", "value": "Say hello."}],
+        "chosen": {"from": "gpt", "value": "hello"},
+        "rejected": {"from": "gpt", "value": "no"},
+    },
+    "alpaca": {"instruction": "Say hello.", "input": "", "chosen": "hello", "rejected": "no"},
+    "swift": {"messages": USER + says("hello"), "rejected_response": "no"},
+    "ultrafeedback": {
+        "instruction": "Say hello.",
+        "completions": [
+            {"response": "no", "overall_score": 1.0},
+            {"response": "hello", "overall_score": 9.0},
+            {"response": "hm", "overall_score": 4.5},
+        ],
+    },
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_row_of_each_format(name):
+    row = {**ROWS[name], "id": 7, "source": None}
+    assert find(row, row).name == name
+    record = read(row).chosen_first()
+    prompt, texts, positive, negatives = shown(record)
+    assert prompt == "Say hello."
+    assert texts in (["hello", "no"], ["hello", "no", "hm"])
+    assert (positive, negatives) == (0, list(range(1, len(texts))))
+    assert record.rest == {"id": 7, "source": None}  # what is not ours is kept
+
+
+@pytest.mark.parametrize("target", FORMATS)
+@pytest.mark.parametrize("source", FORMATS)
+def test_from_each_format_to_each(source, target):
+    record = read({**ROWS[source], "id": 7}).chosen_first()
+    if record.scores is None and target == "ultrafeedback":
+        with pytest.raises(ValueError, match="scores: expected"):
+            FORMATS[target].write(record)
+        return
+    rows = FORMATS[target].write(record)
+    assert all(row["id"] == 7 for row in rows)
+    assert all(find(row, row).name == target for row in rows)
+    back = [read(row).chosen_first() for row in rows]
+    if target in ("pairs", "sharegpt", "alpaca", "swift"):
+        assert len(rows) == len(record.responses) - 1
+        found = [shown(back[0])[1][0], *(shown(one)[1][1] for one in back)]
+    else:
+        (one,) = back
+        found = shown(one)[1]
+        if record.scores is not None:
+            assert one.scores == record.scores
+    assert found == shown(record)[1]
+
+
+def test_numbered_columns_come_in_the_order_of_their_numbers():
+    row = {"prompt": "p", "chosen": "c"} | {f"rejected{i}": str(i) for i in (10, 2, 1)}
+    assert read(row).responses == ["c", "1", "2", "10"]
+    row = {"prompt": "p", "chosen": "c", "rejected_1": "a", "rejected_2": None, "rejected_3": "b"}
+    assert read(row).responses == ["c", "a", "b"]
+
+
+def test_binarized_conversations_that_hold_the_prompt_again():
+    row = {"prompt": "Say hello.", "chosen": USER + says("hello"), "rejected": USER + says("no")}
+    record = read(row | {"score_chosen": 8, "score_rejected": 3.0})
+    assert (record.prompt, record.responses) == (USER, [says("hello"), says("no")])
+    assert record.scores == [8.0, 3.0]
+    with pytest.raises(ValueError, match="different last messages"):
+        read(row | {"rejected": row["chosen"]})
+
+
+def test_a_conversation_in_pairs_is_no_list_of_responses():
+    row = {"prompt": USER, "chosen": says("hello"), "rejected": says("no")}
+    assert find(row, row).name == "pairs"
+    assert read(row).responses == [says("hello"), says("no")]
+    row = {"prompt": USER, "chosen": says("hello"), "rejected": [says("no"), says("hm")]}
+    assert find(row, row).name == "list"
+    assert len(read(row).responses) == 3
+
+
+def test_the_best_score_is_chosen_where_nothing_says_otherwise():
+    record = read({"prompt": "p", "responses": ["a", "b", "c"], "scores": [1, 3, 3]})
+    assert record.chosen_first().responses == ["b", "a", "c"]
+    assert record.chosen_first().scores == [3, 1, 3]
+    with pytest.raises(ValueError, match="scores or a chosen response"):
+        read({"prompt": "p", "responses": ["a", "b"]}).chosen_first()
+    with pytest.raises(ValueError, match="beside the chosen one"):
+        read({"prompt": "p", "responses": ["a"], "scores": [1]}).chosen_first()
+
+
+def test_what_is_of_no_format_names_what_it_found_and_what_is_known():
+    with pytest.raises(ValueError, match=r"known format \(groups: prompt, responses; .*'answer'"):
+        find(["question", "answer"])
+    with pytest.raises(ValueError, match="format 'nemo', got one with no 'rank'"):
+        read({"context": USER, "completions": [{"completion": says("a")}]})
+    with pytest.raises(ValueError, match="one for each of 2, got 1"):
+        read({"prompt": "p", "responses": ["a", "b"], "scores": [1]})
+    with pytest.raises(ValueError, match="rejected: expected at least one"):
+        read({"prompt": "p", "chosen": "c", "rejected": []})
+
+
+def test_messages_and_texts():
+    assert as_messages("hi", "user") == [{"role": "user", "content": "hi"}]
+    assert as_messages(USER, "user") == USER
+    assert as_text(USER + says("yes")) == "yes"
