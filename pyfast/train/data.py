@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -9,51 +10,77 @@ import reprlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pyfast.train.errors import UserError
-from pyfast.train.files import to_json
+from pyfast.train.files import parse_json, to_json
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield (line number from 1, text) of a UTF-8 file, blank lines left out."""
+def lines(
+    path: Path, name: str | None = None, stream: IO[bytes] | None = None
+) -> Iterator[tuple[int, str]]:
+    """Yield (line number from 1, text) of UTF-8 text, blank lines left out.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    name : str, optional
+        What errors call it; default: its path.
+    stream : binary file, optional
+        Read instead of the file.
+    """
+    name = name or str(path)
     try:
-        with path.open("rb") as stream:
-            for number, raw in enumerate(stream, start=1):
+        with contextlib.nullcontext(stream) if stream else path.open("rb") as source:
+            for number, raw in enumerate(source, start=1):
                 try:
                     text = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
                 except UnicodeDecodeError:
-                    raise UserError(f"{path}:{number}: expected UTF-8 text") from None
+                    raise UserError(f"{name}:{number}: expected UTF-8 text") from None
+                if "\0" in text:  # as in UTF-16 without its mark
+                    raise UserError(f"{name}:{number}: expected UTF-8 text, got a zero byte")
                 if text:
                     yield number, text
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}") from None
+        raise UserError(f"{name}: {error.strerror or error}") from None
 
 
-def _object(path: Path, number: int, text: str, wanted: str) -> dict[str, Any]:
+def as_object(name: str | Path, number: int, text: str, wanted: str) -> dict[str, Any]:
+    """Read the JSON object of one line; `wanted` says what it should be."""
+    place = f"{name}:{number}"
     try:
-        value = json.loads(text)
+        value = parse_json(text)
     except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{number}: expected {wanted}; not JSON: {error.msg}") from None
-    except ValueError:  # Python's guard against conversions that take quadratic time
-        raise UserError(f"{path}:{number}: expected numbers of fewer digits") from None
+        raise UserError(f"{place}: expected {wanted}; not JSON: {error.msg}") from None
+    except UserError as error:
+        raise UserError(f"{place}: {error}") from None
     except RecursionError:
-        raise UserError(f"{path}:{number}: expected {wanted}, not nested so deeply") from None
-    if "\\ud" in text.lower():  # perhaps half of a surrogate pair; only an escape can hold one
-        try:
-            json.dumps(value, ensure_ascii=False).encode()
-        except UnicodeEncodeError as error:
-            half = ascii(error.object[error.start])
-            raise UserError(
-                f"{path}:{number}: expected text that UTF-8 can hold, "
-                f"got {half} without its other half"
-            ) from None
+        raise UserError(f"{place}: expected {wanted}, not nested so deeply") from None
     if not isinstance(value, dict):
-        raise UserError(f"{path}:{number}: expected {wanted}, got {type(value).__name__}")
+        raise UserError(f"{place}: expected {wanted}, got {type(value).__name__}")
     return value
+
+
+def numbered_prompts(path: str | Path) -> list[tuple[int, str]]:
+    """Read a prompts file as `read_prompts` does, each prompt with its line's number."""
+    path = Path(path)
+    prompts = []
+    for number, text in lines(path):
+        if path.suffix == ".txt":
+            prompts.append((number, text))
+            continue
+        prompt = as_object(path, number, text, 'an object like {"prompt": "..."}').get("prompt")
+        if not isinstance(prompt, str) or not prompt.strip():
+            got = "nothing" if prompt is None else reprlib.repr(prompt)
+            raise UserError(f'{path}:{number}: expected a non-empty string "prompt", got {got}')
+        prompts.append((number, prompt))
+    if not prompts:
+        raise UserError(f"{path}: expected at least one prompt, the file has none")
+    return prompts
 
 
 def read_prompts(path: str | Path) -> list[str]:
@@ -75,20 +102,7 @@ def read_prompts(path: str | Path) -> list[str]:
     UserError
         ``file:line: expected ...`` for the first bad line, or if there is no prompt at all.
     """
-    path = Path(path)
-    prompts = []
-    for number, text in _lines(path):
-        if path.suffix == ".txt":
-            prompts.append(text)
-            continue
-        prompt = _object(path, number, text, 'an object like {"prompt": "..."}').get("prompt")
-        if not isinstance(prompt, str) or not prompt.strip():
-            got = "nothing" if prompt is None else repr(prompt)
-            raise UserError(f'{path}:{number}: expected a non-empty string "prompt", got {got}')
-        prompts.append(prompt)
-    if not prompts:
-        raise UserError(f"{path}: expected at least one prompt, the file has none")
-    return prompts
+    return [prompt for _, prompt in numbered_prompts(path)]
 
 
 def check_heldout(prompts: Sequence[str], heldout: Sequence[str], path: str | Path) -> None:
@@ -157,10 +171,10 @@ def read_groups(path: str | Path) -> list[Group]:
     """
     path = Path(path)
     groups = []
-    for number, text in _lines(path):
-        record = _object(path, number, text, "a group object")
+    for number, text in lines(path):
+        record = as_object(path, number, text, "a group object")
         try:
-            groups.append(_group(record))
+            groups.append(group_of(record))
         except UserError as error:
             raise UserError(f"{path}:{number}: {error}") from None
     if not groups:
@@ -174,10 +188,23 @@ def write_groups(path: str | Path, groups: Iterable[Group]) -> None:
         stream.writelines(group.to_json() + "\n" for group in groups)
 
 
-def _group(record: dict[str, Any]) -> Group:
+def group_of(record: dict[str, Any], *, strict: bool = True) -> Group:
+    """Make a group of a JSON object.
+
+    Parameters
+    ----------
+    record : dict
+    strict : bool
+        Refuse a field that is not a group's (else leave it out).
+
+    Raises
+    ------
+    UserError
+        ``field: expected ...``
+    """
     known = [item.name for item in dataclasses.fields(Group)]
     for key in record:
-        if key not in known:
+        if strict and key not in known:
             raise UserError(f"{key}: unknown field; expected one of {', '.join(known)}")
     prompt, responses = record.get("prompt"), record.get("responses")
     if not isinstance(prompt, str):
@@ -202,7 +229,8 @@ def _group(record: dict[str, Any]) -> Group:
         except (ValueError, RecursionError):
             raise UserError(f"{name}: expected finite numbers, not nested deeply") from None
     embeddings = _embeddings(record.get("embeddings"), n)
-    return Group(**{**record, "embeddings": embeddings})
+    fields = {key: value for key, value in record.items() if key in known}
+    return Group(**{**fields, "embeddings": embeddings})
 
 
 def _check_numbers(record: dict[str, Any], name: str, n: int, nullable: bool) -> None:

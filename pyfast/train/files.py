@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import reprlib
 from pathlib import Path
 from typing import Any
 
@@ -78,13 +79,57 @@ def write_json(path: Path, value: Any) -> None:
         beside.write_text(to_json(value, indent=2) + "\n", encoding="utf-8")
 
 
+def parse_json(text: str) -> Any:
+    """Read JSON; refuse what another program would read differently, or no file could hold.
+
+    Raises
+    ------
+    json.JSONDecodeError
+        If it is not JSON.
+    UserError
+        If a name stands twice in one object, a string has half a surrogate pair, or a number has
+        so many digits that Python does not convert it.
+    RecursionError
+        If it is nested too deeply.
+    """
+    try:
+        value = json.loads(text, object_pairs_hook=_once)
+    except (json.JSONDecodeError, UserError):
+        raise
+    except ValueError:  # Python's guard against conversions that take quadratic time
+        raise UserError("expected numbers of fewer digits") from None
+    if "\\ud" in text.lower():  # perhaps half of a surrogate pair; only an escape can hold one
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            half = ascii(error.object[error.start])
+            raise UserError(
+                f"expected text that UTF-8 can hold, got {half} without its other half"
+            ) from None
+    return value
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make a dictionary of names that differ."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"{reprlib.repr(twice)} stands twice in one object")
+    return made
+
+
 def read_json(path: Path) -> Any:
     """Read one JSON document; a broken one is a `UserError` with its file and line."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: expected UTF-8 text") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{path}:{error.lineno}: expected JSON, {error.msg}") from None
+    except RecursionError:
+        raise UserError(f"{path}: expected JSON, not nested so deeply") from None
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None

@@ -72,8 +72,9 @@ def choose(
     if config.selector == "random":
         top = int(rewards.argmax())  # 3-4
         pool = np.delete(np.arange(len(rewards)), top)  # 6: Omega
-        picked = select.random(len(pool), config.k, seed=seed).indices
-        return Chosen(top, [int(i) for i in pool[picked]])
+        if config.k < len(pool):  # else all, as the other selectors do
+            pool = pool[select.random(len(pool), config.k, seed=seed).indices]
+        return Chosen(top, [int(i) for i in pool])
     if config.selector == "bottom-k":  # Section 4.1, equation 5
         group = select.bottom_k(rewards, k=config.k, embeddings=embeddings)
     elif embeddings is None:

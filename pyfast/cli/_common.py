@@ -1,0 +1,42 @@
+"""What the commands share: how they explain themselves, and what they need."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import NoReturn
+
+from pyfast.train.errors import UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints are one line, like all our errors."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what the command line tells in one line."""
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+
+class Help(argparse.RawDescriptionHelpFormatter):
+    """Help as wide as the terminal, up to 100 columns."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=30, width=min(100, _terminal_width()))
+
+
+def _terminal_width() -> int:
+    try:
+        return max(60, os.get_terminal_size().columns)
+    except OSError:
+        return 100
+
+
+def need(*packages: str) -> None:
+    """Refuse to go on without these packages."""
+    import importlib.util
+
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(
+            f"this command needs {', '.join(missing)} (try: pip install 'pyfast-align[train]')"
+        )

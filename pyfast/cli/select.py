@@ -1,0 +1,107 @@
+"""``pyfast select``: choices in a file of scored groups."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from pyfast.cli._common import Help
+from pyfast.train import config as configs
+from pyfast.train.errors import UserError
+
+
+def add(commands: Any) -> None:
+    """Add the command to the parser."""
+    defaults = configs.SelectionConfig()
+    select = commands.add_parser(
+        "select",
+        formatter_class=Help,
+        help="choose positives and negatives in a file of scored groups",
+        description=(
+            "Choose the best response and k negatives of every group in a file. Each line is a\n"
+            'JSON object {"prompt": ..., "responses": [...], "scores": [...],\n'
+            '"embeddings": [[...], ...]}; opt-select and coreset need the embeddings. The same\n'
+            'lines come out, all their fields as they were written, with "positive" and\n'
+            '"negatives" (indices from 0) set; of fewer than k others all become negatives.'
+        ),
+        epilog=(
+            "examples:\n"
+            "  pyfast select groups.jsonl --k 3 --out selected.jsonl\n"
+            "  pyfast select groups.jsonl --selector bottom-k | head\n"
+            "  zcat groups.jsonl.gz | pyfast select - --k 3 --out selected.jsonl"
+        ),
+    )
+    select.add_argument(
+        "groups", metavar="GROUPS", help="groups file (JSON Lines), or - for standard input"
+    )
+    select.add_argument(
+        "--selector",
+        choices=configs.SELECTORS,
+        default=defaults.selector,
+        help="how the negatives are chosen (default: %(default)s)",
+    )
+    select.add_argument(
+        "--k", type=int, metavar="N", default=defaults.k, help="negatives a group (default: 7)"
+    )
+    select.add_argument(
+        "--n-init",
+        type=int,
+        metavar="N",
+        default=defaults.n_init,
+        help="starts of opt-select's swap search (default: %(default)s)",
+    )
+    select.add_argument(
+        "--seed", type=int, metavar="N", default=0, help="seed of what is random (default: 0)"
+    )
+    select.add_argument("--out", metavar="FILE", help="where to write (default: standard output)")
+    select.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Choose in every group, and write the lines with the choice only if all went well."""
+    from pyfast._files import written_whole
+    from pyfast.train import group_lines
+    from pyfast.train.recipes import ampo
+    from pyfast.train.seeds import derive
+
+    config = configs.SelectionConfig(arguments.selector, arguments.k, arguments.n_init)
+    name = "standard input" if arguments.groups == "-" else arguments.groups
+    selected, small = [], 0
+    for position, (number, text, group) in enumerate(group_lines.read(arguments.groups)):
+        try:
+            if group.scores is None:
+                raise ValueError("scores are missing")
+            seed = derive(arguments.seed, "select", position)
+            chosen = ampo.choose(config, group.scores, group.embeddings, seed)
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{name}:{number}: group {position + 1}: {error}") from None
+        small += len(chosen.negatives) < config.k
+        choice = {"positive": chosen.positive, "negatives": chosen.negatives}
+        selected.append(group_lines.with_fields(text, choice))
+    if arguments.out is None:
+        _print(selected)
+    else:
+        with written_whole(Path(arguments.out)) as beside:
+            beside.write_text("".join(line + "\n" for line in selected), "utf-8", newline="\n")
+    if small:
+        sys.stderr.write(
+            f"pyfast: note: all others became negatives in {small} of {len(selected)} groups, "
+            f"which have fewer than k = {config.k}\n"
+        )
+    return 0
+
+
+def _print(lines: list[str]) -> None:
+    encoding = sys.stdout.encoding or "utf-8"
+    try:  # beforehand: what a terminal lacks would come out as escapes that are not JSON's
+        for line in lines:
+            line.encode(encoding)
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"standard output: its encoding, {error.encoding}, cannot hold all of the text; "
+            "try --out FILE, which is UTF-8"
+        ) from None
+    for line in lines:
+        print(line)
