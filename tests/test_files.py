@@ -1,5 +1,8 @@
 import os
 import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -88,6 +91,159 @@ def test_what_killed_writers_left_is_cleared_away_in_time(tmp_path):
     assert other.exists()
     _files.write_folder(tmp_path / "c", lambda beside: (beside / "model").write_text("1"))
     assert not folder.exists()
+
+
+def test_what_dead_processes_of_this_machine_left_is_removed_at_once(tmp_path):
+    child = os.fork()
+    if child == 0:
+        with _files.written_whole(tmp_path / "a.json") as beside:
+            beside.write_text("half")
+            (tmp_path / "name").write_text(beside.name)
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    left = tmp_path / (tmp_path / "name").read_text()
+    (tmp_path / "name").unlink()
+    assert left.exists()
+    ours = _files._this_machine()
+    elsewhere = tmp_path / left.name.replace(ours, "00000000" if ours != "0" * 8 else "1" * 8)
+    elsewhere.write_text("half")
+    foreign = tmp_path / ".a.tmp-notes.json"
+    foreign.write_text("precious")
+    os.utime(foreign, (0, 0))
+    with _files.written_whole(tmp_path / "a.json") as slow:
+        slow.write_text("1")
+        write(tmp_path / "a.json", "2")  # the slow writer is alive
+    assert (tmp_path / "a.json").read_text() == "1"
+    assert {p.name for p in tmp_path.iterdir()} == {"a.json", elsewhere.name, foreign.name}
+    _files.clear_leftovers(tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {"a.json", foreign.name}
+
+
+def test_leftovers_are_never_removed_through_links(tmp_path):
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "thesis").write_text("all")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    link = folder / ".a.tmp-1-00000000"
+    link.symlink_to(precious)
+    _files.clear_leftovers(folder)
+    assert not link.is_symlink()
+    assert (precious / "thesis").read_text() == "all"
+
+
+def test_links_are_written_through(tmp_path):
+    folder, other = tmp_path / "folder", tmp_path / "other"
+    folder.mkdir()
+    other.mkdir()
+    target = folder / "target.json"
+    for name, to in (("one", "../folder/target.json"), ("two", "one"), ("three", other / "two")):
+        link = other / name
+        link.symlink_to(to)
+        write(link, name)  # the first one makes the file
+        assert link.is_symlink()
+        assert target.read_text() == name
+        assert not target.is_symlink()
+    (tmp_path / "way").symlink_to(folder)
+    write(tmp_path / "way" / "target.json", "by a folder")
+    assert target.read_text() == "by a folder"
+    (other / "loop").symlink_to("loop")
+    with pytest.raises(OSError, match="symbolic links"):
+        write(other / "loop", "")
+    (other / "nowhere").symlink_to(tmp_path / "missing" / "file")
+    with pytest.raises(FileNotFoundError, match=r"no such folder: .*missing"):
+        write(other / "nowhere", "")
+    assert {p.name for p in folder.iterdir()} == {"target.json"}
+    assert {p.name for p in other.iterdir()} == {"one", "two", "three", "loop", "nowhere"}
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o644, 0o664, 0o755, 0o4750])
+def test_a_file_keeps_its_mode(tmp_path, mode):
+    path = tmp_path / "a"
+    path.write_text("1")
+    path.chmod(mode)
+    write(path, "2")
+    assert path.read_text() == "2"
+    assert path.stat().st_mode & 0o7777 == mode
+
+
+def test_a_new_file_has_the_mode_of_the_umask(tmp_path):
+    before = os.umask(0o027)
+    try:
+        write(tmp_path / "a", "1")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_a_file_keeps_its_owner(tmp_path):
+    path = tmp_path / "a"
+    path.write_text("1")
+    os.chown(path, 1234, 2345)
+    write(path, "2")
+    assert (path.stat().st_uid, path.stat().st_gid) == (1234, 2345)
+
+
+def test_other_names_of_a_file_keep_what_it_was(tmp_path):
+    path, other = tmp_path / "a", tmp_path / "b"
+    path.write_text("1")
+    other.hardlink_to(path)
+    write(path, "2")
+    assert (path.read_text(), other.read_text()) == ("2", "1")
+
+
+def test_pipes_and_devices_are_written_to(tmp_path):
+    pipe = tmp_path / "pipe.txt"
+    os.mkfifo(pipe)
+    (tmp_path / "link").symlink_to(pipe)
+    for path in (pipe, tmp_path / "link"):
+        with ThreadPoolExecutor(1) as reader:
+            read = reader.submit(pipe.read_text)
+            write(path, "through")
+            assert read.result(timeout=10) == "through"
+        assert pipe.is_fifo()
+    before = os.stat("/dev/null")
+    write(Path("/dev/null"), "nothing")
+    assert os.stat("/dev/null").st_rdev == before.st_rdev
+    with pytest.raises(OSError, match="No space left"):
+        write(Path("/dev/full"), "something")
+    assert {p.name for p in tmp_path.iterdir()} == {"pipe.txt", "link"}
+
+
+def test_standard_output_goes_on_where_it_stands(tmp_path, run_python):
+    code = """
+import sys
+from pathlib import Path
+from pyfast import _files
+for name in ("/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"):
+    with _files.written_whole(Path(name)) as beside:
+        beside.write_text(name + " ")
+"""
+    assert run_python(code) == "/dev/stdout /dev/fd/1 /proc/self/fd/1"
+    script = tmp_path / "script.py"
+    script.write_text(code)
+    log = tmp_path / "log"
+    log.write_text("before ")
+    with log.open("a") as stream:
+        subprocess.run([sys.executable, script], stdout=stream, check=True)
+    assert log.read_text() == "before /dev/stdout /dev/fd/1 /proc/self/fd/1 "
+
+
+def test_what_cannot_be_written_is_named(tmp_path):
+    with pytest.raises(IsADirectoryError, match=f"{tmp_path}'$"):
+        write(tmp_path, "")
+    with pytest.raises(FileNotFoundError, match=r"no such folder: .*missing'$"):
+        write(tmp_path / "missing" / "a", "")
+    with pytest.raises(OSError, match="too long"):
+        write(tmp_path / ("a" * 256), "")
+    write(tmp_path / ("\u00e4" * 127), "1")  # 254 bytes: there is no room beside it
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"no such folder|Not a directory"):
+        write(tmp_path / "file" / "a", "")
+    with pytest.raises(OSError, match=r"a\.json"), _files.written_whole(tmp_path / "a.json"):
+        pass  # nothing was written
+    assert {p.name for p in tmp_path.iterdir()} == {"file", "\u00e4" * 127}
 
 
 def test_a_lock_is_held_by_one_or_shared_by_many(tmp_path):
