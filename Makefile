@@ -37,7 +37,7 @@ test-trl: .venv/dev.done  ## the TRL integration against several versions of TRL
 	    --target build/trl-$$version trl==$$version || exit 1; \
 	  interpret=$$(test $$version = 1.15.0 && echo 1); echo "TRL $$version"; \
 	  PYTHONPATH=build/trl-$$version TRITON_INTERPRET=$$interpret \
-	    $(BIN)/python -m pytest -q tests/integrations/test_trl.py || exit 1; done
+	    $(BIN)/python -m pytest -q tests/integrations/test_trl.py tests/integrations/test_grpo.py || exit 1; done
 
 bench: .venv/bench.done  ## verified timings beside peers, to runs/benchmarks
 	$(BIN)/python benchmarks/bench_select.py

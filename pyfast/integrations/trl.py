@@ -96,7 +96,7 @@ quantization_config, peft_config
         data_collator: Any = None,
         **others: Any,
     ) -> None:
-        self._loss, self._loss_takes = _find_loss(loss)
+        self._loss, self._loss_takes = loss_of(loss)
         self._loss_kwargs = dict(loss_kwargs or {})
         if share not in ("auto", True, False):
             raise ValueError(f"share: expected 'auto', True or False, got {share!r}")
@@ -262,7 +262,7 @@ def _has_room(row: Any, length: int) -> bool:
     return len(row["prompt_ids"]) < length
 
 
-def _find_loss(loss: str | Loss) -> tuple[Loss, list[str]]:
+def loss_of(loss: str | Loss) -> tuple[Loss, list[str]]:
     """Return a loss, and the names of what it takes of all that a batch knows."""
     if isinstance(loss, str):
         if loss not in losses.__all__ or not callable(getattr(losses, loss)):

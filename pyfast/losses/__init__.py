@@ -45,6 +45,7 @@ Losses are float32, or float64 where a log-prob is float64. TypeError and ValueE
 argument, the place, and what was expected.
 """
 
+from pyfast.losses.gradients import advantages
 from pyfast.losses.hard_preference import hps
 from pyfast.losses.linear import SequenceLogps, sequence_logps
 from pyfast.losses.lists import lipo_lambda, slic
@@ -54,6 +55,7 @@ from pyfast.losses.unpaired import kto
 
 __all__ = [
     "SequenceLogps",
+    "advantages",
     "dmpo",
     "dpo",
     "dpo_k",
