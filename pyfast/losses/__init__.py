@@ -15,17 +15,28 @@ of the responses under the policy and under the reference, and makes an implicit
 Parameters that mean the same everywhere:
 
 policy_logps : Tensor
-    log pi(y|x), summed over the tokens of each response. One group (n,), a batch of equal groups
-    (B, n), or ragged groups end to end (T,) with `offsets`. float16 and bfloat16 are computed in
-    float32, float64 in float64. A response without a finite value belongs to no group: an infinite
-    or missing log-prob is refused, with its place.
+    log pi(y|x), summed over the tokens of each response, the chosen response first in its group.
+    One group (n,), a batch of equal groups (B, n), or ragged groups end to end (T,) with `offsets`.
+    float16 and bfloat16 are computed in float32, float64 in float64. A response without a finite
+    value belongs to no group: an infinite or missing log-prob is refused, with its place.
 ref_logps : Tensor or None
     log pi_ref(y|x), in the shape and on the device of `policy_logps`; not used by "simpo".
     Gradients flow here too, so compute it under ``torch.no_grad()`` if the reference is frozen.
+rewards : Tensor, optional
+    r_i, in the shape and on the device of `policy_logps`, in a floating-point dtype of their own;
+    without gradient. "hps" needs them, "bt" and "pl" take the order of the group without them.
 beta : float
     Scale of the implicit rewards, above 0.
+margin : float
+    The m above: by how much the chosen response has to win. Any finite number.
+weighting : {"mean", "bt", "pl", "hps"}
+    Which pairs of a group count, and how much: :mod:`pyfast.losses.pairs`.
+gamma : float
+    Of the weighting "hps", any finite number: above 0 the high-scored negatives weigh more.
+keep_ties : bool
+    Whether responses that tie with the chosen one's reward are negatives to "hps" all the same.
 reward : {"dpo", "simpo", "length_normalized", "kto"}
-    As listed above.
+    How s is made of the log-probs: see :mod:`pyfast.losses`.
 lengths : Tensor, optional
     Tokens of each response, above 0, in the shape of `policy_logps`, integers or not.
 offsets : Tensor, optional
@@ -33,6 +44,8 @@ offsets : Tensor, optional
     log-probs.
 reduction : {"mean", "sum", "none"}
     Over groups. "none" gives () for one group, else (B,).
+backend : {"auto", "reference", "triton"}
+    What computes; see :func:`pyfast.losses.fused.contrast`.
 metrics : mutable mapping, optional
     Filled with detached scalars by TRL's names, from the same scores; see
     :func:`pyfast.losses.metrics.preference_metrics`. A loss that ranks whole groups by `rewards`
@@ -48,9 +61,9 @@ argument, the place, and what was expected.
 from pyfast.losses.gradients import advantages
 from pyfast.losses.hard_preference import hps
 from pyfast.losses.linear import SequenceLogps, sequence_logps
-from pyfast.losses.lists import lipo_lambda, slic
-from pyfast.losses.pairs import dmpo, dpo_k, exo, ipo, nca, sppo
-from pyfast.losses.preference import dpo, plackett_luce, plackett_luce_top1, swepo
+from pyfast.losses.lists import lipo_lambda, plackett_luce
+from pyfast.losses.pairs import dmpo, dpo_k, exo, ipo, nca, slic, sppo
+from pyfast.losses.preference import dpo, plackett_luce_top1, swepo
 from pyfast.losses.unpaired import kto
 
 __all__ = [

@@ -9,9 +9,10 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from pyfast.losses import fused
 from pyfast.losses._checks import check_choice, check_groups, check_number, check_values
 from pyfast.losses._describe import preference_metrics
-from pyfast.losses.fused import REDUCTIONS, Reduction, reduced
+from pyfast.losses.fused import REDUCTIONS, Backend, Reduction, reduced
 from pyfast.losses.reference import Groups, widen
 
 Reward: TypeAlias = Literal["dpo", "simpo", "length_normalized", "kto"]
@@ -112,6 +113,43 @@ class Batch:
             order = groups.ranking(ranked_by.reshape(-1))
             scores, logps, weighing = scores[order], logps[order], weighing[order]
         metrics.update(preference_metrics(scores, logps, groups, weighing))
+
+    def finish(
+        self,
+        losses: Tensor,
+        metrics: Metrics | None,
+        reduction: Reduction,
+        *,
+        ranked_by: Tensor | None = None,
+    ) -> Tensor:
+        """Write the metrics and reduce the losses of the groups, (B,)."""
+        self.describe(metrics, ranked_by=ranked_by)
+        return self.reduced(losses, reduction)
+
+    def contrast(
+        self,
+        metrics: Metrics | None,
+        reduction: Reduction,
+        margin: float,
+        backend: Backend,
+        *,
+        positive: Tensor | None = None,
+        log_weights: Tensor | None = None,
+        lift: Tensor | None = None,
+        ranked_by: Tensor | None = None,
+    ) -> Tensor:
+        """Write the metrics and let the log-sum-exp core do the rest; `lift` joins the scores."""
+        self.describe(metrics, log_weights if lift is None else lift, ranked_by=ranked_by)
+        scores = self.scores if lift is None else self.scores + lift
+        return fused.contrast(
+            scores,
+            positive,
+            log_weights,
+            self.offsets,
+            margin,
+            reduction=reduction,
+            backend=backend,
+        )
 
     def reduced(self, losses: Tensor, reduction: Reduction) -> Tensor:
         """Reduce the losses of the groups, (B,)."""

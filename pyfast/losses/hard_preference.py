@@ -10,6 +10,7 @@ from torch import Tensor
 from pyfast.losses import fused
 from pyfast.losses._batch import Batch, Metrics, Reward
 from pyfast.losses._checks import check_choice, check_number, check_valid
+from pyfast.losses._documented import documented
 from pyfast.losses._pairs import negatives, tilt
 from pyfast.losses.fused import Backend, Reduction
 from pyfast.losses.reference import Groups, suffixes
@@ -18,6 +19,7 @@ Importance: TypeAlias = bool | Literal["q"]
 Normalize: TypeAlias = Literal["mean", "sum"]
 
 
+@documented
 def hps(
     policy_logps: Tensor,
     ref_logps: Tensor | None,
@@ -58,8 +60,6 @@ def hps(
 
     Parameters
     ----------
-    policy_logps, ref_logps, beta, reward, lengths, offsets, reduction, metrics, validate
-        As for all losses: :mod:`pyfast.losses`. The chosen response comes first in its group.
     rewards : Tensor
         r_i, the estimated rewards, in the shape and on the device of `policy_logps`.
     gamma : float
@@ -86,21 +86,6 @@ def hps(
     valid_as_negatives : bool
         Appendix E as printed: a valid response has those that come after it, valid or not, among
         its negatives (but not those before it).
-    margin : float
-        The m in the exponent above.
-    backend : {"auto", "reference", "triton"}
-        What computes; see :func:`pyfast.losses.fused.contrast`.
-
-    Returns
-    -------
-    Tensor
-        A scalar, or for "none" the loss of each group.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As for all losses; `draws`, `valid` or a name is not as said above,
-        ``importance=False`` without draws, or with several and ``normalize="sum"``.
 
     Notes
     -----
@@ -145,16 +130,12 @@ def hps(
     log_weights = _log_weights(tilted, drawn_from, count, draws, importance, normalize, generator)
     log_weights = log_weights.to(scores.dtype).reshape(scores.shape)
     if heads is None:
-        batch.describe(metrics, log_weights)
-        return fused.contrast(
-            scores, None, log_weights, ends, margin, reduction=reduction, backend=backend
-        )
-    batch.describe(metrics)
+        return batch.contrast(metrics, reduction, margin, backend, log_weights=log_weights)
     losses = fused.contrast(scores, None, log_weights, ends, margin, backend=backend)
     first = torch.zeros_like(marked).index_fill(0, groups.starts, True)[heads]
     weighted = torch.where(first, losses, losses * float(valid_weight))
     per_group = weighted.new_zeros(groups.starts.shape).index_add(0, groups.ids[heads], weighted)
-    return batch.reduced(per_group, reduction)
+    return batch.finish(per_group, metrics, reduction)
 
 
 def _check_draws(draws: int | None, importance: Importance, normalize: Normalize) -> None:

@@ -1,4 +1,4 @@
-"""Listwise losses of HPS, appendix A.2, that are no likelihoods: SLiC-HF and LiPO-lambda."""
+"""Losses of a whole ranking: listwise Plackett-Luce and LiPO-lambda."""
 
 from __future__ import annotations
 
@@ -6,99 +6,70 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from pyfast.losses import fused
 from pyfast.losses._batch import Batch, Metrics, Reward
-from pyfast.losses._checks import check_at_most, check_number, check_one_a_group
-from pyfast.losses._pairs import Pairs, Weighting, choose_pairs, over_pairs
-from pyfast.losses.fused import Reduction
+from pyfast.losses._checks import check_at_most, check_number
+from pyfast.losses._documented import documented
+from pyfast.losses._pairs import Pairs, choose_pairs
+from pyfast.losses.fused import Backend, Reduction
 
 
-def slic(
+@documented
+def plackett_luce(
     policy_logps: Tensor,
     ref_logps: Tensor | None,
     rewards: Tensor | None = None,
-    target_logps: Tensor | None = None,
     *,
-    beta: float = 1.0,
-    delta: float = 1.0,
-    regularizer: float = 0.0,
-    regularizer_inside: bool = False,
-    weighting: Weighting = "mean",
-    gamma: float = 1.0,
-    keep_ties: bool = False,
+    beta: float = 0.1,
+    margin: float = 0.0,
     reward: Reward = "dpo",
     lengths: Tensor | None = None,
     offsets: Tensor | None = None,
     reduction: Reduction = "mean",
+    backend: Backend = "auto",
     metrics: Metrics | None = None,
     validate: bool = True,
 ) -> Tensor:
-    r"""SLiC: a hinge on the gap of the implicit rewards, and a pull to a target sequence.
+    r"""Listwise Plackett-Luce: the whole ranking, each response against all below it.
 
-    .. math:: L = \sum_{(w, l)} \max(0, \delta - s_w + s_l) - \lambda \log\pi(y_{ref}|x)
+    .. math:: L = \sum_{j=1}^n \Big(\log\sum_{i \ge j} e^{s_i} - s_j\Big)
+
+    over the responses from best to worst. Two responses make it :func:`dpo`.
 
     Parameters
     ----------
-    policy_logps, ref_logps, beta, reward, lengths, offsets, reduction, metrics, validate
-        As for all losses: :mod:`pyfast.losses`. The chosen response comes first in its group.
-    rewards, weighting, gamma, keep_ties
-        Which pairs count: :mod:`pyfast.losses.pairs`.
-    target_logps : Tensor, optional
-        log pi(y_ref|x) under the policy, () for one group, else (B,), on the device of
-        `policy_logps`; by default the chosen response's. Read only where `regularizer` is above 0.
-    delta : float
-        The margin of the hinge, above 0.
-    regularizer : float
-        lambda, from 0 on.
-    regularizer_inside : bool
-        Put the second term of each pair inside its max, as HPS prints it.
-
-    Returns
-    -------
-    Tensor
-        A scalar, or for "none" the loss of each group.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As for all losses; "hps" without rewards; `target_logps` not of the groups' shape, or not
-        finite.
+    rewards : Tensor, optional
+        Scores to rank by, the highest first and equals in the order given; in the shape of
+        `policy_logps`. They rank and do nothing else: no gradient flows to them. The metrics take
+        the first of the ranking as the chosen response.
+    margin : float
+        By how much each response has to win over those below it together.
 
     Notes
     -----
-    Zhao et al., SLiC-HF, 2023: its scores are log-probabilities themselves, as with
-    ``ref_logps`` of zeros and beta = 1; log-ratios make it TRL's "hinge". HPS, equation 16.
+    HPS, equations 4 and 5.
 
     Examples
     --------
     >>> policy, ref = torch.tensor([-3.0, -5.0, -4.0]), torch.tensor([-4.0, -4.0, -4.0])
-    >>> slic(policy, ref)
-    tensor(0.)
+    >>> plackett_luce(policy, ref, beta=1.0)
+    tensor(1.7209)
+    >>> plackett_luce(policy, ref, torch.tensor([3.0, 1.0, 2.0]), beta=1.0)
+    tensor(0.7209)
     """
-    check_number("delta", delta)
-    check_number("regularizer", regularizer, zero=True)
+    check_number("margin", margin, signed=True)
     batch = Batch.of(
         policy_logps, ref_logps, beta, reward, lengths, offsets, validate, rewards=rewards
     )
-    groups, pull = batch.groups, None
-    if regularizer > 0:
-        if target_logps is None:
-            target_logps = policy_logps.reshape(-1)[groups.starts]
-        else:
-            shape = policy_logps.shape[:-1] if offsets is None else groups.starts.shape
-            check_one_a_group("target_logps", target_logps, shape, policy_logps, values=validate)
-        pull = float(regularizer) * batch.wide(target_logps).reshape(-1)
-
-    def hinge(win: Tensor, lose: Tensor) -> Tensor:
-        return torch.relu(delta - win + lose)
-
-    handicap = -pull if pull is not None and regularizer_inside else None
-    losses = over_pairs(batch, rewards, weighting, gamma, keep_ties, hinge, handicap)
-    if pull is not None and not regularizer_inside:
-        losses = losses - pull
-    batch.describe(metrics)
-    return batch.reduced(losses, reduction)
+    scores = batch.scores
+    if rewards is not None:
+        order = batch.groups.ranking(rewards.reshape(-1))
+        scores = batch.flat[order].reshape(scores.shape)
+    batch.describe(metrics, ranked_by=rewards)
+    return fused.listwise(scores, offsets, margin, reduction=reduction, backend=backend)
 
 
+@documented
 def lipo_lambda(
     policy_logps: Tensor,
     ref_logps: Tensor | None,
@@ -123,21 +94,9 @@ def lipo_lambda(
 
     Parameters
     ----------
-    policy_logps, ref_logps, beta, reward, lengths, offsets, reduction, metrics, validate
-        As for all losses: :mod:`pyfast.losses`.
     rewards : Tensor
         r_i, in the shape of `policy_logps`; at most 100, as they are exponents. Usually in [0, 1].
         The metrics take the response of the highest (of equals the first) as the chosen one.
-
-    Returns
-    -------
-    Tensor
-        A scalar, or for "none" the loss of each group.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As for all losses; a reward is above 100.
 
     Notes
     -----
@@ -165,5 +124,4 @@ def lipo_lambda(
     weight = (gain[i] - gain[j]).abs() * (discount[i] - discount[j]).abs()
     pairs = Pairs(i, j, weight.to(flat.dtype))
     losses = pairs.total(groups, softplus(flat[j] - flat[i]))
-    batch.describe(metrics, ranked_by=rewards)
-    return batch.reduced(losses, reduction)
+    return batch.finish(losses, metrics, reduction, ranked_by=rewards)

@@ -1,4 +1,4 @@
-r"""Pairwise losses over groups: DPO-k, DMPO, IPO, EXO, SPPO and NCA.
+r"""Pairwise losses over groups: DPO-k, DMPO, IPO, EXO, SPPO, NCA and SLiC.
 
 A pairwise loss l(w, l) is defined for a winner w and a loser l. Over a group with its chosen
 response c and N negatives, `weighting` says which pairs count (HPS, table 2):
@@ -12,6 +12,10 @@ response c and N negatives, `weighting` says which pairs count (HPS, table 2):
 - "pl": each response in turn against all below it in the ranking, the mean over those below,
   summed over the ranks (as equation 4 does for Plackett-Luce)
 
+The rows of HPS, table 2, are these losses with "bt", "pl" and "hps"; but DPO, which is a likelihood
+of all, has :func:`~pyfast.losses.plackett_luce` for its PL and :func:`~pyfast.losses.hps` for its
+HPS.
+
 The metrics take the first response of a group as the chosen one, whatever `rewards` rank first.
 One negative makes all four the same. A group of one response has loss and gradient 0. The paper
 does not spell out the last two for losses that are no likelihoods: both are our reading of it.
@@ -20,17 +24,52 @@ does not spell out the last two for losses that are no likelihoods: both are our
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, softplus
 
 from pyfast.losses._batch import Batch, Metrics, Reward
-from pyfast.losses._checks import check_number
+from pyfast.losses._checks import check_number, check_one_a_group
+from pyfast.losses._documented import documented
 from pyfast.losses._pairs import Weighting, over_pairs
 from pyfast.losses.fused import Reduction
 
+# The formulas: losses of winners and losers by their scores s, which are beta h. ----------------
 
+
+def _dpo(win: Tensor, lose: Tensor, margin: float) -> Tensor:
+    return softplus(lose - win + margin)
+
+
+def _ipo(win: Tensor, lose: Tensor, beta: float) -> Tensor:
+    return ((win - lose) / beta - 1 / (2 * beta)) ** 2
+
+
+def _exo(win: Tensor, lose: Tensor, smoothing: float) -> Tensor:
+    gap = win - lose
+    right = torch.sigmoid(gap) * (logsigmoid(gap) - math.log1p(-smoothing))
+    return right + torch.sigmoid(-gap) * (logsigmoid(-gap) - math.log(smoothing))
+
+
+def _sppo(win: Tensor, lose: Tensor, beta: float) -> Tensor:
+    target = 1 / (2 * beta)
+    return (win / beta - target) ** 2 + (lose / beta + target) ** 2
+
+
+def _nca(win: Tensor, lose: Tensor) -> Tensor:
+    return softplus(-win) + 0.5 * softplus(win) + 0.5 * softplus(lose)
+
+
+def _hinge(win: Tensor, lose: Tensor, delta: float) -> Tensor:
+    return torch.relu(delta - win + lose)
+
+
+# The losses -----------------------------------------------------------------------------------
+
+
+@documented
 def dpo_k(
     policy_logps: Tensor,
     ref_logps: Tensor | None,
@@ -52,25 +91,6 @@ def dpo_k(
 
     .. math:: l(w, l) = -\log\sigma(s_w - s_l - m)
 
-    Parameters
-    ----------
-    policy_logps, ref_logps, beta, reward, lengths, offsets, reduction, metrics, validate
-        As for all losses: :mod:`pyfast.losses`. The chosen response comes first in its group.
-    rewards, weighting, gamma, keep_ties
-        Which pairs count: :mod:`pyfast.losses.pairs`.
-    margin : float
-        The m above, any finite number.
-
-    Returns
-    -------
-    Tensor
-        A scalar, or for "none" the loss of each group.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As for all losses; "hps" without rewards.
-
     Notes
     -----
     MASS-DPO, section 6, as a baseline. ``weighting="hps"`` with one negative drawn beforehand is
@@ -86,13 +106,12 @@ def dpo_k(
     batch = Batch.of(
         policy_logps, ref_logps, beta, reward, lengths, offsets, validate, rewards=rewards
     )
-    losses = over_pairs(
-        batch, rewards, weighting, gamma, keep_ties, lambda win, lose: softplus(lose - win + margin)
-    )
-    batch.describe(metrics)
-    return batch.reduced(losses, reduction)
+    formula = partial(_dpo, margin=margin)
+    losses = over_pairs(batch, rewards, weighting, gamma, keep_ties, formula)
+    return batch.finish(losses, metrics, reduction)
 
 
+@documented
 def dmpo(
     policy_logps: Tensor,
     ref_logps: Tensor | None,
@@ -112,23 +131,6 @@ def dmpo(
 
     A group of one response has loss and gradient 0, and counts in the mean.
 
-    Parameters
-    ----------
-    policy_logps, ref_logps, beta, reward, lengths, offsets, reduction, metrics, validate
-        As for all losses: :mod:`pyfast.losses`. The chosen response comes first in its group.
-    margin : float
-        The m above, any finite number.
-
-    Returns
-    -------
-    Tensor
-        A scalar, or for "none" the loss of each group.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As for all losses.
-
     Notes
     -----
     Bai et al., Finetuning Large Language Model for Personalized Ranking (DMPO), 2024; a baseline of
@@ -146,10 +148,10 @@ def dmpo(
     negatives = groups.sizes - 1
     rest = groups.sum(batch.flat.masked_fill(groups.chosen, 0.0)) / negatives.clamp(min=1)
     losses = softplus(rest - batch.flat[groups.starts] + margin)
-    batch.describe(metrics)
-    return batch.reduced(losses.masked_fill(negatives == 0, 0.0), reduction)
+    return batch.finish(losses.masked_fill(negatives == 0, 0.0), metrics, reduction)
 
 
+@documented
 def ipo(
     policy_logps: Tensor,
     ref_logps: Tensor | None,
@@ -170,23 +172,6 @@ def ipo(
 
     .. math:: l(w, l) = \Big(h_w - h_l - \frac{1}{2 \beta}\Big)^2
 
-    Parameters
-    ----------
-    policy_logps, ref_logps, beta, reward, lengths, offsets, reduction, metrics, validate
-        As for all losses: :mod:`pyfast.losses`. The chosen response comes first in its group.
-    rewards, weighting, gamma, keep_ties
-        Which pairs count: :mod:`pyfast.losses.pairs`.
-
-    Returns
-    -------
-    Tensor
-        A scalar, or for "none" the loss of each group.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As for all losses; "hps" without rewards.
-
     Notes
     -----
     Azar et al., A General Theoretical Paradigm to Understand Learning from Human Preferences,
@@ -202,19 +187,12 @@ def ipo(
     batch = Batch.of(
         policy_logps, ref_logps, beta, reward, lengths, offsets, validate, rewards=rewards
     )
-    target = 1 / (2 * batch.beta)
-    losses = over_pairs(
-        batch,
-        rewards,
-        weighting,
-        gamma,
-        keep_ties,
-        lambda win, lose: ((win - lose) / batch.beta - target) ** 2,
-    )
-    batch.describe(metrics)
-    return batch.reduced(losses, reduction)
+    formula = partial(_ipo, beta=batch.beta)
+    losses = over_pairs(batch, rewards, weighting, gamma, keep_ties, formula)
+    return batch.finish(losses, metrics, reduction)
 
 
+@documented
 def exo(
     policy_logps: Tensor,
     ref_logps: Tensor | None,
@@ -239,22 +217,8 @@ def exo(
 
     Parameters
     ----------
-    policy_logps, ref_logps, beta, reward, lengths, offsets, reduction, metrics, validate
-        As for all losses: :mod:`pyfast.losses`. The chosen response comes first in its group.
-    rewards, weighting, gamma, keep_ties
-        Which pairs count: :mod:`pyfast.losses.pairs`.
     smoothing : float
         epsilon, between 0 and 1: the probability that the label is wrong.
-
-    Returns
-    -------
-    Tensor
-        A scalar, or for "none" the loss of each group.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As for all losses; "hps" without rewards.
 
     Notes
     -----
@@ -271,18 +235,13 @@ def exo(
     batch = Batch.of(
         policy_logps, ref_logps, beta, reward, lengths, offsets, validate, rewards=rewards
     )
-    log_right, log_wrong = math.log1p(-smoothing), math.log(smoothing)
-
-    def loss(win: Tensor, lose: Tensor) -> Tensor:
-        gap = win - lose
-        right = torch.sigmoid(gap) * (logsigmoid(gap) - log_right)
-        return right + torch.sigmoid(-gap) * (logsigmoid(-gap) - log_wrong)
-
-    losses = over_pairs(batch, rewards, weighting, gamma, keep_ties, loss)
-    batch.describe(metrics)
-    return batch.reduced(losses, reduction)
+    losses = over_pairs(
+        batch, rewards, weighting, gamma, keep_ties, partial(_exo, smoothing=smoothing)
+    )
+    return batch.finish(losses, metrics, reduction)
 
 
+@documented
 def sppo(
     policy_logps: Tensor,
     ref_logps: Tensor | None,
@@ -303,23 +262,6 @@ def sppo(
 
     .. math:: l(w, l) = \Big(h_w - \frac{1}{2 \beta}\Big)^2 + \Big(h_l + \frac{1}{2 \beta}\Big)^2
 
-    Parameters
-    ----------
-    policy_logps, ref_logps, beta, reward, lengths, offsets, reduction, metrics, validate
-        As for all losses: :mod:`pyfast.losses`. The chosen response comes first in its group.
-    rewards, weighting, gamma, keep_ties
-        Which pairs count: :mod:`pyfast.losses.pairs`.
-
-    Returns
-    -------
-    Tensor
-        A scalar, or for "none" the loss of each group.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As for all losses; "hps" without rewards.
-
     Notes
     -----
     Wu et al., Self-Play Preference Optimization, 2024, equation 4.7 with the hard probabilities 1
@@ -334,19 +276,13 @@ def sppo(
     batch = Batch.of(
         policy_logps, ref_logps, beta, reward, lengths, offsets, validate, rewards=rewards
     )
-    target = 1 / (2 * batch.beta)
     losses = over_pairs(
-        batch,
-        rewards,
-        weighting,
-        gamma,
-        keep_ties,
-        lambda win, lose: (win / batch.beta - target) ** 2 + (lose / batch.beta + target) ** 2,
+        batch, rewards, weighting, gamma, keep_ties, partial(_sppo, beta=batch.beta)
     )
-    batch.describe(metrics)
-    return batch.reduced(losses, reduction)
+    return batch.finish(losses, metrics, reduction)
 
 
+@documented
 def nca(
     policy_logps: Tensor,
     ref_logps: Tensor | None,
@@ -367,23 +303,6 @@ def nca(
 
     .. math:: l(w, l) = -\log\sigma(s_w) - \tfrac12 \log\sigma(-s_w) - \tfrac12 \log\sigma(-s_l)
 
-    Parameters
-    ----------
-    policy_logps, ref_logps, beta, reward, lengths, offsets, reduction, metrics, validate
-        As for all losses: :mod:`pyfast.losses`. The chosen response comes first in its group.
-    rewards, weighting, gamma, keep_ties
-        Which pairs count: :mod:`pyfast.losses.pairs`.
-
-    Returns
-    -------
-    Tensor
-        A scalar, or for "none" the loss of each group.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As for all losses; "hps" without rewards.
-
     Notes
     -----
     Chen et al., Noise Contrastive Alignment of Language Models with Explicit Rewards, 2024, its
@@ -398,13 +317,79 @@ def nca(
     batch = Batch.of(
         policy_logps, ref_logps, beta, reward, lengths, offsets, validate, rewards=rewards
     )
-    losses = over_pairs(
-        batch,
-        rewards,
-        weighting,
-        gamma,
-        keep_ties,
-        lambda win, lose: softplus(-win) + 0.5 * softplus(win) + 0.5 * softplus(lose),
+    losses = over_pairs(batch, rewards, weighting, gamma, keep_ties, _nca)
+    return batch.finish(losses, metrics, reduction)
+
+
+@documented
+def slic(
+    policy_logps: Tensor,
+    ref_logps: Tensor | None,
+    rewards: Tensor | None = None,
+    target_logps: Tensor | None = None,
+    *,
+    beta: float = 1.0,
+    delta: float = 1.0,
+    regularizer: float = 0.0,
+    regularizer_inside: bool = False,
+    weighting: Weighting = "mean",
+    gamma: float = 1.0,
+    keep_ties: bool = False,
+    reward: Reward = "dpo",
+    lengths: Tensor | None = None,
+    offsets: Tensor | None = None,
+    reduction: Reduction = "mean",
+    metrics: Metrics | None = None,
+    validate: bool = True,
+) -> Tensor:
+    r"""SLiC: a hinge on the gap of the implicit rewards, and a pull to a target sequence.
+
+    .. math:: L = \sum_{(w, l)} \max(0, \delta - s_w + s_l) - \lambda \log\pi(y_{ref}|x)
+
+    Parameters
+    ----------
+    target_logps : Tensor, optional
+        log pi(y_ref|x) under the policy, () for one group, else (B,), on the device of
+        `policy_logps`; by default the chosen response's. Read only where `regularizer` is above 0.
+    delta : float
+        The margin of the hinge, above 0.
+    regularizer : float
+        lambda, from 0 on.
+    regularizer_inside : bool
+        Put the second term of each pair inside its max, as HPS prints it.
+
+    Notes
+    -----
+    Zhao et al., SLiC-HF, 2023: its scores are log-probabilities themselves, as with
+    ``ref_logps`` of zeros and beta = 1; log-ratios make it TRL's "hinge". HPS, equation 16.
+
+    Examples
+    --------
+    >>> policy, ref = torch.tensor([-3.0, -5.0, -4.0]), torch.tensor([-4.0, -4.0, -4.0])
+    >>> slic(policy, ref)
+    tensor(0.)
+    """
+    check_number("delta", delta)
+    check_number("regularizer", regularizer, zero=True)
+    batch = Batch.of(
+        policy_logps, ref_logps, beta, reward, lengths, offsets, validate, rewards=rewards
     )
-    batch.describe(metrics)
-    return batch.reduced(losses, reduction)
+    pull = None
+    if regularizer > 0:
+        pull = float(regularizer) * _target(batch, target_logps, values=validate)
+    handicap = -pull if pull is not None and regularizer_inside else None
+    formula = partial(_hinge, delta=delta)
+    losses = over_pairs(batch, rewards, weighting, gamma, keep_ties, formula, handicap)
+    if pull is not None and not regularizer_inside:
+        losses = losses - pull
+    return batch.finish(losses, metrics, reduction)
+
+
+def _target(batch: Batch, target_logps: Tensor | None, *, values: bool) -> Tensor:
+    """Return the log-prob of each group's target sequence, (B,): by default the chosen one."""
+    starts = batch.groups.starts
+    if target_logps is None:
+        return batch.wide(batch.policy_logps.reshape(-1)[starts])
+    shape = batch.scores.shape[:-1] if batch.offsets is None else starts.shape
+    check_one_a_group("target_logps", target_logps, shape, batch.policy_logps, values=values)
+    return batch.wide(target_logps).reshape(-1)

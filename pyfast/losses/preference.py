@@ -1,4 +1,4 @@
-r"""The LSE family: DPO, Plackett-Luce, SWEPO, each a few lines on one core.
+r"""The LSE family: DPO, Plackett-Luce's top choice, SWEPO, each a few lines on one core.
 
 With the implicit rewards s_i of a group (see *What all losses share* in :mod:`pyfast.losses`), a
 loss names its positives P and the weights b_i of the rest:
@@ -21,11 +21,13 @@ from torch import Tensor
 from pyfast.losses import fused
 from pyfast.losses._batch import Batch, Metrics, Reward
 from pyfast.losses._checks import check_choice, check_not_negative, check_number
+from pyfast.losses._documented import documented
 from pyfast.losses.fused import Backend, Reduction
 
 Positives: TypeAlias = Literal["mean", "top"]
 
 
+@documented
 def dpo(
     policy_logps: Tensor,
     ref_logps: Tensor | None,
@@ -44,26 +46,8 @@ def dpo(
 
     .. math:: L = -\log\sigma(s_{chosen} - s_{rejected} - m)
 
-    With ``reward="simpo"`` and its margin m this is SimPO.
-
-    Parameters
-    ----------
-    policy_logps, ref_logps, beta, reward, lengths, offsets, reduction, metrics, validate
-        As for all losses: :mod:`pyfast.losses`. Groups are pairs, the chosen response first.
-    margin : float
-        By how much the chosen response has to win (SimPO's gamma), any finite number.
-    backend : {"auto", "reference", "triton"}
-        What computes; see :func:`pyfast.losses.fused.contrast`.
-
-    Returns
-    -------
-    Tensor
-        A scalar, or for "none" the loss of each group.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As for all losses; a group does not have exactly two responses.
+    Groups are pairs, of exactly two responses. With ``reward="simpo"`` and its margin m (its gamma)
+    this is SimPO.
 
     Notes
     -----
@@ -79,12 +63,10 @@ def dpo(
     """
     check_number("margin", margin, signed=True)
     batch = Batch.of(policy_logps, ref_logps, beta, reward, lengths, offsets, validate, size=2)
-    batch.describe(metrics)
-    return fused.contrast(
-        batch.scores, offsets=offsets, margin=margin, reduction=reduction, backend=backend
-    )
+    return batch.contrast(metrics, reduction, margin, backend)
 
 
+@documented
 def plackett_luce_top1(
     policy_logps: Tensor,
     ref_logps: Tensor | None,
@@ -110,26 +92,10 @@ def plackett_luce_top1(
 
     Parameters
     ----------
-    policy_logps, ref_logps, beta, reward, lengths, offsets, reduction, metrics, validate
-        As for all losses: :mod:`pyfast.losses`. The chosen response comes first in its group.
-    margin : float
-        The m above: by how much the chosen response has to win over the rest together.
     weights : Tensor, optional
         b_i, in the shape of `policy_logps`, from 0 on, all 1 by default; those of the chosen
         responses are not used. A 0 leaves a negative out, and has a gradient like any other. They
         do not widen the loss.
-    backend : {"auto", "reference", "triton"}
-        What computes; see :func:`pyfast.losses.fused.contrast`.
-
-    Returns
-    -------
-    Tensor
-        A scalar, or for "none" the loss of each group.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As for all losses; a weight is negative.
 
     Notes
     -----
@@ -151,23 +117,16 @@ def plackett_luce_top1(
         policy_logps, ref_logps, beta, reward, lengths, offsets, validate, weights=weights
     )
     if weights is None:
-        batch.describe(metrics)
-        return fused.contrast(
-            batch.scores, offsets=offsets, margin=margin, reduction=reduction, backend=backend
-        )
+        return batch.contrast(metrics, reduction, margin, backend)
     check_not_negative("weights", weights, offsets, values=validate)
     chosen = batch.groups.chosen.reshape(weights.shape)
     b, dtype = batch.wide(weights).masked_fill(chosen, 1.0), batch.scores.dtype
     log_weights = b.log().to(dtype)
     if not weights.requires_grad:
-        batch.describe(metrics, log_weights)
-        return fused.contrast(
-            batch.scores, None, log_weights, offsets, margin, reduction=reduction, backend=backend
-        )
+        return batch.contrast(metrics, reduction, margin, backend, log_weights=log_weights)
     left_out = b == 0  # where log b has no gradient
     log_weights = b.masked_fill(left_out, 1.0).log().masked_fill(left_out, -torch.inf).to(dtype)
-    batch.describe(metrics, log_weights.detach())
-    losses = fused.contrast(batch.scores, None, log_weights, offsets, margin, backend=backend)
+    losses = batch.contrast(metrics, "none", margin, backend, log_weights=log_weights)
     zeros = b.masked_fill(~left_out, 0.0).to(dtype)
     return batch.reduced(losses + _of_left_out(batch, zeros, losses, margin), reduction)
 
@@ -186,74 +145,7 @@ def _of_left_out(batch: Batch, weights: Tensor, losses: Tensor, margin: float) -
     return added.reshape(losses.shape)
 
 
-def plackett_luce(
-    policy_logps: Tensor,
-    ref_logps: Tensor | None,
-    rewards: Tensor | None = None,
-    *,
-    beta: float = 0.1,
-    margin: float = 0.0,
-    reward: Reward = "dpo",
-    lengths: Tensor | None = None,
-    offsets: Tensor | None = None,
-    reduction: Reduction = "mean",
-    backend: Backend = "auto",
-    metrics: Metrics | None = None,
-    validate: bool = True,
-) -> Tensor:
-    r"""Listwise Plackett-Luce: the whole ranking, each response against all below it.
-
-    .. math:: L = \sum_{j=1}^n \Big(\log\sum_{i \ge j} e^{s_i} - s_j\Big)
-
-    over the responses from best to worst. Two responses make it :func:`dpo`.
-
-    Parameters
-    ----------
-    policy_logps, ref_logps, beta, reward, lengths, offsets, reduction, metrics, validate
-        As for all losses: :mod:`pyfast.losses`. Without `rewards`, from best to worst.
-    rewards : Tensor, optional
-        Scores to rank by, the highest first and equals in the order given; in the shape of
-        `policy_logps`. They rank and do nothing else: no gradient flows to them. The metrics take
-        the first of the ranking as the chosen response.
-    margin : float
-        By how much each response has to win over those below it together.
-    backend : {"auto", "reference", "triton"}
-        What computes; see :func:`pyfast.losses.fused.contrast`.
-
-    Returns
-    -------
-    Tensor
-        A scalar, or for "none" the loss of each group.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As for all losses.
-
-    Notes
-    -----
-    HPS, equations 4 and 5.
-
-    Examples
-    --------
-    >>> policy, ref = torch.tensor([-3.0, -5.0, -4.0]), torch.tensor([-4.0, -4.0, -4.0])
-    >>> plackett_luce(policy, ref, beta=1.0)
-    tensor(1.7209)
-    >>> plackett_luce(policy, ref, torch.tensor([3.0, 1.0, 2.0]), beta=1.0)
-    tensor(0.7209)
-    """
-    check_number("margin", margin, signed=True)
-    batch = Batch.of(
-        policy_logps, ref_logps, beta, reward, lengths, offsets, validate, rewards=rewards
-    )
-    scores = batch.scores
-    if rewards is not None:
-        order = batch.groups.ranking(rewards.reshape(-1))
-        scores = batch.flat[order].reshape(scores.shape)
-    batch.describe(metrics, ranked_by=rewards)
-    return fused.listwise(scores, offsets, margin, reduction=reduction, backend=backend)
-
-
+@documented
 def swepo(
     policy_logps: Tensor,
     ref_logps: Tensor | None,
@@ -285,8 +177,6 @@ def swepo(
 
     Parameters
     ----------
-    policy_logps, ref_logps, beta, reward, lengths, offsets, reduction, metrics, validate
-        As for all losses: :mod:`pyfast.losses`. The paper has beta = 1.
     rewards : Tensor
         r_i, in the shape and on the device of `policy_logps`, in any scale and in a
         floating-point dtype of their own: they are compared in that one, or in the losses' if that
@@ -296,20 +186,6 @@ def swepo(
         Scale of the rewards, from 0 on.
     positives : {"mean", "top"}
         The responses above the mean reward (equation 4), or the best one only (algorithm 1).
-    margin : float
-        The m above, 0 in the paper's equation.
-    backend : {"auto", "reference", "triton"}
-        What computes; see :func:`pyfast.losses.fused.contrast`.
-
-    Returns
-    -------
-    Tensor
-        A scalar, or for "none" the loss of each group.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As for all losses.
 
     Notes
     -----
@@ -336,12 +212,6 @@ def swepo(
     # The top one is above the mean wherever any is, so it only matters where all are equal.
     positive = top if positives == "top" else top | (above > 0)
     lift = (above * float(alpha)).to(batch.scores.dtype)
-    batch.describe(metrics, lift, ranked_by=rewards)
-    return fused.contrast(
-        batch.scores + lift,
-        positive,
-        offsets=offsets,
-        margin=margin,
-        reduction=reduction,
-        backend=backend,
+    return batch.contrast(
+        metrics, reduction, margin, backend, positive=positive, lift=lift, ranked_by=rewards
     )

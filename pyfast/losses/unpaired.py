@@ -7,9 +7,11 @@ from torch import Tensor
 
 from pyfast.losses._batch import Batch, Metrics, Reward
 from pyfast.losses._checks import check_mask, check_number, check_one_number
+from pyfast.losses._documented import documented
 from pyfast.losses.fused import Reduction
 
 
+@documented
 def kto(
     policy_logps: Tensor,
     ref_logps: Tensor | None,
@@ -34,8 +36,6 @@ def kto(
 
     Parameters
     ----------
-    policy_logps, ref_logps, beta, reward, lengths, offsets, reduction, metrics, validate
-        As for all losses: :mod:`pyfast.losses`.
     desirable : Tensor, optional
         bool, in the shape of `policy_logps`; by default the first response of each group.
     kl : float or Tensor
@@ -44,16 +44,6 @@ def kto(
         device of `policy_logps`. A constant to the gradient.
     desirable_weight, undesirable_weight : float
         lambda_D and lambda_U, above 0.
-
-    Returns
-    -------
-    Tensor
-        A scalar, or for "none" the loss of each group.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As for all losses; `desirable` is no mask of the responses, `kl` not one number from 0 on.
 
     Notes
     -----
@@ -88,5 +78,4 @@ def kto(
         desirable_weight * torch.sigmoid(-gain),
         undesirable_weight * torch.sigmoid(gain),
     )
-    batch.describe(metrics)
-    return batch.reduced(groups.mean(judged), reduction)
+    return batch.finish(groups.mean(judged), metrics, reduction)
