@@ -10,7 +10,7 @@ from torch.nn.functional import logsigmoid
 from pyfast import losses
 from pyfast.losses import fused
 
-EVERY = sorted(set(losses.__all__) - {"SequenceLogps", "sequence_logps"})
+EVERY = sorted(set(losses.__all__) - {"SequenceLogps", "advantages", "sequence_logps"})
 BACKENDS = [
     (name, backend)
     for name in EVERY
