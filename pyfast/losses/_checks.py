@@ -15,7 +15,7 @@ from numbers import Real
 import torch
 from torch import Tensor
 
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _INTEGERS = (torch.int32, torch.int64)
 
 
@@ -62,10 +62,10 @@ def check_groups(
     """
     first = next(iter(tensors))
     for name, tensor in tensors.items():
-        _check_tensor(name, tensor, _FLOATS, "a floating-point dtype")
+        _check_tensor(name, tensor, FLOATS, "a floating-point dtype")
         _check_same(name, tensor, first, tensors[first])
     for name, tensor in positive.items():
-        _check_tensor(name, tensor, _FLOATS + _INTEGERS, "a number dtype")
+        _check_tensor(name, tensor, FLOATS + _INTEGERS, "a number dtype")
         _check_same(name, tensor, first, tensors[first])
     _check_layout(first, tensors[first], offsets, size)
 
@@ -91,10 +91,11 @@ def check_values(
         wrong = wrong + (tensor <= 0).any()
     if offsets is not None:
         responses = next(iter(tensors.values()))
-        wrong = wrong + _offsets_fail(offsets, responses.numel(), size).to(responses.device)
+        unfit = _offsets_unfit(offsets, responses.numel(), 1, size)
+        wrong = wrong + unfit.to(responses.device)
     if wrong:
         if offsets is not None:
-            _raise_for_offsets(offsets.tolist(), responses.numel(), size)
+            _raise_for_offsets(offsets.tolist(), responses.numel(), "responses", 1, size)
         _raise_for_values({**tensors, **positive}, offsets)
         _raise_for_sign(positive, offsets)
 
@@ -139,7 +140,13 @@ def _check_layout(name: str, values: Tensor, offsets: Tensor | None, size: int |
         if size is not None and shape[-1] != size:
             raise ValueError(f"{name} must have groups of exactly {size}, got shape {shape}")
         return
+    check_offsets(name, values, offsets)
+
+
+def check_offsets(name: str, values: Tensor, offsets: Tensor) -> None:
+    """Require flat values and, for where their groups start and end, a tensor that can say so."""
     if values.dim() != 1:
+        shape = tuple(values.shape)
         raise ValueError(f"{name} must be flat (T,) when offsets are given, got shape {shape}")
     _check_tensor("offsets", offsets, _INTEGERS, "an integer dtype")
     if offsets.dim() != 1 or offsets.numel() < 2:
@@ -153,30 +160,38 @@ def _check_layout(name: str, values: Tensor, offsets: Tensor | None, size: int |
         )
 
 
-def _offsets_fail(offsets: Tensor, total: int, size: int | None) -> Tensor:
+def check_order(offsets: Tensor, total: int, of: str, least: int) -> None:
+    """Require offsets of groups of at least `least` of `total` things; the host waits."""
+    if _offsets_unfit(offsets, total, least):
+        _raise_for_offsets(offsets.tolist(), total, of, least)
+
+
+def _offsets_unfit(offsets: Tensor, total: int, least: int, size: int | None = None) -> Tensor:
     """Say in one flag, without waiting for the device, whether the offsets are out of order."""
     lengths = offsets.diff()
-    unfit = (lengths <= 0) if size is None else (lengths != size)
+    unfit = (lengths < least) if size is None else (lengths != size)
     return unfit.any() | (offsets[0] != 0) | (offsets[-1] != total)
 
 
-def _raise_for_offsets(offsets: list[int], total: int, size: int | None) -> None:
+def _raise_for_offsets(
+    offsets: list[int], total: int, of: str, least: int, size: int | None = None
+) -> None:
     if offsets[0] != 0:
         raise ValueError(f"offsets must start at 0, got offsets[0] = {offsets[0]}")
     for group, (start, end) in enumerate(pairwise(offsets)):
         here = f"offsets[{group}] = {start} and offsets[{group + 1}] = {end}"
         if end < start:
             raise ValueError(f"offsets must not decrease, got {here}")
-        if end == start:
+        if end - start < least:
             raise ValueError(f"offsets must leave no group empty, got group {group} with {here}")
         if size is not None and end - start != size:
             raise ValueError(
                 f"offsets must make groups of exactly {size}, "
-                f"got {end - start} responses in group {group}"
+                f"got {end - start} {of} in group {group}"
             )
     if offsets[-1] != total:
         raise ValueError(
-            f"offsets must end at the number of responses ({total}), "
+            f"offsets must end at the number of {of} ({total}), "
             f"got offsets[{len(offsets) - 1}] = {offsets[-1]}"
         )
 
@@ -215,7 +230,7 @@ def check_one_a_group(
     name: str, tensor: Tensor, shape: torch.Size, responses: Tensor, *, values: bool = True
 ) -> None:
     """Require a finite value for each group; the host waits for the device unless told not to."""
-    _check_tensor(name, tensor, _FLOATS, "a floating-point dtype")
+    _check_tensor(name, tensor, FLOATS, "a floating-point dtype")
     if tensor.shape != shape:
         raise ValueError(
             f"{name} must hold one value for each of {shape.numel()} groups in shape "
@@ -234,7 +249,7 @@ def check_one_a_group(
 
 def check_one_number(name: str, tensor: Tensor, responses: Tensor, *, values: bool = True) -> None:
     """Require a tensor of one finite number from 0 on; the host waits unless told not to look."""
-    _check_tensor(name, tensor, _FLOATS + _INTEGERS, "a number dtype")
+    _check_tensor(name, tensor, FLOATS + _INTEGERS, "a number dtype")
     if tensor.numel() != 1:
         raise ValueError(f"{name} must be one number, got shape {tuple(tensor.shape)}")
     if tensor.device not in (responses.device, torch.device("cpu")):

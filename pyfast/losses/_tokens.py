@@ -7,14 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pyfast.losses._checks import FLOATS, check_offsets, check_order
 from pyfast.losses.reference import Groups
 
 IGNORED = -100
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @dataclass(frozen=True, eq=False)
-class Tokens:
+class ScoredTokens:
     """The scored tokens of a batch.
 
     Attributes
@@ -59,7 +59,7 @@ def check_head(
             continue
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
-        if tensor.dtype not in _FLOATS:
+        if tensor.dtype not in FLOATS:
             raise TypeError(f"{name} must have a floating-point dtype, got {tensor.dtype}")
         if tensor.device != hidden.device:
             raise ValueError(
@@ -101,10 +101,12 @@ def check_head(
 
 def scored_tokens(
     labels: Tensor, mask: Tensor | None, offsets: Tensor | None, vocabulary: int, *, validate: bool
-) -> Tokens:
+) -> ScoredTokens:
     """List the scored tokens, after a look at their labels and at the offsets."""
     if offsets is not None:
-        _check_offsets(labels, offsets, validate=validate)
+        check_offsets("labels", labels, offsets)
+        if validate:
+            check_order(offsets, labels.numel(), "tokens", least=0)
     labels = labels.long()  # -100 is 156 to a uint8
     scored = labels != IGNORED if mask is None else mask != 0
     index = scored.reshape(-1).nonzero().squeeze(1)
@@ -118,27 +120,4 @@ def scored_tokens(
                 f"labels must be from 0 to {vocabulary - 1} where scored, "
                 f"got {int(labels.reshape(-1)[place])} at {where}"
             )
-    return Tokens(index, found, tuple(labels.shape), offsets)
-
-
-def _check_offsets(labels: Tensor, offsets: Tensor, *, validate: bool) -> None:
-    if not isinstance(offsets, Tensor):
-        raise TypeError(f"offsets must be a torch.Tensor, got {type(offsets).__name__}")
-    if offsets.dtype not in (torch.int32, torch.int64):
-        raise TypeError(f"offsets must hold int32 or int64, got {offsets.dtype}")
-    if labels.dim() != 1:
-        raise ValueError(
-            f"labels must be flat (T,) when offsets are given, got shape {tuple(labels.shape)}"
-        )
-    if offsets.dim() != 1 or offsets.numel() < 2:
-        raise ValueError(
-            f"offsets must have shape (B+1,) with B at least 1, got {tuple(offsets.shape)}"
-        )
-    if validate:
-        total = labels.numel()
-        ends = [int(offsets[0]), int(offsets[-1])]
-        if ends != [0, total] or (offsets.diff() < 0).any():
-            raise ValueError(
-                f"offsets must rise from 0 to the number of tokens ({total}), "
-                f"got {offsets.tolist() if offsets.numel() < 9 else ends}"
-            )
+    return ScoredTokens(index, found, tuple(labels.shape), offsets)

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from pyfast.losses import _tiles, reference
 from pyfast.losses._checks import check_choice, check_number
-from pyfast.losses._tokens import Tokens, check_head, scored_tokens
+from pyfast.losses._tokens import ScoredTokens, check_head, scored_tokens
 from pyfast.losses.fused import Backend
 
 
@@ -190,7 +190,7 @@ def sequence_logps(
     return _gathered(tokens, logps, entropy) if details else tokens.total(logps)
 
 
-def _gathered(tokens: Tokens, logps: Tensor, entropy: Tensor) -> SequenceLogps:
+def _gathered(tokens: ScoredTokens, logps: Tensor, entropy: Tensor) -> SequenceLogps:
     return SequenceLogps(
         logps=tokens.total(logps),
         token_logps=tokens.place(logps),

@@ -397,7 +397,7 @@ def test_bad_settings(arguments, kind, message, raises):
         (
             torch.tensor([0.0, 6.0]),
             TypeError,
-            "offsets must hold int32 or int64, got torch.float32",
+            "offsets must have an integer dtype (int32, int64), got torch.float32",
         ),
         (
             torch.tensor([6]),
@@ -407,12 +407,12 @@ def test_bad_settings(arguments, kind, message, raises):
         (
             torch.tensor([0, 5]),
             ValueError,
-            "offsets must rise from 0 to the number of tokens (6), got [0, 5]",
+            "offsets must end at the number of tokens (6), got offsets[1] = 5",
         ),
         (
             torch.tensor([0, 4, 2, 6]),
             ValueError,
-            "offsets must rise from 0 to the number of tokens (6), got [0, 4, 2, 6]",
+            "offsets must not decrease, got offsets[1] = 4 and offsets[2] = 2",
         ),
     ],
 )
