@@ -28,6 +28,7 @@ from pyfast.losses import _tiles, reference
 from pyfast.losses._checks import check_choice, check_number
 from pyfast.losses._tokens import ScoredTokens, check_head, scored_tokens
 from pyfast.losses.fused import Backend
+from pyfast.losses.precision import as_given
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,7 +152,8 @@ def sequence_logps(
 
     Notes
     -----
-    Float16 and bfloat16 are summed in float32. Beside inputs and gradients a call holds:
+    Float16 and bfloat16 are summed in float32, inside `torch.autocast` too. Beside inputs and
+    gradients a call holds:
 
     - the hidden states of the scored tokens; with a frozen head as many numbers again, which alone
       are kept for backward. A trainable head keeps the states; its backward has them and their
@@ -201,6 +203,7 @@ def _gathered(tokens: ScoredTokens, logps: Tensor, entropy: Tensor) -> SequenceL
 
 class _HeadLogps(torch.autograd.Function):
     @staticmethod
+    @as_given
     def forward(
         ctx: Any,
         rows: Tensor,
@@ -245,6 +248,7 @@ class _HeadLogps(torch.autograd.Function):
         return logps, entropy
 
     @staticmethod
+    @as_given
     def backward(ctx: Any, grad: Tensor | None, _: Any = None) -> Any:
         if torch.is_grad_enabled():
             raise RuntimeError(

@@ -11,7 +11,8 @@ them: :math:`b = a + c` with :math:`c \ge 0` the weights of R. So the loss is
 difference of two nearly equal logarithms would round a small loss, and the gradient of the
 positives with it, to zero as soon as the positives clearly win.
 
-This module knows torch only. It does not validate: the named losses do.
+This module knows torch only, and `product`, which autocast does not lower. It does not validate:
+the named losses do.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
+
+from pyfast.losses.precision import product
 
 
 @dataclass(frozen=True, eq=False)
@@ -313,7 +316,7 @@ def token_logps(
         Two of (n,), float32 or wider.
     """
     wide = torch.promote_types(widen(rows).dtype, widen(weight).dtype)
-    logits = rows.to(wide) @ weight.to(wide).t()
+    logits = product(rows.to(wide), weight.to(wide).t())
     if bias is not None:
         logits = logits + bias.to(wide)
     if softcap is not None:

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pyfast.losses.precision import as_given
+
 Tell = Callable[[bool, Tensor, Tensor], None]
 """tell(of_a, wide, narrow): factors of A's gradient, or else of B's, (n, long) and (n, rank)."""
 
@@ -58,6 +60,7 @@ class LoraLinear(torch.autograd.Function):
     """
 
     @staticmethod
+    @as_given
     def forward(
         ctx: Any,
         x: Tensor,
@@ -83,6 +86,7 @@ class LoraLinear(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
+    @as_given
     def backward(ctx: Any, grad: Tensor) -> Any:
         """Return the gradients of what needs one."""
         rows, low, weight, a, b = ctx.saved_tensors

@@ -131,3 +131,37 @@ def test_an_adapter_of_another_type_keeps_pefts_forward_pass(tiny):
     assert layer.lora_A["default"].weight.dtype == torch.float32
     lora.fuse(model)
     assert "forward" not in vars(layer)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_backward_inside_autocast_is_what_it_is_outside(tiny, dtype):
+    model = adapted(tiny).float()
+    lora.fuse(model)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+
+    def run(on):
+        loss = model.get_base_model().model.layers[0].mlp(torch.ones(2, 3, 32)).square().sum()
+        taken = [p for n, p in model.named_parameters() if p.requires_grad and "0.mlp" in n]
+        assert parameters
+        assert taken
+        with torch.autocast("cpu", dtype, enabled=on):
+            return torch.autograd.grad(loss, taken)
+
+    for one, other in zip(run(True), run(False), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_inside_autocast_fused_layers_are_pefts(tiny, dtype):
+    model = adapted(tiny).float()
+
+    def run():
+        with torch.autocast("cpu", dtype):
+            logits = model(input_ids=TOKENS).logits
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        return [logits, *torch.autograd.grad(logits.float().square().sum(), parameters)]
+
+    expected = run()
+    lora.fuse(model)
+    for one, other in zip(run(), expected, strict=True):
+        assert torch.equal(one, other)
