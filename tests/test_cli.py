@@ -294,7 +294,7 @@ def test_lines_come_out_as_they_went_in(capsys, tmp_path, before, after):
 
 
 def test_fields_are_set_in_any_object():
-    from pyfast.train.group_lines import with_fields
+    from pyfast.tables.json_text import with_fields
 
     generator = random.Random(0)
     values = [

@@ -62,6 +62,7 @@ def add(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Choose in every group, and write the lines with the choice only if all went well."""
     from pyfast._files import written_whole
+    from pyfast.tables.json_text import with_fields
     from pyfast.train import group_lines
     from pyfast.train.recipes import ampo
     from pyfast.train.seeds import derive
@@ -79,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
             raise UserError(f"{name}:{number}: group {position + 1}: {error}") from None
         small += len(chosen.negatives) < config.k
         choice = {"positive": chosen.positive, "negatives": chosen.negatives}
-        selected.append(group_lines.with_fields(text, choice))
+        selected.append(with_fields(text, choice))
     if arguments.out is None:
         _print(selected)
     else:

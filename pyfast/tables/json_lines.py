@@ -1,0 +1,148 @@
+"""JSON Lines in blocks: parsed by Arrow, written back as they were with fields added."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.json as pj
+
+from pyfast.tables.json_text import with_fields
+
+SUFFIXES = (".jsonl", ".json", ".ndjson")
+PACKED = (".gz", ".zst", ".bz2", ".lz4")
+
+Needs = Mapping[str, pa.DataType | None]
+"""Fields to read, with their types; None: whatever a field's type is."""
+
+Lines = list[tuple[int, bytes]]
+"""Numbers in the file, from 1, and texts without the space around them."""
+
+
+def check_name(path: Path) -> None:
+    """Refuse a file that is not JSON Lines by its name."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in PACKED:
+        suffixes.pop()
+    if not suffixes or suffixes[-1] not in SUFFIXES:
+        known = ", ".join((".parquet", *SUFFIXES))
+        raise ValueError(f"{path}: expected a file of {known} (or packed: {', '.join(PACKED)})")
+
+
+def open_to_write(path: Path) -> Any:
+    """Open a file for writing bytes, packed by its suffix."""
+    return pa.output_stream(str(path), compression="detect")
+
+
+def blocks(path: Path, size: int) -> Iterator[tuple[int, Lines]]:
+    """Yield a file's lines in blocks of about `size` bytes: the first one's number, and all.
+
+    Blank lines are left out.
+    """
+    number, rest = 1, b""
+    with pa.input_stream(str(path), compression="detect") as stream:
+        try:
+            while True:
+                block = stream.read(size)
+                if number == 1 and not rest and block.startswith(b"\xef\xbb\xbf"):
+                    block = block[3:]
+                whole, end, rest = (rest + block).rpartition(b"\n") if block else (rest, b"", b"")
+                if not end and block:
+                    continue  # a line longer than a block
+                texts = whole.split(b"\n")
+                found = [(number + i, text.strip()) for i, text in enumerate(texts) if text.strip()]
+                if found:
+                    yield number, found
+                number += len(texts)
+                if not block:
+                    return
+        except OSError as error:  # of a packed file that is damaged
+            raise ValueError(
+                f"{path}: cannot be read on after line {number - 1}: {error}"
+            ) from None
+
+
+def parse(path: Path, number: int, lines: Lines, needs: Needs | None) -> pa.Table:
+    """Parse a block of lines; with `needs`, only these fields, where a line has them.
+
+    Raises
+    ------
+    ValueError
+        If a line is not a JSON object of such fields; with file and line.
+    """
+    text = b"\n".join(line for _, line in lines)
+    known = {name: kind for name, kind in (needs or {}).items() if kind is not None}
+    all_known = needs is not None and len(known) == len(needs)
+    options = pj.ParseOptions(
+        explicit_schema=pa.schema(list(known.items())) if known else None,
+        newlines_in_values=False,
+        unexpected_field_behavior="ignore" if all_known else "infer",
+    )
+    try:
+        table = pj.read_json(
+            io.BytesIO(text), pj.ReadOptions(block_size=max(len(text) + 1, 1 << 16)), options
+        )
+    except pa.ArrowInvalid as error:
+        _find_bad(path, lines, needs)
+        raise ValueError(f"{path}: lines {number} and on: {error}") from None
+    if table.num_rows != len(lines):
+        _find_bad(path, lines, needs)
+        raise ValueError(f"{path}: lines {number} and on: expected one JSON object a line")
+    wanted = table.column_names if needs is None else [n for n in table.column_names if n in needs]
+    present = [name for name in wanted if table[name].null_count < len(lines)]
+    return table.select(present)
+
+
+def _find_bad(path: Path, lines: Lines, needs: Needs | None) -> None:
+    """Raise for the first line that cannot be read, by the slower parser that knows places."""
+    for number, line in lines:
+        try:
+            value = json.loads(line, parse_constant=_refuse)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path}:{number}: expected a JSON object; {error}") from None
+        if not isinstance(value, dict):
+            raise ValueError(
+                f"{path}:{number}: expected a JSON object, got {type(value).__name__}"
+            ) from None
+        for name, kind in (needs or {}).items():
+            try:
+                if kind is not None:
+                    pa.array([value.get(name)], kind)
+            except (pa.ArrowInvalid, pa.ArrowTypeError, TypeError, OverflowError) as error:
+                reason = str(error).splitlines()[0]
+                raise ValueError(f"{path}:{number}: {name}: expected {kind} ({reason})") from None
+
+
+def _refuse(name: str) -> float:
+    raise ValueError(f"{name} is not JSON")
+
+
+def with_columns(lines: Lines, table: pa.Table) -> bytes:
+    """Return lines with the columns of a table set as fields; all else as it was written."""
+    names = table.column_names
+    keys = [json.dumps(name).encode() for name in names]
+    made = []
+    for (_, line), row in zip(lines, table.to_pylist(), strict=True):
+        if any(key in line for key in keys):
+            made.append(with_fields(line.decode("utf-8"), row).encode())
+            continue
+        fields = ", ".join(f"{json.dumps(name)}: {_as_json(row[name])}" for name in names)
+        body = line[:-1].rstrip()
+        comma = b"" if body == b"{" else b", "
+        made.append(body + comma + fields.encode() + b"}")
+    made.append(b"")
+    return b"\n".join(made)
+
+
+def from_table(table: pa.Table) -> bytes:
+    """Return a table's rows as lines."""
+    lines = [json.dumps(row, ensure_ascii=False, allow_nan=False) for row in table.to_pylist()]
+    return "".join(line + "\n" for line in lines).encode()
+
+
+def _as_json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)

@@ -1,0 +1,235 @@
+import gzip
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pyfast.tables import stages
+from pyfast.tables.files import MARK, Work, run, units
+
+
+def rows(count, seed=0):
+    draw = np.random.default_rng(seed)
+    return [
+        {
+            "id": number,
+            "prompt": f"prompt {number}",
+            "responses": [f"r{i}" for i in range(5)],
+            "scores": draw.random(5).tolist(),
+            "embeddings": draw.normal(size=(5, 3)).astype(np.float32).tolist(),
+        }
+        for number in range(count)
+    ]
+
+
+@pytest.fixture
+def work():
+    def select(table):
+        return stages.select(table, k=2)
+
+    needs = stages.select_needs("opt-select")
+    return Work("select", select, needs, ("positive", "negatives"), {"k": 2})
+
+
+@pytest.fixture(autouse=True)
+def small_batches(monkeypatch):
+    monkeypatch.setattr("pyfast.tables.files.BATCH_BYTES", 4000)
+
+
+def parquet(path, count, seed=0, group=7, **settings):
+    pq.write_table(pa.Table.from_pylist(rows(count, seed)), path, row_group_size=group, **settings)
+    return path
+
+
+def lines(path, count, seed=0):
+    text = "".join(json.dumps(row) + "\n" for row in rows(count, seed))
+    if path.suffix == ".gz":
+        path.write_bytes(gzip.compress(text.encode()))
+    else:
+        path.write_text(text)
+    return path
+
+
+EXPECTED = ("positive", "negatives")
+
+
+def expected(count, seed=0):
+    table = stages.select(pa.Table.from_pylist(rows(count, seed)), k=2)
+    return table.select(list(EXPECTED)).to_pylist()
+
+
+def test_parquet_in_row_groups_to_a_folder(work, tmp_path):
+    paths = [parquet(tmp_path / "a.parquet", 20), parquet(tmp_path / "b.parquet", 3, seed=1)]
+    assert [(part.path.name, part.group, part.rows) for part in units(paths)] == [
+        ("a.parquet", 0, 7), ("a.parquet", 1, 7), ("a.parquet", 2, 6), ("b.parquet", 0, 3)
+    ]  # fmt: skip
+    assert run(work, paths, tmp_path / "out", progress=False) == 23
+    found = pa.concat_tables(
+        [pq.read_table(path) for path in sorted((tmp_path / "out").glob("*.parquet"))]
+    )
+    assert found.select(list(EXPECTED)).to_pylist() == expected(20) + expected(3, seed=1)
+    inputs = pa.concat_tables([pq.read_table(path) for path in paths])
+    assert found.drop_columns(list(EXPECTED)).equals(inputs)
+
+
+@pytest.mark.parametrize("codec", ["none", "zstd", "snappy"])
+def test_to_one_parquet_file_packed_as_the_input_is(work, tmp_path, codec):
+    path = parquet(tmp_path / "a.parquet", 20, compression=codec)
+    run(work, [path], tmp_path / "out.parquet", progress=False)
+    found = pq.ParquetFile(tmp_path / "out.parquet")
+    assert found.read().select(list(EXPECTED)).to_pylist() == expected(20)
+    packed = found.metadata.row_group(0).column(0).compression
+    assert packed == ("UNCOMPRESSED" if codec == "none" else codec.upper())
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz"])
+def test_lines_come_out_as_they_went_in(work, tmp_path, suffix):
+    path = lines(tmp_path / f"a{suffix}", 20)
+    target = tmp_path / f"out{suffix}"
+    run(work, [path], target, progress=False)
+    unpack = gzip.decompress if suffix.endswith("gz") else bytes
+    before, after = (unpack(p.read_bytes()).decode().splitlines() for p in (path, target))
+    assert [json.loads(line) for line in after] == [
+        row | choice for row, choice in zip(rows(20), expected(20), strict=True)
+    ]
+    assert all(new.startswith(old[:-1]) for old, new in zip(before, after, strict=True))
+
+
+def test_odd_lines(work, tmp_path):
+    base = rows(1)[0]
+    plain = json.dumps(base)
+    odd = [
+        "\ufeff" + plain,
+        "",
+        "   " + plain.replace("0.", "0.0E1 ,0.", 0) + "\t\r",
+        json.dumps(base | {"positive": 9, "note": 'a "positive" word', "big": 2**70}),
+        json.dumps(base, ensure_ascii=False, separators=(",", ":")) + "\r",
+        json.dumps({"é": 1e-7} | base),
+    ]
+    path = tmp_path / "odd.jsonl"
+    path.write_bytes("\n".join(odd).encode())  # no end of the last line
+    run(work, [path], tmp_path / "out.jsonl", progress=False)
+    found = (tmp_path / "out.jsonl").read_text().splitlines()
+    assert [json.loads(line)["negatives"] for line in found] == [expected(1)[0]["negatives"]] * 5
+    assert f'"big": {2**70}' in found[2]
+    assert json.loads(found[2])["positive"] == expected(1)[0]["positive"]
+    assert '"\\u00e9": 1e-07' in found[4]
+
+
+def test_from_lines_to_parquet_and_back(work, tmp_path):
+    path = lines(tmp_path / "a.jsonl", 9)
+
+    def export(table):
+        return stages.export(stages.select(table, k=2), format="list")
+
+    made = Work("export", export, {}, None)
+    run(made, [path], tmp_path / "out.parquet", progress=False)
+    assert pq.read_table(tmp_path / "out.parquet").num_rows == 9
+    run(made, [path], tmp_path / "out.jsonl", progress=False)
+    found = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert found[8]["rejected"] == [f"r{i}" for i in expected(9)[8]["negatives"]]
+
+
+def test_what_is_there_is_not_made_again(work, tmp_path):
+    path = parquet(tmp_path / "a.parquet", 20)
+    calls = []
+
+    def counted(table):
+        calls.append(table.num_rows)
+        return work.run(table)
+
+    counting = Work(work.name, counted, work.needs, work.adds, work.settings)
+    run(counting, [path], tmp_path / "out", progress=False)
+    first = sum(calls)
+    (tmp_path / "out" / "a.00001.parquet").unlink()
+    run(counting, [path], tmp_path / "out", progress=False)
+    assert (first, sum(calls) - first) == (20, 7)
+    run(counting, [path], tmp_path / "out", progress=False)
+    assert sum(calls) == 27
+    # other settings, other inputs, somebody's folder
+    other = Work(work.name, work.run, work.needs, work.adds, {"k": 3})
+    with pytest.raises(ValueError, match="outputs of other settings"):
+        run(other, [path], tmp_path / "out", progress=False)
+    parquet(path, 20, seed=4)
+    with pytest.raises(ValueError, match="outputs of other inputs"):
+        run(work, [path], tmp_path / "out", progress=False)
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "file").touch()
+    with pytest.raises(ValueError, match="expected an empty folder"):
+        run(work, [path], tmp_path / "theirs", progress=False)
+    (tmp_path / "out" / MARK).write_text("[]")
+    with pytest.raises(ValueError, match="expected the mark"):
+        run(work, [path], tmp_path / "out", progress=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[1]", "a.jsonl:4: expected a JSON object, got list"),
+        ('{"scores": ', "a.jsonl:4: expected a JSON object; "),
+        (
+            '{"scores": [NaN, 1], "embeddings": [[1], [2]]}',
+            "a.jsonl:4: rewards: expected a finite number, got nan",
+        ),
+        ('{"scores": "high"}', "a.jsonl:4: scores: expected list"),
+        ('{"scores": [1, 2]}', "a.jsonl:4: embeddings: expected a list in every row, got null$"),
+    ],
+)
+def test_a_bad_line_is_named_and_nothing_is_written(work, tmp_path, text, message):
+    good = [json.dumps(row) for row in rows(3)]
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join([good[0], "", good[1], text, good[2]]))
+    with pytest.raises(ValueError, match=message):
+        run(work, [path], tmp_path / "out.jsonl", progress=False)
+    assert not (tmp_path / "out.jsonl").exists()
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_files_that_are_none(work, tmp_path):
+    bad = tmp_path / "a.parquet"
+    bad.write_bytes(b"no parquet")
+    with pytest.raises(ValueError, match=r"a\.parquet: expected a Parquet file"):
+        run(work, [bad], tmp_path / "out.parquet", progress=False)
+    with pytest.raises(ValueError, match=r"a\.csv: expected a file of .parquet"):
+        run(work, [tmp_path / "a.csv"], tmp_path / "out.parquet", progress=False)
+    with pytest.raises(FileNotFoundError):
+        run(work, [tmp_path / "none.jsonl"], tmp_path / "out.jsonl", progress=False)
+    packed = tmp_path / "a.jsonl.gz"
+    packed.write_bytes(gzip.compress(json.dumps(rows(1)[0]).encode() * 50)[:-30])
+    with pytest.raises(ValueError, match=r"a\.jsonl\.gz"):
+        run(work, [packed], tmp_path / "out.jsonl", progress=False)
+
+
+@pytest.mark.slow
+def test_a_kill_loses_and_doubles_nothing(work, tmp_path):
+    path = parquet(tmp_path / "a.parquet", 400, group=5)
+    code = textwrap.dedent(f"""
+        import time
+        from pyfast.tables import stages
+        from pyfast.tables.files import Work, run
+        def select(table):
+            time.sleep(0.02)
+            return stages.select(table, k=2)
+        work = Work("select", select, {{}}, ("positive", "negatives"), {{"k": 2}})
+        run(work, [{str(path)!r}], {str(tmp_path / "out")!r}, progress=False)
+    """)
+    for delay in (0.9, 1.2, 1.6):
+        process = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path)
+        time.sleep(delay)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    run(work, [path], tmp_path / "out", progress=False)
+    parts = sorted((tmp_path / "out").glob("*.parquet"))
+    assert len(parts) == 80
+    found = pa.concat_tables([pq.read_table(part) for part in parts])
+    assert found["id"].to_pylist() == list(range(400))
+    assert found.select(list(EXPECTED)).to_pylist() == expected(400)
+    assert {p.name for p in (tmp_path / "out").glob(".*")} <= {".lock"}

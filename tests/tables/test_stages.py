@@ -1,0 +1,175 @@
+import datasets
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pyfast import select
+from pyfast.tables import arrays, stages
+
+SIZES = [5, 2, 8, 3]
+
+
+@pytest.fixture(scope="module")
+def groups():
+    draw = np.random.default_rng(0)
+    rows = []
+    for number, size in enumerate(SIZES):
+        rows.append(
+            {
+                "id": number,
+                "prompt": f"prompt {number}",
+                "responses": [f"r{number}.{i}" for i in range(size)],
+                "scores": draw.random(size).tolist(),
+                "embeddings": draw.normal(size=(size, 4)).astype(np.float32).tolist(),
+                "features": draw.normal(size=(size, 3)).tolist(),
+                "policy_logps": (-10 * draw.random(size)).tolist(),
+                "ref_logps": (-10 * draw.random(size)).tolist(),
+            }
+        )
+    table = pa.Table.from_pylist(rows)
+    field = pa.field("embeddings", pa.list_(pa.list_(pa.float32())))
+    return table.set_column(4, field, table["embeddings"].cast(field.type))
+
+
+@pytest.mark.parametrize("k", [1, 3, 20])
+def test_choices_are_those_of_the_selectors_row_by_row(groups, k):
+    for name, function in (("opt-select", select.opt_select), ("coreset", select.coreset)):
+        found = stages.select(groups, selector=name, k=k, seed=5).to_pylist()
+        for row in found:
+            X = np.array(row["embeddings"], np.float32)
+            expected = function(X, row["scores"], k=k, seed=5)
+            assert row["positive"] == expected.positive
+            assert row["negatives"] == expected.negatives.tolist()
+    for row in stages.select(groups, selector="bottom-k", k=k).to_pylist():
+        X = np.array(row["embeddings"], np.float32)
+        expected = select.bottom_k(row["scores"], k=k, embeddings=X)
+        assert row["negatives"] == expected.negatives.tolist()
+    for row in stages.select(groups, selector="mass-dpo", k=k).to_pylist():
+        expected = select.mass_dpo(
+            row["features"],
+            row["policy_logps"],
+            row["ref_logps"],
+            int(np.argmax(row["scores"])),
+            k=min(k, len(row["scores"]) - 1),
+        )
+        assert row["negatives"] == expected.negatives.tolist()
+
+
+@pytest.mark.parametrize("name", stages.SELECTORS)
+def test_a_row_does_not_depend_on_its_batch(groups, name):
+    whole = stages.select(groups, selector=name, k=2, seed=9)
+    assert whole.column_names == [*groups.column_names, "positive", "negatives"]
+    apart = [stages.select(groups.slice(i, 1), selector=name, k=2, seed=9) for i in range(4)]
+    assert pa.concat_tables(apart).to_pylist() == whole.to_pylist()
+    other = stages.select(groups, selector=name, k=2, seed=10 + 2**40)
+    assert other.column_names == whole.column_names
+    for row in whole.to_pylist():
+        assert row["positive"] not in row["negatives"]
+    again = stages.select(whole.drop_columns("negatives"), selector=name, k=2, seed=9)
+    assert again.to_pylist() == whole.to_pylist()
+
+
+def test_datasets_map_calls_a_stage_as_it_is(groups):
+    rows = datasets.Dataset(groups).with_format("arrow")
+    mapped = rows.map(stages.select, batched=True, batch_size=3, fn_kwargs={"k": 2})
+    assert (
+        mapped.with_format(None)["negatives"]
+        == stages.select(groups, k=2).column("negatives").to_pylist()
+    )
+
+
+KINDS = {
+    "lists": pa.list_(pa.list_(pa.float32())),
+    "large lists": pa.large_list(pa.large_list(pa.float64())),
+    "fixed vectors": pa.list_(pa.list_(pa.float32(), 4)),
+    "halves": pa.list_(pa.list_(pa.float16())),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_vectors_of_every_arrow_type(groups, kind):
+    wanted = np.array([v for row in groups["embeddings"].to_pylist() for v in row])
+    if kind == "halves":
+        rows = [np.array(row, np.float16) for row in groups["embeddings"].to_pylist()]
+        table = pa.table({"e": pa.array([list(map(list, r)) for r in rows], KINDS[kind])})
+        wanted = wanted.astype(np.float16)
+    else:
+        table = pa.table({"e": groups["embeddings"].cast(KINDS[kind])})
+    found, offsets = arrays.vectors(table, "e")
+    assert (found == wanted).all()
+    assert offsets.tolist() == np.cumsum([0, *SIZES]).tolist()
+    # a slice, and several chunks
+    found, offsets = arrays.vectors(table.slice(1, 2), "e")
+    assert (found == wanted[5:15]).all()
+    assert offsets.tolist() == [0, 2, 10]
+    found, _ = arrays.vectors(pa.concat_tables([table.slice(0, 1), table.slice(1)]), "e")
+    assert (found == wanted).all()
+
+
+def test_vectors_lie_where_arrow_has_them():
+    table = pa.table({"e": pa.array(np.arange(24, dtype=np.float32))})
+    inner = pa.FixedSizeListArray.from_arrays(table["e"].chunk(0), 4)
+    column = pa.FixedSizeListArray.from_arrays(inner, 3)
+    found, offsets = arrays.vectors(pa.table({"e": column}), "e")
+    assert np.shares_memory(found, table["e"].chunk(0).to_numpy())
+    assert (found.shape, offsets.tolist()) == ((6, 4), [0, 3, 6])
+
+
+def test_scores_and_embeddings_are_added(groups):
+    def reward(prompt, responses):
+        responses.sort()  # a copy: nothing of ours is disturbed
+        return [len(prompt) + int(text[1]) for text in responses]
+
+    found = stages.score(groups.drop_columns("scores"), reward)
+    assert found["scores"].to_pylist()[2] == [10.0] * 8
+    assert found["responses"].equals(groups["responses"])
+    encoded = stages.embed(found, lambda texts: np.array([[len(t), 1.0] for t in texts]))
+    assert encoded["embeddings"].to_pylist()[0] == [[4.0, 1.0]] * 5
+    assert stages.select(encoded, k=1).num_rows == 4
+
+
+@pytest.mark.parametrize("format", ["pairs", "list", "numbered", "nemo", "swift"])
+def test_a_data_set_comes_out(groups, format):
+    chosen = stages.select(groups, k=2)
+    rows = stages.export(chosen, format=format).to_pylist()
+    assert len(rows) == (7 if format in ("pairs", "swift") else 4)
+    assert rows[0]["id"] == 0
+    assert "embeddings" not in rows[0]
+    if format == "list":
+        first = chosen.to_pylist()[0]
+        assert rows[0]["chosen"] == first["responses"][first["positive"]]
+        assert rows[0]["rejected"] == [first["responses"][i] for i in first["negatives"]]
+
+
+def test_what_does_not_fit_is_told(groups):
+    for table, settings, message in (
+        (groups.drop_columns("scores"), {}, "scores: expected a column"),
+        (groups.drop_columns("embeddings"), {}, "embeddings: expected a column"),
+        (groups, {"selector": "best"}, "selector: expected one of"),
+        (groups, {"k": 0}, "k: expected at least 1"),
+        (arrays.set_column(groups, "scores", groups["prompt"]), {}, "scores: expected lists"),
+        (
+            arrays.set_column(groups, "scores", pa.array([[1.0]] * 4)),
+            {},
+            "embeddings: expected one for each score, not so in row 0",
+        ),
+        (
+            arrays.set_column(groups, "embeddings", pa.array([[[1.0], [1.0, 2.0]]] * 4)),
+            {},
+            "embeddings: expected vectors of 1 numbers, got 2 in row 0",
+        ),
+        (
+            arrays.set_column(groups, "scores", pa.array([[1.0], None, [1.0], [2.0]])),
+            {},
+            "scores: expected a list in every row, got null in row 1",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            stages.select(table, **settings)
+    with pytest.raises(ValueError, match="expected 5 finite scores for row 0"):
+        stages.score(groups, lambda prompt, responses: [1.0])
+    with pytest.raises(ValueError, match=r"encoder: expected shape \(18, d\), got \(18,\)"):
+        stages.embed(groups, lambda texts: np.zeros(len(texts)))
+    with pytest.raises(ValueError, match="format: expected one of"):
+        stages.export(groups, format="csv")
+    assert stages.select(groups.slice(0, 0)).num_rows == 0
