@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
-from pyfast.cli._common import Help
+from pyfast.cli._common import Help, need
 from pyfast.train import config as configs
 from pyfast.train.errors import UserError
 
@@ -30,11 +31,16 @@ def add(commands: Any) -> None:
             "examples:\n"
             "  pyfast select groups.jsonl --k 3 --out selected.jsonl\n"
             "  pyfast select groups.jsonl --selector bottom-k | head\n"
-            "  zcat groups.jsonl.gz | pyfast select - --k 3 --out selected.jsonl"
+            "  zcat groups.jsonl.gz | pyfast select - --k 3 --out selected.jsonl\n"
+            "  pyfast select scored/*.parquet --k 7 --out selected/"
         ),
     )
     select.add_argument(
-        "groups", metavar="GROUPS", help="groups file (JSON Lines), or - for standard input"
+        "groups",
+        metavar="GROUPS",
+        nargs="+",
+        help="groups file (JSON Lines), or - for standard input; or several files of JSON Lines, "
+        "packed or not, or of Parquet (needs pyarrow)",
     )
     select.add_argument(
         "--selector",
@@ -55,12 +61,20 @@ def add(commands: Any) -> None:
     select.add_argument(
         "--seed", type=int, metavar="N", default=0, help="seed of what is random (default: 0)"
     )
-    select.add_argument("--out", metavar="FILE", help="where to write (default: standard output)")
+    select.add_argument(
+        "--out",
+        metavar="PATH",
+        help="where to write (default: standard output); a folder gets a file for each row group, "
+        "and the same command again does what is missing",
+    )
     select.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Choose in every group, and write the lines with the choice only if all went well."""
+    if _is_large(arguments):
+        return _run_files(arguments)
+    (arguments.groups,) = arguments.groups
     from pyfast._files import written_whole
     from pyfast.tables.json_text import with_fields
     from pyfast.train import group_lines
@@ -92,6 +106,38 @@ def run(arguments: argparse.Namespace) -> int:
             f"which have fewer than k = {config.k}\n"
         )
     return 0
+
+
+def _is_large(arguments: argparse.Namespace) -> bool:
+    """Tell what goes through tables: Parquet, packed or several files, a folder of outputs."""
+    first = Path(arguments.groups[0])
+    packed = first.suffix.lower() in (".parquet", ".pq", ".gz", ".zst", ".bz2", ".lz4")
+    out = arguments.out or ""
+    folder = out.endswith(("/", os.sep)) or (out != "" and Path(out).is_dir())
+    return len(arguments.groups) > 1 or packed or folder
+
+
+def _run_files(arguments: argparse.Namespace) -> int:
+    need("pyarrow", "tqdm")
+    from pyfast.cli.stages import run_work
+    from pyfast.tables import stages
+    from pyfast.tables.files import Work
+
+    if arguments.out is None:
+        raise UserError("--out: expected a file or a folder for files like these")
+    name = arguments.selector
+    settings = {"selector": name, "k": arguments.k, "seed": arguments.seed}
+    if name == "opt-select":
+        settings["n_init"] = arguments.n_init
+    configs.SelectionConfig(name, arguments.k, arguments.n_init)  # checks them
+    work = Work(
+        "select",
+        lambda table: stages.select(table, **settings),
+        stages.select_needs(name),
+        ("positive", "negatives"),
+        settings,
+    )
+    return run_work(work, arguments.groups, arguments.out)
 
 
 def _print(lines: list[str]) -> None:

@@ -1,33 +1,8 @@
-"""A made-up sentence encoder, and the settings of a run that takes a second."""
+"""The settings of a run that takes a second."""
 
 import json
-from pathlib import Path
 
 import pytest
-
-
-@pytest.fixture(scope="session")
-def tiny_encoder(tiny, tmp_path_factory) -> Path:
-    """A folder with a random one-layer BERT and its tokenizer."""
-    import torch
-    from transformers import BertConfig, BertModel
-
-    folder = tmp_path_factory.mktemp("tiny-encoder")
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        model = BertModel(
-            BertConfig(
-                vocab_size=tiny.vocabulary,
-                hidden_size=16,
-                num_hidden_layers=1,
-                num_attention_heads=2,
-                intermediate_size=32,
-                max_position_embeddings=64,
-            )
-        )
-    model.save_pretrained(folder)
-    tiny.tokenizer(start=True).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="session")

