@@ -117,7 +117,7 @@ def end_to_end(device: str, smoke: bool) -> dict[str, float]:
     ids = torch.randint(0, size["vocab_size"], (8, length), device=device)
     mask = torch.zeros_like(ids)
     mask[:, length // 2 :] = 1
-    weights = [part.module.weight for part in collector.parts]
+    weights = [part.weight for part in collector.parts]
 
     def loop() -> None:
         for row in ids:

@@ -15,7 +15,7 @@ from bench_step import as_peft_has_it
 from pyfast import losses, select, sketch
 from pyfast.sketch import _capture
 from pyfast.sketch._batches import pad
-from pyfast.sketch._parts import Frozen
+from pyfast.sketch._frozen import Frozen
 from pyfast.train.config import PolicyConfig, SamplingConfig
 from pyfast.train.loading import load
 from pyfast.train.policy import Policy
@@ -90,7 +90,7 @@ def passes(collector: sketch.LoraGradients, responses: list) -> dict[str, Callab
     base = collector.model.get_base_model()
     ids, mask, _ = pad(responses)
     rows, columns = mask.bool().nonzero(as_tuple=True)
-    weights = [part.module.weight for part in collector.parts]
+    weights = [part.weight for part in collector.parts]
 
     def logps(ids: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
         hidden = base.base_model(input_ids=ids, use_cache=False).last_hidden_state

@@ -82,7 +82,9 @@ class LoraLinear(torch.autograd.Function):
         keep_low = wanted[1] or ctx.needs_input_grad[4]
         ctx.save_for_backward(rows if keep_rows else None, low if keep_low else None, weight, a, b)
         ctx.scale, ctx.tell, ctx.wanted = scale, tell, wanted
-        return out.view(*x.shape[:-1], -1)
+        # No view of what was made here: the caller may change it in place.
+        shape = (*x.shape[:-1], out.shape[-1])
+        return torch.ops.aten._unsafe_view(out, shape)  # type: ignore[no-any-return]
 
     @staticmethod
     @torch.autograd.function.once_differentiable

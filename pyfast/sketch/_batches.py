@@ -9,13 +9,16 @@ import torch
 from torch import Tensor
 
 from pyfast import _arguments as args
+from pyfast.sketch._layout import Vocabulary
 
 Response = tuple[Sequence[int], Sequence[int]]
 
 
-def pad(responses: Sequence[Response]) -> tuple[Tensor, Tensor, Tensor]:
+def pad(
+    responses: Sequence[Response], vocabulary: Vocabulary | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return (input_ids, response_mask, attention_mask) of responses, padded on the right."""
-    rows = [_token_ids(response, number) for number, response in enumerate(responses)]
+    rows = [_token_ids(response, n, vocabulary) for n, response in enumerate(responses)]
     ids = torch.zeros(len(rows), max(map(len, rows), default=0), dtype=torch.long)
     mask, real = torch.zeros_like(ids), torch.zeros_like(ids)
     for row, tokens in enumerate(rows):
@@ -26,20 +29,31 @@ def pad(responses: Sequence[Response]) -> tuple[Tensor, Tensor, Tensor]:
     return ids, mask, real
 
 
-def _token_ids(response: Response, number: int) -> Tensor:
+def _token_ids(response: Response, number: int, vocabulary: Vocabulary | None = None) -> Tensor:
     """Return the tokens of a prompt and its response, checked; `number` names it in errors."""
     if len(response[0]) == 0:
         raise ValueError(f"responses: expected a prompt of at least one token, at {number}")
     ids = torch.tensor([*response[0], *response[1]])
     if ids.dtype == torch.bool or ids.is_floating_point() or ids.is_complex():
         raise TypeError(f"responses: expected integer token ids, got {ids.dtype} at {number}")
+    if vocabulary is not None:
+        start = len(response[0])
+        for tokens, end in zip((ids[:start], ids[start:]), vocabulary, strict=True):
+            if len(tokens) and not 0 <= int(tokens.min()) <= int(tokens.max()) < end:
+                bad = int(tokens[(tokens < 0) | (tokens >= end)][0])
+                raise ValueError(
+                    f"responses: expected tokens from 0 to {end - 1}, got {bad} at {number}"
+                )
     return ids
 
 
-def plan(responses: Sequence[Response], max_tokens: int) -> list[list[int]]:
+def plan(
+    responses: Sequence[Response], max_tokens: int, vocabulary: Vocabulary | None = None
+) -> list[list[int]]:
     """Share responses out to batches of at most `max_tokens` padded tokens, the longest first."""
     max_tokens = args.check_int(max_tokens, "max_tokens", 1)
-    sizes = np.array([len(_token_ids(r, number)) for number, r in enumerate(responses)], np.int64)
+    tokens = (_token_ids(r, number, vocabulary) for number, r in enumerate(responses))
+    sizes = np.array([len(ids) for ids in tokens], np.int64)
     batches: list[list[int]] = []
     for number in np.argsort(-sizes, kind="stable").tolist():
         if sizes[number] > max_tokens:

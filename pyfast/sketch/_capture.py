@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from pyfast.models.lora import LoraLinear, is_plain
+from pyfast.sketch._frozen import alias, unhook
 from pyfast.sketch._layout import Layout
-from pyfast.sketch._parts import Part, silent_parts, unhook
+from pyfast.sketch._parts import Part, silent_parts
 
 
 class _Tap(torch.autograd.Function):
@@ -30,7 +31,7 @@ class _Tap(torch.autograd.Function):
         ctx.save_for_backward(x)
         ctx.capture, ctx.number, ctx.layout = capture, number, capture.layout
         ctx.of_a = capture.parts[number].transposed
-        return output.view_as(output)
+        return alias(output)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
@@ -47,13 +48,20 @@ class Capture:
     the order in which autograd brings them: one that is early, or that runs several times, waits.
     Those that are zero whatever the tokens, the A before a B of zeros, are left out, so that
     nothing is kept for them. ``layout`` says whose the tokens are that go through the model next.
+    A part that should have run and did not is an error, unless `lenient`.
     """
 
-    def __init__(self, parts: list[Part], sink: Callable[[int, Tensor, Tensor], None]) -> None:
+    def __init__(
+        self,
+        parts: list[Part],
+        sink: Callable[[int, Tensor, Tensor], None],
+        *,
+        lenient: bool = False,
+    ) -> None:
         self.layout = Layout.of_rows(0, 0)
         self.backward = False  # what runs forward now is a recomputation
         self.parts = parts
-        self._sink = sink
+        self._sink, self._lenient = sink, lenient
         self._undo: list[Callable[[], None]] = []
         self._open = [0] * len(parts)  # runs whose gradient is still to come
         self._idle: set[int] = set()  # the parts that should run and have not yet
@@ -71,7 +79,7 @@ class Capture:
     def __exit__(self, kind: object, *_: object) -> None:
         self.undo()
         if kind is None:
-            if self._idle:
+            if self._idle and not self._lenient:
                 raise ValueError(
                     f"model: {self.parts[min(self._idle)].name} was not run in a pass, so that its "
                     f"gradient is not known ({len(self._idle)} of {len(self.parts)} matrices)"
@@ -88,28 +96,33 @@ class Capture:
     def _replace_all(self) -> None:
         silent = silent_parts(self.parts)
         self._idle = set(range(len(self.parts))) - silent
-        layers: dict[int, dict[bool, int]] = {}  # its numbers, by whether they are of A
+        numbers: dict[tuple[int, str], dict[bool, int]] = {}  # of a layer, by whether they are of A
         for number, part in enumerate(self.parts):
-            if number not in silent:
-                layers.setdefault(id(part.layer), {})[part.transposed] = number
-        plain: dict[int, bool] = {}
+            for site in part.sites:
+                known = numbers.setdefault((id(site.layer), site.adapter), {})
+                if number not in silent:
+                    known[site.of_a] = number
+        plain: dict[tuple[int, str], bool] = {}
+        hooked: set[int] = set()
         for number, part in enumerate(self.parts):
-            key = id(part.layer)
-            if key not in plain:
-                plain[key] = is_plain(part.layer, part.adapter, now=True)
-                if plain[key] and key in layers:
-                    self._replace(part, layers[key])
-            if not plain[key] and number not in silent:
-                hook = self._hook(number)
-                self._undo.append(partial(unhook, part.module, hook))
-                part.module.register_forward_hook(hook)
+            for site in part.sites:
+                key = (id(site.layer), site.adapter)
+                if key not in plain:
+                    plain[key] = is_plain(site.layer, site.adapter, now=True)
+                    if plain[key] and numbers[key]:
+                        self._replace(site.layer, site.adapter, numbers[key])
+                # A module that several layers share is hooked once.
+                if not plain[key] and number not in silent and id(site.module) not in hooked:
+                    hooked.add(id(site.module))
+                    hook = self._hook(number)
+                    self._undo.append(partial(unhook, site.module, hook))
+                    site.module.register_forward_hook(hook)
 
-    def _replace(self, part: Part, numbers: dict[bool, int]) -> None:
+    def _replace(self, layer: Any, adapter: str, numbers: dict[bool, int]) -> None:
         """Have a layer run as `LoraLinear` until the end."""
-        layer = part.layer
         before = layer.__dict__.get("forward")
-        a, b = layer.lora_A[part.adapter].weight, layer.lora_B[part.adapter].weight
-        base, scale = layer.base_layer, layer.scaling[part.adapter]
+        a, b = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
+        base, scale = layer.base_layer, layer.scaling[adapter]
         wanted = (True in numbers, False in numbers)
 
         def forward(x: Tensor) -> Tensor:

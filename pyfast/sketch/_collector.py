@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,14 +14,21 @@ from torch import Tensor
 
 from pyfast import _arguments as args
 from pyfast._threads import get_num_threads
-from pyfast.losses import sequence_logps
+from pyfast.models.causal_lm import CausalLM
 from pyfast.sketch._batches import Response, pad, plan
-from pyfast.sketch._capture import Capture
+from pyfast.sketch._gradients import Passes, Sink
 from pyfast.sketch._guards import check_finite, check_not_zero
-from pyfast.sketch._layout import Layout, Tokens, check_tokens
-from pyfast.sketch._parts import Frozen, check_ready, find_parts
+from pyfast.sketch._layout import Tokens, check_tokens, join
+from pyfast.sketch._mode import mode
+from pyfast.sketch._parts import check_ready, find_parts, silent_parts
 from pyfast.sketch._products import add_products, products
-from pyfast.sketch._project import check_dim
+from pyfast.sketch._project import add_projection, check_dim
+from pyfast.sketch._randomness import DRAWS, who_draws
+from pyfast.sketch._selfcheck import SelfCheck, Verdict
+from pyfast.sketch._sharing import share_out
+from pyfast.sketch._unwrap import base_of, unwrap
+
+_MODES = 32  # of the model, and kinds of rows in it, that are remembered
 
 
 @dataclass(frozen=True)
@@ -58,9 +66,10 @@ class LoraGradients:
     Parameters
     ----------
     model : peft model, or transformers causal language model with peft's LoRA layers in it
-        float32, bfloat16 or float16; plain LoRA, rsLoRA or DoRA (A and B, not the magnitudes).
-        Weights that do not require grad are frozen: they are not in the sketch. Other trainable
-        parameters are not either; a warning and ``left_out`` name them.
+        float32, bfloat16 or float16; plain LoRA, rsLoRA or DoRA (A and B, not the magnitudes), on
+        linear layers, embeddings, or parameters such as fused experts (peft's
+        ``target_parameters``). Weights that do not require grad are frozen: they are not in the
+        sketch. Other trainable parameters are not either; a warning and ``left_out`` name them.
     dim : int
         Numbers in a sketch: a power of two, 2^7 to 2^20.
     seed : int
@@ -76,18 +85,31 @@ class LoraGradients:
         Where each of the matrices lies in a gradient.
     left_out : list of str
         Trainable parameters that are not sketched.
+    batching : {"together", "equal", "alone"}
+        How responses share a pass of the model in its present mode: of any lengths, of equal
+        lengths, or each one alone.
+    differs : dict of str to str
+        For ways of laying responses out (``"rows"``, ``"padded rows"``, ``"packed rows"``) that
+        were tried and do not give each response its own gradient: what differed. Such batches are
+        laid out anew.
 
     Raises
     ------
     ValueError, TypeError
-        If an argument is out of its range or type, or the model has no trainable LoRA weights.
+        If an argument is out of its range or type, the model has no trainable LoRA weights, draws
+        random numbers, or its weights are not all at hand (sharded, offloaded).
 
     Notes
     -----
     The model stays as it is: in training or evaluation mode, its weights trainable or not, no
-    ``.grad`` touched. Never put several responses behind one shared prompt: prompt tokens would
-    mix their gradients. Memory beyond a pass with frozen weights: the inputs of the adapted
-    layers (gradient checkpointing drops them too) and R x dim floats.
+    ``.grad`` touched. Whether a batch gives every response the gradient that it has alone is tried
+    on made-up responses when a collector is made, and again when the model's mode (training, hooks,
+    number types, attention, which B are zero) or the layout of the rows is new; where it does not,
+    responses of equal lengths share a pass, or none do, and a warning says why.
+
+    Never put several responses behind one shared prompt: prompt tokens would mix their gradients.
+    Memory beyond a pass with frozen weights: the inputs of the adapted layers (gradient
+    checkpointing drops them too) and R x dim floats; one response at a time, p floats.
 
     Examples
     --------
@@ -99,15 +121,20 @@ class LoraGradients:
     def __init__(self, model: Any, dim: int = 65536, seed: int = 0) -> None:
         self.dim = check_dim(dim)
         self.seed = args.check_seed(seed)
-        self.model = model
-        self.parts, self.left_out = find_parts(model)
-        check_ready(model, self.parts)
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model
-        self._backbone = base.base_model
-        self._head = base.get_output_embeddings()
-        if self._head is None or self._backbone is base:
-            raise TypeError(f"model: expected a causal language model, got {type(base).__name__}")
-        self._check_head(base)
+        self.model = unwrap(model)
+        self.parts, self.left_out = find_parts(self.model)
+        self.differs: dict[str, str] = {}
+        self._base = base_of(self.model)
+        _check_kind(self._base)
+        self._mode: Hashable = None
+        self._verdicts: dict[tuple[Hashable, str], Verdict] = {}
+        self._passes = self._now()
+        self._verdict("rows")
+
+    @property
+    def batching(self) -> str:
+        """How responses share a pass."""
+        return self._verdict("rows").way
 
     @property
     def names(self) -> list[str]:
@@ -128,7 +155,7 @@ class LoraGradients:
     @property
     def device(self) -> torch.device:
         """Where the model is."""
-        return next(self.model.parameters()).device  # type: ignore[no-any-return]
+        return self._passes.embeddings.weight.device  # type: ignore[no-any-return]
 
     def responses(self, responses: Sequence[Response]) -> GradientBatch:
         """Sketch responses given as token ids; shorter ones are padded on the right.
@@ -144,7 +171,7 @@ class LoraGradients:
         GradientBatch
             In the order given.
         """
-        return self.batch(*pad(responses))
+        return self.batch(*pad(responses, self._passes.vocabulary))
 
     def batch(
         self,
@@ -183,9 +210,7 @@ class LoraGradients:
             If an argument is out of shape or type, the model's adapter is off or its dropout on,
             or a gradient is not finite; the message says where.
         """
-        tokens = check_tokens(
-            input_ids, response_mask, attention_mask, position_ids, segments, self.device
-        )
+        tokens = self._check(input_ids, response_mask, attention_mask, position_ids, segments)
         return self._checked(self._sketch(tokens, range(tokens.responses), {}))
 
     def stream(
@@ -224,7 +249,7 @@ class LoraGradients:
             another dtype or shape.
         """
         gradients = gradients or {}
-        for numbers in plan(responses, max_tokens):
+        for numbers in plan(responses, max_tokens, self._passes.vocabulary):
             if not all(number in skip for number in numbers):
                 batch = self.sketch_numbers(responses, numbers, gradients)
                 yield numbers, self._checked(batch, numbers)
@@ -246,7 +271,7 @@ class LoraGradients:
                     f"{gradient.dtype} {gradient.shape}"
                 )
         batch = pad([responses[number] for number in numbers])
-        tokens = check_tokens(*batch, None, None, self.device)
+        tokens = self._check(*batch, None, None)
         return self._sketch(tokens, numbers, gradients)
 
     def _checked(self, batch: GradientBatch, numbers: Sequence[int] | None = None) -> GradientBatch:
@@ -265,18 +290,10 @@ class LoraGradients:
         """Sketch a batch of checked tokens; `numbers` name its responses in `gradients`."""
         sketches = torch.zeros(tokens.responses, self.dim, device=self.device)
         norms = np.zeros((tokens.responses, len(self.parts)))
-        whole = [(row, gradients[n]) for row, n in enumerate(numbers) if n in gradients]
-        for _, gradient in whole:
+        whole = {row: gradients[n] for row, n in enumerate(numbers) if n in gradients}
+        for gradient in whole.values():
             gradient[:] = 0  # the matrices that no pass hands on
-        places, threads = self.places, get_num_threads()
-
-        def sink(number: int, wide: Tensor, narrow: Tensor) -> None:
-            norms[:, number] = add_products(wide, narrow, sketches, self.seed, number, threads)
-            for row, gradient in whole:
-                tile = products(wide[row : row + 1], narrow[row : row + 1], threads)
-                gradient[places[number]] = tile.view(-1).cpu().numpy()
-
-        logps = self._run(tokens, sink)
+        logps = self._run(tokens, lambda rows: _Sketches(self, rows, sketches, norms, whole))
         lengths = tokens.counts.cpu().numpy()
         return GradientBatch(sketches, norms.sum(axis=1), norms, logps, lengths)
 
@@ -301,88 +318,170 @@ class LoraGradients:
             The matrices of ``names`` side by side, A transposed: [d_in, r], B as it is: [d_out, r].
             R p 4 bytes of memory.
         """
-        tokens = check_tokens(
-            input_ids, response_mask, attention_mask, position_ids, segments, self.device
-        )
+        tokens = self._check(input_ids, response_mask, attention_mask, position_ids, segments)
         out = torch.zeros(tokens.responses, self.size, device=self.device)
-        places, threads = self.places, get_num_threads()
-
-        def sink(number: int, wide: Tensor, narrow: Tensor) -> None:
-            tile = products(wide, narrow, threads)
-            out[:, places[number]] = tile.view(tokens.responses, -1)
-
-        self._run(tokens, sink)
+        self._run(tokens, lambda rows: _Whole(self.places, rows, out))
         return out
 
-    def _run(
-        self, tokens: Tokens, sink: Callable[[int, Tensor, Tensor], None]
-    ) -> NDArray[np.float64]:
-        """Run forward and backward once; return log pi of each response."""
+    def _check(
+        self, ids: Any, response: Any, attention: Any, positions: Any, segments: Any
+    ) -> Tokens:
+        vocabulary = self._passes.vocabulary
+        return check_tokens(ids, response, attention, positions, segments, self.device, vocabulary)
+
+    def _now(self) -> Passes:
+        """Return how to go through the model in its present mode; refuse what cannot be."""
         check_ready(self.model, self.parts)
         if torch.is_inference_mode_enabled():
             raise ValueError(
                 "model: no gradients under torch.inference_mode(); use torch.no_grad()"
             )
-        logps = torch.zeros(tokens.responses, dtype=torch.float64, device=self.device)
-        if not bool(tokens.response_mask.any()):
-            return logps.cpu().numpy()
-        frozen, capture = Frozen(self.model), Capture(self.parts, sink)
-        try:
-            with torch.enable_grad(), frozen, capture:
-                capture.layout = tokens.layout
-                hidden = self._backbone(
-                    input_ids=tokens.input_ids,
-                    attention_mask=tokens.attention_mask,
-                    position_ids=tokens.position_ids,
-                    use_cache=False,
-                ).last_hidden_state
-                gradient = self._run_head(hidden, tokens, capture, logps)
-                capture.backward = True
-                torch.autograd.backward(hidden, gradient)
-        finally:  # what a Ctrl-C at the beginning of an __exit__ skipped
-            capture.undo()
-            frozen.undo()
-        return logps.cpu().numpy()
+        now = mode(self.model, self._base, silent_parts(self.parts))
+        if now != self._mode:
+            self._passes = Passes(self.model, _causal_lm(self.model, self._base), self.parts)
+            self._mode = now
+        return self._passes
 
-    def _run_head(self, hidden: Tensor, tokens: Tokens, capture: Capture, logps: Tensor) -> Tensor:
-        """Add log pi to `logps`, and return its gradient with respect to `hidden`.
+    def _verdict(self, kind: str) -> Verdict:
+        """Return how responses in rows of this kind may share a pass, tried once in each mode."""
+        key = (self._mode, kind)
+        if key not in self._verdicts:
+            if len(self._verdicts) > _MODES:
+                self._verdicts.clear()
+            check = SelfCheck(self._passes)
+            tries = {"rows": check.rows, "padded rows": check.padded, "packed rows": check.packed}
+            found = self._verdicts[key] = tries[kind]()
+            if found.why is not None:
+                self._tell(kind, found)
+        return self._verdicts[key]
 
-        The head sees the places that predict response tokens, and what it makes is dropped before
-        the backward pass through the layers begins.
+    def _tell(self, kind: str, found: Verdict) -> None:
+        """Warn, once for each kind of rows, that they are not sketched as they come."""
+        if kind not in self.differs:
+            instead = {
+                "equal": "rows of equal lengths" if kind == "rows" else "rows laid out anew",
+                "alone": "one response at a time",
+            }
+            warnings.warn(f"{kind}: {found.why}; sketching {instead[found.way]}", stacklevel=5)
+        self.differs[kind] = str(found.why)
+
+    def _run(self, tokens: Tokens, sink: Callable[[list[int]], Sink]) -> NDArray[np.float64]:
+        """Run forward and backward; return log pi of each response.
+
+        ``sink(rows)`` makes what takes the gradients of these responses, which share a pass.
         """
-        row, column = tokens.response_mask.nonzero(as_tuple=True)
-        owners, targets = tokens.owners[row, column], tokens.input_ids[row, column]
-        place = hidden.detach()[row, column - 1].requires_grad_()
-        capture.layout = Layout.of_owners(owners, tokens.responses)
-        token_logps = self._token_logps(place, targets)
-        gradient = torch.zeros_like(hidden)
-        gradient[row, column - 1] = torch.autograd.grad(token_logps.sum(), place)[0]
-        logps.index_add_(0, owners, token_logps.detach().double())
-        capture.layout = tokens.layout
-        return gradient
+        passes = self._now()
+        logps = np.zeros(tokens.responses)
+        if not bool(tokens.response_mask.any()):
+            return logps
+        everything = list(range(tokens.responses))
+        for rows, piece in self._pieces(tokens):
+            some = everything if rows is None else rows
+            run = passes.alone if self._alone(piece) else passes.together
+            logps[some] = run(piece, sink(some))
+        return logps
 
-    def _token_logps(self, place: Tensor, targets: Tensor) -> Tensor:
-        """Return log pi of each target, (n,), from the hidden state (n, H) that predicts it."""
-        if type(self._head) is torch.nn.Linear:  # in tiles: no logits
-            weight, bias = self._head.weight, self._head.bias
-            return sequence_logps(place[:, None], weight, targets[:, None], head_bias=bias)
-        logits = self._head(place).float()  # a head with parts in it, for example
-        return -torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+    def _alone(self, tokens: Tokens) -> bool:
+        return tokens.responses == 1 and self._verdict("rows").way == "alone"
 
-    @torch.no_grad()
-    def _check_head(self, base: Any) -> None:
-        """Refuse a model whose logits are more than its head times its hidden states."""
-        ids = torch.tensor([[0, 1]], device=self.device)
-        hidden = self._backbone(input_ids=ids, use_cache=False).last_hidden_state
-        theirs = base(input_ids=ids, use_cache=False).logits.float()
-        if not bool(torch.isfinite(theirs).all()):
-            bad = [n for n, p in self.model.named_parameters() if not torch.isfinite(p).all()]
-            raise ValueError(
-                "model: its logits for the tokens 0, 1 are not finite"
-                + (f"; the first of its parameters that is not is {bad[0]}" if bad else "")
-            )
-        if not torch.allclose(self._head(hidden).float(), theirs, rtol=1e-3, atol=1e-3):
-            raise ValueError(
-                f"model: {type(base).__name__} changes its logits after the head (scaling or "
-                "soft-capping), which is not supported"
-            )
+    def _pieces(self, tokens: Tokens) -> Iterator[tuple[list[int] | None, Tokens]]:
+        """Share a batch out to passes: which responses (None for all, as they are), and tokens."""
+        way, rope = self._verdict("rows").way, self._passes.rope
+        fits = tokens.kind == "rows" or self._verdict(tokens.kind).way == "together"
+        if way == "together" and fits and not rope.switches:
+            yield None, tokens
+            return
+        rows = tokens.apart()
+        lengths = np.array([len(row) for row in rows])
+        regimes = {rope.regime(int(length)) for length in lengths if length}
+        if tokens.position_ids is None:  # positions go to the end of the padding
+            regimes.add(rope.regime(tokens.input_ids.shape[1]))
+        if way == "together" and fits and len(regimes) == 1:
+            yield None, tokens
+            return
+        for numbers in share_out(lengths, tokens.input_ids.numel(), way, rope.regime):
+            yield numbers, join([rows[number] for number in numbers])
+
+
+class _Sketches:
+    """A sink that adds sketches to some rows of a batch's."""
+
+    def __init__(
+        self,
+        collector: LoraGradients,
+        rows: list[int],
+        sketches: Tensor,
+        norms: NDArray[np.float64],
+        whole: Mapping[int, NDArray[np.float32]],
+    ) -> None:
+        self._places, self._seed = collector.places, collector.seed
+        self._rows, self._sketches, self._norms = rows, sketches, norms
+        self._whole = [(at, whole[row]) for at, row in enumerate(rows) if row in whole]
+        self._threads = get_num_threads()
+
+    def factors(self, number: int, wide: Tensor, narrow: Tensor) -> None:
+        rows, threads = self._rows, self._threads
+        every = len(rows) == len(self._sketches)
+        out = self._sketches if every else self._sketches[rows]
+        self._norms[rows, number] = add_products(wide, narrow, out, self._seed, number, threads)
+        if not every:
+            self._sketches[rows] = out
+        for at, gradient in self._whole:
+            tile = products(wide[at : at + 1], narrow[at : at + 1], threads)
+            gradient[self._places[number]] = tile.view(-1).cpu().numpy()
+
+    def whole(self, number: int, gradient: Tensor) -> None:
+        (row,) = self._rows
+        flat = gradient.view(1, -1).to(self._sketches.device)
+        add_projection(flat, self._sketches[row : row + 1], self._seed, number, self._threads)
+        self._norms[row, number] = float(flat.double().square().sum())
+        for _, kept in self._whole:
+            kept[self._places[number]] = gradient.reshape(-1).cpu().numpy()
+
+
+class _Whole:
+    """A sink that keeps gradients."""
+
+    def __init__(self, places: list[slice], rows: list[int], out: Tensor) -> None:
+        self._places, self._rows, self._out = places, rows, out
+        self._threads = get_num_threads()
+
+    def factors(self, number: int, wide: Tensor, narrow: Tensor) -> None:
+        tile = products(wide, narrow, self._threads)
+        self._out[self._rows, self._places[number]] = tile.view(len(self._rows), -1)
+
+    def whole(self, number: int, gradient: Tensor) -> None:
+        self._out[self._rows, self._places[number]] = gradient.view(1, -1).to(self._out.device)
+
+
+def _check_kind(base: Any) -> None:
+    head = getattr(base, "get_output_embeddings", None)
+    if head is None or head() is None or base.base_model is base:
+        raise TypeError(f"model: expected a causal language model, got {type(base).__name__}")
+
+
+def _causal_lm(model: Any, base: Any) -> CausalLM:
+    try:
+        return CausalLM(base)
+    except ValueError as error:
+        _refuse_noise(model, base, error)
+        for name, parameter in model.named_parameters():
+            if parameter.is_floating_point() and not bool(torch.isfinite(parameter).all()):
+                raise ValueError(
+                    f"model: its parameters are not finite; the first that is not is {name}"
+                ) from error
+        raise
+
+
+@torch.no_grad()
+def _refuse_noise(model: Any, base: Any, error: ValueError) -> None:
+    """Say so where a head was not understood because no two passes give the same."""
+    ids = torch.tensor([[0, 1]], device=base.get_input_embeddings().weight.device)
+
+    def run() -> Tensor:
+        logits: Tensor = base(input_ids=ids, use_cache=False).logits
+        return logits
+
+    first = run()
+    if bool(first.isfinite().all()) and any(not torch.equal(first, run()) for _ in range(8)):
+        raise ValueError(f"model: {who_draws(model, run)} {DRAWS}") from error

@@ -45,9 +45,8 @@ class Layout:
         return cls(tuple(owners.shape), responses, places, real)
 
     def fits(self, values: Tensor) -> bool:
-        """Tell whether `values` (..., d) holds one vector for each token."""
-        lead = tuple(values.shape[:-1])
-        return lead == self.shape or lead == (_product(self.shape),)
+        """Tell whether `values` (..., d) may hold one vector for each token, by their number."""
+        return values.shape[:-1].numel() == _product(self.shape)
 
     def per_response(self, values: Tensor) -> Tensor:
         """Return values (..., d) of the tokens as (R, longest, d), zero past a response's end."""
@@ -81,9 +80,74 @@ class Tokens:
     layout: Layout
 
     @property
+    def kind(self) -> str:
+        """Rows, padded rows (not on the right alone) or packed rows."""
+        if self.layout.places is not None:
+            return "packed rows"
+        return "rows" if self.attention_mask is None else "padded rows"
+
+    @property
     def counts(self) -> Tensor:
         """Response tokens of each response, (R,)."""
         return torch.bincount(self.owners[self.response_mask], minlength=self.responses)
+
+    def apart(self) -> list[Row]:
+        """Return the responses as rows of their own, without padding and what follows them."""
+        rows = []
+        owned = self.owners if self.attention_mask is None else self._real_owners()
+        for number in range(self.responses):
+            row, column = (owned == number).nonzero(as_tuple=True)
+            mask = self.response_mask[row, column]
+            end = int(mask.nonzero().max()) + 1 if bool(mask.any()) else 0
+            row, column = row[:end], column[:end]
+            positions = None
+            if self.position_ids is not None:
+                found = self.position_ids[row, column]
+                if not torch.equal(found, torch.arange(end, device=found.device)):
+                    positions = found
+            rows.append(Row(self.input_ids[row, column], mask[:end], positions))
+        return rows
+
+    def _real_owners(self) -> Tensor:
+        assert self.attention_mask is not None
+        return self.owners.masked_fill(self.attention_mask == 0, -1)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One response on its own: token ids (n,), which of them are the response's, positions.
+
+    Positions are None where they count from 0.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    positions: Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def join(rows: list[Row]) -> Tokens:
+    """Return a batch of rows, padded on the right."""
+    length = max(map(len, rows))
+    device = rows[0].ids.device
+    ids = torch.zeros(len(rows), length, dtype=torch.long, device=device)
+    mask = torch.zeros_like(ids, dtype=torch.bool)
+    positions = torch.arange(length, device=device).repeat(len(rows), 1)
+    for number, row in enumerate(rows):
+        ids[number, : len(row)] = row.ids
+        mask[number, : len(row)] = row.mask
+        if row.positions is not None:
+            positions[number, : len(row)] = row.positions
+    usual = all(row.positions is None for row in rows)
+    owners = torch.arange(len(rows), device=device)[:, None].expand(len(rows), length)
+    layout = Layout.of_rows(len(rows), length)
+    return Tokens(ids, mask, None, None if usual else positions, owners, len(rows), layout)
+
+
+Vocabulary = tuple[int, int]
+"""How many tokens the embeddings know, and the head."""
 
 
 def check_tokens(
@@ -93,12 +157,16 @@ def check_tokens(
     position_ids: Any,
     segments: Any,
     device: torch.device,
+    vocabulary: Vocabulary,
 ) -> Tokens:
     """Check a batch's tensors and say whose each token is. `LoraGradients.batch` names them."""
     ids = _integers(input_ids, "input_ids", None).to(device)
     if ids.ndim != 2 or 0 in ids.shape:
         raise ValueError(f"input_ids: expected shape (rows, T), got {tuple(ids.shape)}")
     mask = _mask(response_mask, "response_mask", ids)
+    read, scored = vocabulary
+    _refuse_at((ids < 0) | (ids >= read), "input_ids", f"tokens from 0 to {read - 1}")
+    _refuse_at(mask & (ids >= scored), "input_ids", f"response tokens from 0 to {scored - 1}")
     if segments is not None and attention_mask is not None:
         raise ValueError("attention_mask: expected none beside segments; give padding segment -1")
     real = None if attention_mask is None else _mask(attention_mask, "attention_mask", ids)

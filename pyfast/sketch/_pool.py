@@ -317,7 +317,7 @@ def _fingerprint(collector: LoraGradients, responses: Sequence[Response], max_to
     for name, layer in lora_layers(collector.model):
         scales = [layer.scaling.get(adapter) for adapter in layer.active_adapters]
         digest.update(f"{name} {type(layer).__name__} {layer.active_adapters} {scales}".encode())
-    ours = {id(part.module.weight) for part in collector.parts}
+    ours = {id(part.weight) for part in collector.parts}
     for name, parameter in collector.model.named_parameters():
         digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
         if not parameter.is_meta:

@@ -95,7 +95,8 @@ def lora_gradients(
     """
     import torch
 
-    weights = [model.get_submodule(name).weight for name in names]
+    named = dict(model.named_parameters(remove_duplicate=False))
+    weights = [named[name] if name in named else named[f"{name}.weight"] for name in names]
     rows = []
     for prompt, response in responses:
         ids = torch.tensor([[*prompt, *response]], device=weights[0].device)
@@ -104,7 +105,7 @@ def lora_gradients(
         total = logps.gather(1, ids[0, len(prompt) :, None]).sum()
         gradients = torch.autograd.grad(total, weights, allow_unused=True, materialize_grads=True)
         flat = [
-            (gradient.T if ".lora_A." in name else gradient).float().reshape(-1)
+            (gradient.flatten(1).T if "_A." in name else gradient).float().reshape(-1)
             for name, gradient in zip(names, gradients, strict=True)
         ]
         rows.append(torch.cat(flat).cpu().numpy())

@@ -69,7 +69,7 @@ def test_another_model_that_is_not_finite_is_refused(tiny):
         sketch.fidelity(exact, responses, against=other)
     other = sketch.LoraGradients(tiny.lora(), 128)
     for part in other.parts:
-        torch.nn.init.zeros_(part.module.weight)
+        torch.nn.init.zeros_(part.weight)
     with pytest.raises(ValueError, match=r"against: gradient of response 1 .* is zero in all 28"):
         sketch.fidelity(exact, responses, against=other)
 

@@ -1,0 +1,74 @@
+"""Bad batches and settings of the collector, by name and place."""
+
+import pytest
+import torch
+
+from pyfast import sketch
+
+IDS = torch.tensor([[5, 6, 7, 8], [5, 6, 7, 0]])
+MASK = torch.tensor([[0, 0, 1, 1], [0, 1, 1, 0]])
+REAL = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]])
+POSITIONS = torch.tensor([[0, 1, 0, 1], [0, 1, 2, 0]])
+SEGMENTS = torch.tensor([[0, 0, 1, 1], [2, 2, 2, -1]])
+ONES = torch.tensor([[0, 1, 0, 1], [0, 0, 1, 0]])
+
+
+@pytest.mark.parametrize(
+    ("batch", "error", "message"),
+    [
+        ((IDS[0], MASK[0]), ValueError, r"input_ids: expected shape \(rows, T\), got \(4,\)"),
+        ((IDS.float(), MASK), TypeError, "input_ids: expected integers, got torch.float32"),
+        ((IDS, MASK[:1]), ValueError, r"response_mask: expected shape \(2, 4\), got \(1, 4\)"),
+        ((IDS, 2 * MASK), ValueError, "response_mask: expected only 0 and 1"),
+        ((IDS, REAL), ValueError, "a token before the first one of the response, at row 0, colu"),
+        ((IDS, MASK, 1 - MASK), ValueError, "no response token where attention_mask is 0, at row"),
+        (
+            (IDS, MASK, torch.tensor([[1, 0, 1, 1], [1, 1, 1, 0]])),
+            ValueError,
+            "response_mask: expected no padding just before a response token, at row 0, column 2",
+        ),
+        ((IDS, MASK, None, POSITIONS[:, :2]), ValueError, "position_ids: expected shape"),
+        ((IDS, ONES, REAL, POSITIONS, SEGMENTS), ValueError, "attention_mask: expected none"),
+        ((IDS, ONES, None, None, SEGMENTS), ValueError, "position_ids: expected beside segments"),
+        ((IDS, ONES, None, POSITIONS, SEGMENTS - 1), ValueError, "segments: expected 0 to R - 1"),
+        ((IDS, ONES, None, POSITIONS, SEGMENTS * 2), ValueError, "segments: expected 0 to R - 1"),
+        (
+            (IDS, ONES, None, POSITIONS, torch.tensor([[0, 1, 0, 1], [2, 2, 2, -1]])),
+            ValueError,
+            "segments: expected segment 0 in one piece",
+        ),
+        (
+            (IDS, ONES, None, torch.arange(4).expand(2, 4), SEGMENTS),
+            ValueError,
+            "position_ids: expected positions that restart there, at row 0, column 2",
+        ),
+        (
+            (IDS, ONES, None, POSITIONS * 2, SEGMENTS),
+            ValueError,
+            "position_ids: expected positions that rise by one there, at row 0, column 1",
+        ),
+        (
+            (IDS, torch.tensor([[0, 1, 0, 1], [0, 0, 1, 1]]), None, POSITIONS, SEGMENTS),
+            ValueError,
+            "no response token outside the segments, at row 1, column 3",
+        ),
+    ],
+)
+def test_bad_batches_are_named(tiny, batch, error, message):
+    with pytest.raises(error, match=message):
+        sketch.LoraGradients(tiny.lora(), 256).batch(*batch)
+
+
+def test_bad_settings_are_named(tiny):
+    model = tiny.lora()
+    with pytest.raises(ValueError, match="dim: expected a power of two, got 1000"):
+        sketch.LoraGradients(model, 1000)
+    with pytest.raises(ValueError, match="seed: expected 0 to"):
+        sketch.LoraGradients(model, seed=-1)
+    with pytest.raises(ValueError, match="expected trainable LoRA weights"):
+        sketch.LoraGradients(tiny.model())
+    with pytest.raises(ValueError, match="a prompt of at least one token, at 1"):
+        sketch.LoraGradients(model).responses([([1], [2]), ([], [2])])
+    for bad in (2.5, True):
+        with pytest.raises(TypeError, match=r"expected integer token ids, got torch.\w+ at 1"):
+            sketch.LoraGradients(model).responses([([1], [2]), ([bad], [bad])])
