@@ -10,6 +10,7 @@ from torch import Tensor
 from pyfast.losses import fused
 from pyfast.losses._batch import Batch, Metrics, Reward
 from pyfast.losses._checks import check_choice, check_number, check_valid
+from pyfast.losses._describe import preference_metrics
 from pyfast.losses._documented import documented
 from pyfast.losses._pairs import negatives, tilt
 from pyfast.losses.fused import Backend, Reduction
@@ -80,7 +81,7 @@ def hps(
         Whether responses that tie with the chosen one's reward are negatives all the same.
     valid : Tensor, optional
         bool, in the shape of `policy_logps`: which responses are valid. By default the first of
-        each group; that one always has to be.
+        each group; that one always has to be. The metrics are those of L_1.
     valid_weight : float
         lambda, from 0 on: the weight of all valid responses but the first.
     valid_as_negatives : bool
@@ -135,7 +136,14 @@ def hps(
     first = torch.zeros_like(marked).index_fill(0, groups.starts, True)[heads]
     weighted = torch.where(first, losses, losses * float(valid_weight))
     per_group = weighted.new_zeros(groups.starts.shape).index_add(0, groups.ids[heads], weighted)
-    return batch.finish(per_group, metrics, reduction)
+    if metrics is not None:  # of L_1: another valid response is not rejected
+        mine = drawn_from.spread(first)
+        sizes = drawn_from.sizes[first]
+        firsts = Groups.of(scores[mine], torch.cat([sizes.new_zeros(1), sizes.cumsum(0)]))
+        logps = policy_logps.reshape(-1)[members][mine]
+        weighing = (scores + log_weights)[mine]
+        metrics.update(preference_metrics(scores[mine], logps, firsts, weighing))
+    return batch.reduced(per_group, reduction)
 
 
 def _check_draws(draws: int | None, importance: Importance, normalize: Normalize) -> None:
@@ -190,16 +198,20 @@ def _log_weights(
     `tilted` is 0 at most, and `count` (B,) the number N of each group's negatives, or 1.
     """
     count = groups.spread(count)
-    mass = groups.sum(torch.exp(tilted))
-    log_q = tilted - groups.spread(torch.where(mass > 0, mass, 1.0).log())
     if draws is None:
+        log_q = _log_q(tilted, groups)
         return log_q if normalize == "sum" else log_q + count.log()
     times = _draw(tilted.detach(), groups, draws, generator)
     if normalize == "sum":
         times = times / draws
     elif importance:
         times = times * (count / draws)
-    return times.log() + log_q if importance == "q" else times.log()
+    return times.log() + _log_q(tilted, groups) if importance == "q" else times.log()
+
+
+def _log_q(tilted: Tensor, groups: Groups) -> Tensor:
+    mass = groups.sum(torch.exp(tilted))
+    return tilted - groups.spread(torch.where(mass > 0, mass, 1.0).log())
 
 
 def _draw(tilted: Tensor, groups: Groups, draws: int, generator: torch.Generator | None) -> Tensor:

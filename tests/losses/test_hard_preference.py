@@ -245,6 +245,19 @@ def test_two_valid_responses_by_hand(group):
     assert loss.item() == pytest.approx(first + second, rel=1e-12)
 
 
+def test_metrics_of_valid_responses_are_those_of_the_first_loss():
+    policy, ref, rewards = random_groups()
+    valid = torch.tensor([1, 0, 1, 0, 1, 1, 1, 1, 0, 0, 0, 1]).bool()
+    found, expected = {}, {}
+    hps(policy, ref, rewards, valid=valid, offsets=OFFSETS, metrics=found)
+    kept = [0, 1, 3, 4, 5, 7, 8, 9, 10]  # the chosen ones and what is not valid
+    logps, ends = (x[kept] for x in (policy, ref, rewards)), torch.tensor([0, 3, 4, 5, 9])
+    hps(*logps, offsets=ends, metrics=expected)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value)
+
+
 @pytest.mark.parametrize("keep", [False, True])
 def test_valid_in_ragged_groups_is_each_group_alone(keep):
     policy, ref, rewards = random_groups()
