@@ -41,7 +41,8 @@ def plackett_luce(
     rewards : Tensor, optional
         Scores to rank by, the highest first and equals in the order given; in the shape of
         `policy_logps`. They rank and do nothing else: no gradient flows to them. The metrics take
-        the first of the ranking as the chosen response.
+        the first of the ranking as the chosen response. By default groups are given from best to
+        worst.
     margin : float
         By how much each response has to win over those below it together.
 
@@ -96,7 +97,8 @@ def lipo_lambda(
     ----------
     rewards : Tensor
         r_i, in the shape of `policy_logps`; at most 100, as they are exponents. Usually in [0, 1].
-        The metrics take the response of the highest (of equals the first) as the chosen one.
+        They alone rank, wherever a response stands. The metrics take the response of the highest
+        (of equals the first) as the chosen one.
 
     Notes
     -----

@@ -180,8 +180,9 @@ def swepo(
     rewards : Tensor
         r_i, in the shape and on the device of `policy_logps`, in any scale and in a
         floating-point dtype of their own: they are compared in that one, or in the losses' if that
-        is wider, and do not widen the result. The metrics take the response of the highest reward
-        (of equals the first) as the chosen one, and all others as its negatives.
+        is wider, and do not widen the result. They say which responses are good, wherever these
+        stand; the metrics take the response of the highest reward (of equals the first) as the
+        chosen one, and all others as its negatives.
     alpha : float
         Scale of the rewards, from 0 on.
     positives : {"mean", "top"}
@@ -191,6 +192,8 @@ def swepo(
     -----
     AMPO, equation 4 and algorithm 1; Gupta et al., SWEPO, 2024. Subtracting the mean from the
     rewards moves all scores of a group alike, so that it changes P but neither L nor its gradient.
+    Equation 4 has beta = 1; the experiments have length-normalised rewards, beta from 5 to 10 and a
+    margin (SimPO's gamma) from 2 to 4.
 
     Examples
     --------
