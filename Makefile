@@ -10,7 +10,7 @@ PIP     := $(BIN)/python -m pip install --disable-pip-version-check -q -c constr
 SOURCES := $(shell find csrc -name '*.?pp') CMakeLists.txt pyproject.toml constraints.txt
 CXX_FILES := $(shell find csrc tests/core -name '*.?pp')
 
-.PHONY: demo test test-trl lint bench sanitize clean
+.PHONY: demo test test-trl test-ray lint bench sanitize clean
 
 demo: .venv/train.done  ## align the demo's model: SELECTOR=opt-select|coreset|bottom-k|random SEED=0
 	$(BIN)/pyfast train ampo --demo --selector $(SELECTOR) --seed $(SEED) --out $(OUT) $(DEMO_FLAGS)
@@ -38,6 +38,10 @@ test-trl: .venv/dev.done  ## the TRL integration against several versions of TRL
 	  interpret=$$(test $$version = 1.15.0 && echo 1); echo "TRL $$version"; \
 	  PYTHONPATH=build/trl-$$version TRITON_INTERPRET=$$interpret \
 	    $(BIN)/python -m pytest -q tests/integrations/test_trl.py tests/integrations/test_grpo.py || exit 1; done
+
+test-ray: .venv/dev.done  ## the stages in Ray Data: two workers, one of them killed
+	$(BIN)/python -m pip install --disable-pip-version-check -q --upgrade --target build/ray "ray>=2.40"
+	PYTHONPATH=build/ray $(BIN)/python -m pytest -q tests/integrations/test_ray.py
 
 bench: .venv/bench.done  ## verified timings beside peers, to runs/benchmarks
 	$(BIN)/python benchmarks/bench_select.py
