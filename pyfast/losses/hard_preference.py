@@ -133,17 +133,24 @@ def hps(
     if heads is None:
         return batch.contrast(metrics, reduction, margin, backend, log_weights=log_weights)
     losses = fused.contrast(scores, None, log_weights, ends, margin, backend=backend)
-    first = torch.zeros_like(marked).index_fill(0, groups.starts, True)[heads]
+    first = heads == groups.starts[groups.ids[heads]]
     weighted = torch.where(first, losses, losses * float(valid_weight))
     per_group = weighted.new_zeros(groups.starts.shape).index_add(0, groups.ids[heads], weighted)
     if metrics is not None:  # of L_1: another valid response is not rejected
-        mine = drawn_from.spread(first)
-        sizes = drawn_from.sizes[first]
-        firsts = Groups.of(scores[mine], torch.cat([sizes.new_zeros(1), sizes.cumsum(0)]))
-        logps = policy_logps.reshape(-1)[members][mine]
-        weighing = (scores + log_weights)[mine]
-        metrics.update(preference_metrics(scores[mine], logps, firsts, weighing))
+        logps = policy_logps.reshape(-1)[members]
+        values = (scores, logps, scores + log_weights)
+        metrics.update(_metrics_of_some(drawn_from, first, *values))
     return batch.reduced(per_group, reduction)
+
+
+def _metrics_of_some(
+    groups: Groups, some: Tensor, scores: Tensor, logps: Tensor, weighing: Tensor
+) -> dict[str, Tensor]:
+    """Describe the groups that are marked, (B,)."""
+    kept, sizes = groups.spread(some), groups.sizes[some]
+    ends = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
+    marked = Groups.of(scores[kept], ends)
+    return preference_metrics(scores[kept], logps[kept], marked, weighing[kept])
 
 
 def _check_draws(draws: int | None, importance: Importance, normalize: Normalize) -> None:
