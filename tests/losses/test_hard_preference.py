@@ -2,6 +2,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pyfast import losses
 from pyfast.losses import dpo, dpo_k, hps, plackett_luce_top1
@@ -160,6 +162,54 @@ def test_responses_as_good_as_the_chosen_one_are_no_negatives(gamma):
     expected = sum(p * t for p, t in zip(pairs, tilts, strict=True)) / sum(tilts)
     weighted = dpo_k(policy, zeros, rewards, beta=1, gamma=gamma, weighting="hps")
     assert weighted.item() == pytest.approx(expected, rel=1e-12)
+
+
+RESPONSE = st.tuples(st.floats(-30, 30), st.sampled_from([0.0, 0.5, 1.0]), st.booleans())
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.lists(RESPONSE, min_size=1, max_size=6), min_size=1, max_size=4),
+    st.floats(-6, 6),
+    st.booleans(),
+    st.booleans(),
+    st.floats(0, 3),
+)
+def test_ties_and_valid_responses_agree_with_a_loop(groups, gamma, keep, printed, weight):
+    """Groups whose rewards tie often, one response after the other in Python floats."""
+
+    def loss(group):
+        total = 0.0
+        for head, (s, r, valid) in enumerate(group):
+            if head > 0 and not valid:
+                continue
+            others = [
+                (t, q)
+                for i, (t, q, other) in enumerate(group)
+                if i != head and (keep or q != r)
+                if (i > head if printed else not (other or i == 0))
+            ]
+            if others:
+                one = by_hand([s, *(t for t, _ in others)], [r, *(q for _, q in others)], gamma)
+                total += one if head == 0 else weight * one
+        return total
+
+    flat = torch.tensor([response for group in groups for response in group], dtype=torch.float64)
+    offsets = torch.tensor([0, *(len(group) for group in groups)]).cumsum(0)
+    valid = flat[:, 2].bool().index_fill(0, offsets[:-1], True)
+    arguments = {"valid": valid, "valid_as_negatives": printed, "valid_weight": weight}
+    found = hps(
+        flat[:, 0],
+        torch.zeros(len(flat)).double(),
+        flat[:, 1],
+        beta=1,
+        gamma=gamma,
+        keep_ties=keep,
+        offsets=offsets,
+        reduction="none",
+        **arguments,
+    )
+    assert found.tolist() == pytest.approx([loss(group) for group in groups], rel=1e-9, abs=1e-12)
 
 
 @pytest.mark.parametrize("name", ["dpo_k", "ipo", "exo", "sppo", "nca", "slic"])
