@@ -62,6 +62,11 @@ def add(commands: Any) -> None:
         "--seed", type=int, metavar="N", default=0, help="seed of what is random (default: 0)"
     )
     select.add_argument(
+        "--deduplicate",
+        action="store_true",
+        help="choose among distinct responses alone (of one file of JSON Lines)",
+    )
+    select.add_argument(
         "--out",
         metavar="PATH",
         help="where to write (default: standard output); a folder gets a file for each row group, "
@@ -81,7 +86,9 @@ def run(arguments: argparse.Namespace) -> int:
     from pyfast.train.recipes import ampo
     from pyfast.train.seeds import derive
 
-    config = configs.SelectionConfig(arguments.selector, arguments.k, arguments.n_init)
+    config = configs.SelectionConfig(
+        arguments.selector, arguments.k, arguments.n_init, arguments.deduplicate
+    )
     name = "standard input" if arguments.groups == "-" else arguments.groups
     selected, small = [], 0
     for position, (number, text, group) in enumerate(group_lines.read(arguments.groups)):
@@ -89,7 +96,7 @@ def run(arguments: argparse.Namespace) -> int:
             if group.scores is None:
                 raise ValueError("scores are missing")
             seed = derive(arguments.seed, "select", position)
-            chosen = ampo.choose(config, group.scores, group.embeddings, seed)
+            chosen = ampo.choose(config, group.scores, group.embeddings, seed, group.responses)
         except (ValueError, TypeError) as error:
             raise UserError(f"{name}:{number}: group {position + 1}: {error}") from None
         small += len(chosen.negatives) < config.k
@@ -125,6 +132,8 @@ def _run_files(arguments: argparse.Namespace) -> int:
 
     if arguments.out is None:
         raise UserError("--out: expected a file or a folder for files like these")
+    if arguments.deduplicate:
+        raise UserError("--deduplicate: expected one file of JSON Lines, and a file as --out")
     name = arguments.selector
     settings = {"selector": name, "k": arguments.k, "seed": arguments.seed}
     if name == "opt-select":

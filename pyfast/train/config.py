@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import reprlib
 import types
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pyfast._threads import MOST_THREADS
 from pyfast.train.errors import UserError
 from pyfast.train.files import read_json
+
+_MOST = 2**53
+"""Whole numbers beyond it are slips; as a float, one is another number."""
 
 SELECTORS = ("opt-select", "coreset", "bottom-k", "random")
 
@@ -53,26 +58,40 @@ def _check(name: str, value: Any, hint: Any, limits: typing.Mapping[str, Any]) -
     kind = next(t for t in hint.__args__ if t is not type(None)) if optional else hint
     if value is None and optional:
         return None
-    if kind is float and type(value) is int:
+    if kind is float and type(value) is int and abs(value) <= _MOST:
         value = float(value)
     nouns = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
     wanted = nouns[kind] + (" or null" if optional else "")
+    shown = reprlib.repr(value)
     if type(value) is not kind:  # exact, because bool is a kind of int
-        raise UserError(f"{name}: expected {wanted}, got {value!r}")
+        raise UserError(f"{name}: expected {wanted}, got {shown}")
     if limits["choices"] is not None and value not in limits["choices"]:
-        raise UserError(f"{name}: expected one of {', '.join(limits['choices'])}; got {value!r}")
-    if kind is str and not value:
-        raise UserError(f"{name}: expected a non-empty string")
+        raise UserError(f"{name}: expected one of {', '.join(limits['choices'])}; got {shown}")
+    if kind is str:
+        _check_text(name, value)
     if kind is float and not math.isfinite(value):
         raise UserError(f"{name}: expected a finite number, got {value}")
     above, least, most = limits["above"], limits["least"], limits["most"]
+    if kind is int and most is None:
+        most = _MOST
     if above is not None and not value > above:
-        raise UserError(f"{name}: expected {wanted} > {above}, got {value}")
+        raise UserError(f"{name}: expected {wanted} > {above}, got {shown}")
     if least is not None and not value >= least:
-        raise UserError(f"{name}: expected {wanted} >= {least}, got {value}")
+        raise UserError(f"{name}: expected {wanted} >= {least}, got {shown}")
     if most is not None and not value <= most:
-        raise UserError(f"{name}: expected {wanted} <= {most}, got {value}")
+        raise UserError(f"{name}: expected {wanted} <= {most}, got {shown}")
     return value
+
+
+def _check_text(name: str, value: str) -> None:
+    if not value:
+        raise UserError(f"{name}: expected a non-empty string")
+    if "\0" in value:
+        raise UserError(f"{name}: expected no zero byte, got {reprlib.repr(value)}")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{name}: expected text that UTF-8 can hold, got {value!a}") from None
 
 
 @dataclass(frozen=True)
@@ -151,6 +170,9 @@ class SelectionConfig(_Section):
     selector: str = setting("opt-select", "how the negatives are chosen", choices=SELECTORS)
     k: int = setting(7, "negatives for each prompt (k)", least=1)
     n_init: int = setting(10, "starts of opt-select's swap search; the best is kept", least=1)
+    deduplicate: bool = setting(
+        False, "choose among distinct texts alone, so that no negative is a copy of the best"
+    )
 
 
 @dataclass(frozen=True)
@@ -198,7 +220,7 @@ class RunConfig(_Section):
     checkpoint_every: int = setting(5, "steps between checkpoints", least=1)
     save_embeddings: bool = setting(True, "keep the responses' embeddings in groups.jsonl")
     threads: int | None = setting(
-        None, "CPU threads of torch; default: torch's own choice", least=1
+        None, "CPU threads of torch; default: torch's own choice", least=1, most=MOST_THREADS
     )
 
 
@@ -300,14 +322,15 @@ def from_file(path: Path, changes: typing.Mapping[str, Any] | None = None) -> Tr
     return from_dict(values, changes)
 
 
-def first_difference(old: TrainConfig, new: TrainConfig) -> tuple[str, Any, Any] | None:
-    """Return ``(field, old value, new value)`` of the first setting that differs, if any does."""
+def differences(old: TrainConfig, new: TrainConfig) -> dict[str, tuple[Any, Any]]:
+    """Return ``{"section.field": (old value, new value)}`` of the settings that differ."""
+    found = {}
     if old.recipe != new.recipe:
-        return "recipe", old.recipe, new.recipe
+        found["recipe"] = old.recipe, new.recipe
     for name in SECTIONS:
         before = dataclasses.asdict(getattr(old, name))
         after = dataclasses.asdict(getattr(new, name))
         for key, value in before.items():
             if value != after[key]:
-                return f"{name}.{key}", value, after[key]
-    return None
+                found[f"{name}.{key}"] = value, after[key]
+    return found

@@ -5,3 +5,7 @@ from __future__ import annotations
 
 class UserError(ValueError):
     """What the user gave cannot be used; the message says what, where and what was expected."""
+
+
+class DivergedError(UserError):
+    """The model's numbers are no longer finite, after a step that was too long say."""

@@ -13,6 +13,7 @@ from pyfast._files import written_whole
 from pyfast.train import rewards
 from pyfast.train.config import TrainConfig
 from pyfast.train.data import Group, read_groups, write_groups
+from pyfast.train.errors import UserError
 from pyfast.train.metrics import bootstrap_interval
 from pyfast.train.policy import Policy
 from pyfast.train.seeds import derive
@@ -71,8 +72,15 @@ def compare(before: Path, after: Path, config: TrainConfig) -> dict[str, Any]:
     dict
         ``before``, ``after``, ``difference``: each ``{"mean", "low", "high"}``; and
         ``"prompts"``, ``"prompts_improved"``, ``"responses_per_prompt"``, ``"confidence"``.
+
+    Raises
+    ------
+    UserError
+        If a file is damaged, or they answer different prompts.
     """
-    first, second = _prompt_means(before), _prompt_means(after)
+    (prompts, first), (again, second) = _prompt_means(before), _prompt_means(after)
+    if prompts != again:
+        raise UserError(f"{after}: expected answers to the prompts of {before.name}, in its order")
 
     def interval(values: NDArray[np.float64]) -> dict[str, float]:
         low, high = bootstrap_interval(
@@ -94,5 +102,10 @@ def compare(before: Path, after: Path, config: TrainConfig) -> dict[str, Any]:
     }
 
 
-def _prompt_means(path: Path) -> NDArray[np.float64]:
-    return np.array([np.mean(group.scores or [np.nan]) for group in read_groups(path)])
+def _prompt_means(path: Path) -> tuple[list[str], NDArray[np.float64]]:
+    """Return the prompts of a groups file, and the mean score of each."""
+    groups = read_groups(path)
+    for number, group in enumerate(groups, start=1):
+        if group.scores is None:
+            raise UserError(f"{path}: group {number}: scores are missing")
+    return [group.prompt for group in groups], np.array([np.mean(g.scores or []) for g in groups])

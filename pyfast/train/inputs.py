@@ -3,20 +3,35 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from pyfast.train import data, files, rewards
 from pyfast.train.config import TrainConfig
 from pyfast.train.errors import UserError
 
+if TYPE_CHECKING:
+    from pyfast.train.policy import Policy
+
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a run reads, checked: the prompts, the reward and the files' hashes."""
+    """What a run reads, checked.
+
+    Attributes
+    ----------
+    prompts, heldout : list of str
+    reward : callable
+    hashes : dict of str to str
+        SHA-256 of the files by setting, ``"prompts"`` and ``"heldout"``.
+    places : dict of str to list of str
+        ``file:line`` of each prompt, by setting.
+    """
 
     prompts: list[str]
     heldout: list[str]
     reward: rewards.Reward
     hashes: dict[str, str]
+    places: dict[str, list[str]]
 
 
 def read_inputs(config: TrainConfig) -> Inputs:
@@ -25,14 +40,47 @@ def read_inputs(config: TrainConfig) -> Inputs:
         raise UserError("data.prompts: expected a prompts file")
     hashes = {}
     texts: dict[str, list[str]] = {"prompts": [], "heldout": []}
+    places: dict[str, list[str]] = {"prompts": [], "heldout": []}
     for name, spec in (("prompts", config.data.prompts), ("heldout", config.data.heldout)):
         if spec is None:
             continue
         path = files.resolve(spec)
         if path is None:
             raise UserError(f"data.{name}: no such file: {spec}")
-        texts[name] = data.read_prompts(path)
+        for number, text in data.numbered_prompts(path):
+            texts[name].append(text)
+            places[name].append(f"{path}:{number}")
         hashes[name] = files.sha256(path)
     if config.data.heldout is not None:
         data.check_heldout(texts["prompts"], texts["heldout"], config.data.heldout)
-    return Inputs(texts["prompts"], texts["heldout"], rewards.load(config.scoring.reward), hashes)
+    reward = rewards.load(config.scoring.reward)
+    return Inputs(texts["prompts"], texts["heldout"], reward, hashes, places)
+
+
+def check_lengths(inputs: Inputs, policy: Policy, longest: int) -> None:
+    """Refuse a prompt that leaves no room for its responses, before any work is done.
+
+    Parameters
+    ----------
+    inputs : Inputs
+    policy : Policy
+    longest : int
+        Tokens of the longest response.
+
+    Raises
+    ------
+    UserError
+        With the prompt's file and line, its tokens, and the positions that the model has.
+    """
+    settings = policy.model.get_base_model().config.get_text_config()
+    positions = getattr(settings, "max_position_embeddings", None)
+    for name, prompts in (("prompts", inputs.prompts), ("heldout", inputs.heldout)):
+        for place, prompt in zip(inputs.places[name], prompts, strict=True):
+            count = len(policy.prompt_ids(prompt))
+            if count == 0:
+                raise UserError(f"{place}: the prompt has no tokens")
+            if isinstance(positions, int) and count + longest > positions > 0:
+                raise UserError(
+                    f"{place}: the prompt has {count} tokens, and sampling.max_new_tokens = "
+                    f"{longest} may follow; the model has {positions} positions"
+                )

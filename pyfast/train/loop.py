@@ -13,12 +13,24 @@ import torch
 from tqdm import tqdm
 
 from pyfast._files import write_folder
-from pyfast.train import checkpoint, data, evaluate, files, loading, metrics, rewards, rundir
+from pyfast.train import (
+    checkpoint,
+    data,
+    evaluate,
+    files,
+    fingerprint,
+    loading,
+    metrics,
+    rewards,
+    rundir,
+)
 from pyfast.train.config import OptimisationConfig, TrainConfig
 from pyfast.train.encoder import SentenceEncoder
-from pyfast.train.inputs import Inputs
+from pyfast.train.errors import DivergedError
+from pyfast.train.inputs import Inputs, check_lengths
 from pyfast.train.policy import Policy
 from pyfast.train.recipes import ampo
+from pyfast.train.report import read_summary
 from pyfast.train.seeds import derive
 
 
@@ -33,7 +45,7 @@ def run(config: TrainConfig, inputs: Inputs, out: Path) -> dict[str, Any]:
     out : Path
         The run folder. New: a run starts. Interrupted run with the same settings: it goes on, and
         ends with the same files, bit for bit, as if it had never stopped. Finished run: nothing
-        is done.
+        is done, or with more steps, only those. What else may change: `rundir.FREE`.
 
     Returns
     -------
@@ -46,24 +58,35 @@ def run(config: TrainConfig, inputs: Inputs, out: Path) -> dict[str, Any]:
         For whatever the user can mend.
     """
     with rundir.claim(out):
-        if (out / "summary.json").exists():
-            rundir.check_same_run(config, inputs, out)
-            summary: dict[str, Any] = files.read_json(out / "summary.json")
-            return summary
-        rundir.open_run(config, inputs, out)
-        _quiet_libraries()
-        model = loading.load(config.policy, config.run.seed)
-        encoder = SentenceEncoder(config.scoring.encoder, model.device)
+        if rundir.open_run(config, inputs, out):
+            return read_summary(out)
+        if not _is_trained(config, inputs, out):
+            _quiet_libraries()
+            model = loading.load(config.policy, config.run.seed)
+            check_lengths(inputs, model, config.sampling.max_new_tokens)
+            encoder = SentenceEncoder(config.scoring.encoder, model.device)
+            of_policy = fingerprint.of(model.model.get_base_model(), model.tokenizer)
+            of_encoder = fingerprint.of(encoder.model, encoder.tokenizer)
+            rundir.check_models(out, {"policy": of_policy, "encoder": of_encoder})
 
-        if inputs.heldout and not (before := out / "eval_before.jsonl").exists():
-            evaluate.answer(model, inputs.heldout, inputs.reward, config, before)
+            if inputs.heldout and not (before := out / "eval_before.jsonl").exists():
+                evaluate.answer(model, inputs.heldout, inputs.reward, config, before)
 
-        train(config, inputs, model, encoder, out)
-        write_folder(out / "adapter", model.save_adapter)
+            train(config, inputs, model, encoder, out)
+            write_folder(out / "adapter", model.save_adapter)
 
-        if inputs.heldout and not (after := out / "eval_after.jsonl").exists():
-            evaluate.answer(model, inputs.heldout, inputs.reward, config, after)
+            if inputs.heldout and not (after := out / "eval_after.jsonl").exists():
+                evaluate.answer(model, inputs.heldout, inputs.reward, config, after)
         return _finish(config, inputs, out)
+
+
+def _is_trained(config: TrainConfig, inputs: Inputs, out: Path) -> bool:
+    """Tell whether only the summary of a run is missing."""
+    return (
+        checkpoint.latest_step(out) == config.optimisation.steps
+        and (out / "adapter").is_dir()
+        and (not inputs.heldout or (out / "eval_after.jsonl").exists())
+    )
 
 
 def train(
@@ -73,7 +96,14 @@ def train(
     encoder: SentenceEncoder,
     out: Path,
 ) -> None:
-    """Take the optimiser steps that a run still lacks."""
+    """Take the optimiser steps that a run still lacks.
+
+    Raises
+    ------
+    DivergedError
+        With the step, as soon as a loss, a gradient or the adapter is not finite. The checkpoints
+        that are there stay, and nothing that is not finite gets into one.
+    """
     optim = config.optimisation
     parameters = model.trainable()
     optimiser = torch.optim.AdamW(
@@ -88,63 +118,104 @@ def train(
         for settings in optimiser.param_groups:
             settings["lr"] = lr
         optimiser.zero_grad()
-        records = []
-        for slot, prompt in enumerate(prompts_of_step(inputs.prompts, config, step)):
-            # AMPO, Algorithm 1: sample, score, embed, select ...
-            ids = model.prompt_ids(prompt)
-            seed = derive(config.run.seed, "sample", step, slot)
-            (samples,) = model.answer([ids], config.sampling.responses, config.sampling, [seed])
-            scores = rewards.score(inputs.reward, prompt, samples.texts)
-            embeddings = encoder.encode(samples.texts)
-            seed = derive(config.run.seed, "select", step, slot)
-            chosen = ampo.choose(config.selection, scores, embeddings, seed)
-
-            # ... and contrast the positive with the negatives.
-            picked = [samples.token_ids[i] for i in chosen.indices]
-            ref_logps = model.logps(ids, picked, reference=True)
-            policy_logps = model.logps(ids, picked)
-            picked_scores = policy_logps.new_tensor([scores[i] for i in chosen.indices])
-            measured: dict[str, torch.Tensor] = {}
-            loss = ampo.loss(config.loss, policy_logps, ref_logps, picked_scores, measured)
-            if max(scores) > min(scores):  # a group of equals prefers nothing: no gradient
-                (loss / optim.groups_per_step).backward()  # type: ignore[no-untyped-call]
-
-            record = {"loss": loss.item(), "groups/tied": float(max(scores) == min(scores))}
-            record |= {name: value.item() for name, value in measured.items()}
-            record |= metrics.sample_metrics(
-                scores,
-                chosen.positive,
-                chosen.negatives,
-                [len(tokens) for tokens in samples.token_ids],
-                samples.finished,
-                samples.texts,
-            )
-            if chosen.cost is not None:
-                record["selection/cost"] = chosen.cost
-            records.append(record)
-            group = data.Group(
-                prompt,
-                samples.texts,
-                scores,
-                embeddings if config.run.save_embeddings else None,
-                samples.token_ids,
-                _spread(policy_logps, chosen.indices, len(scores)),
-                _spread(ref_logps, chosen.indices, len(scores)),
-                chosen.positive,
-                chosen.negatives,
-                {"step": step + 1, "selector": config.selection.selector},
-            )
-            checkpoint.append(out / "groups.jsonl", group.to_json())
-
-        norm = torch.nn.utils.clip_grad_norm_(parameters.values(), optim.max_grad_norm)
-        optimiser.step()
-        line = {"step": step + 1, "lr": lr, "grad_norm": norm.item(), **metrics.mean_of(records)}
-        checkpoint.append(out / "metrics.jsonl", files.to_json(line))
-        if (step + 1) % config.run.checkpoint_every == 0 or step + 1 == optim.steps:
-            checkpoint.save(out, step + 1, parameters, optimiser)
+        try:
+            records = []
+            for slot, prompt in enumerate(prompts_of_step(inputs.prompts, config, step)):
+                record, group = _learn(config, inputs, model, encoder, prompt, step, slot)
+                records.append(record)
+                checkpoint.append(out / "groups.jsonl", group.to_json())
+            norm = torch.nn.utils.clip_grad_norm_(parameters.values(), optim.max_grad_norm)
+            _check_finite("the gradient's norm", norm)  # clipping by it would make all NaN
+            optimiser.step()
+            _check_finite("the adapter", *parameters.values())
+            line = {"step": step + 1, "lr": lr, "grad_norm": norm.item()}
+            line |= metrics.mean_of(records)
+            checkpoint.append(out / "metrics.jsonl", files.to_json(line))
+            if (step + 1) % config.run.checkpoint_every == 0 or step + 1 == optim.steps:
+                checkpoint.save(out, step + 1, parameters, optimiser)
+        except DivergedError as error:
+            raise DivergedError(
+                f"diverged at step {step + 1}: {error}; {_what_is_kept(out)} "
+                "(a lower optimisation.lr may help, in another --out)"
+            ) from None
         # Times differ from run to run, so they have a file of their own.
         seconds = {"step": step + 1, "seconds": round(time.perf_counter() - started, 3)}
-        checkpoint.append(out / "timings.jsonl", files.to_json(seconds))
+        checkpoint.append(out / checkpoint.TIMES, files.to_json(seconds))
+
+
+def _learn(
+    config: TrainConfig,
+    inputs: Inputs,
+    model: Policy,
+    encoder: SentenceEncoder,
+    prompt: str,
+    step: int,
+    slot: int,
+) -> tuple[dict[str, float], data.Group]:
+    """Add one group's gradient; return what was measured, and the group."""
+    # AMPO, Algorithm 1: sample, score, embed, select ...
+    ids = model.prompt_ids(prompt)
+    seed = derive(config.run.seed, "sample", step, slot)
+    (samples,) = model.answer([ids], config.sampling.responses, config.sampling, [seed])
+    scores = rewards.score(inputs.reward, prompt, samples.texts)
+    embeddings = encoder.encode(samples.texts)
+    seed = derive(config.run.seed, "select", step, slot)
+    chosen = ampo.choose(config.selection, scores, embeddings, seed, samples.texts)
+    n = len(scores)
+    record = metrics.sample_metrics(
+        scores,
+        chosen.positive,
+        chosen.negatives,
+        [len(tokens) for tokens in samples.token_ids],
+        samples.finished,
+        samples.texts,
+    )
+    if chosen.cost is not None:
+        record["selection/cost"] = chosen.cost
+    tied = max(scores) == min(scores) or not chosen.negatives
+    record["groups/tied"] = float(tied)
+    policy_logps = ref_logps = torch.zeros(0)
+
+    if chosen.negatives:  # ... and contrast the positive with the negatives.
+        picked = [samples.token_ids[i] for i in chosen.indices]
+        ref_logps = model.logps(ids, picked, reference=True)
+        policy_logps = model.logps(ids, picked)
+        picked_scores = policy_logps.new_tensor([scores[i] for i in chosen.indices])
+        measured: dict[str, torch.Tensor] = {}
+        _check_finite("a log-probability", policy_logps, ref_logps)
+        loss = ampo.loss(config.loss, policy_logps, ref_logps, picked_scores, measured)
+        _check_finite("the loss", loss)
+        if not tied:  # a group of equals prefers nothing: no gradient
+            share = loss / config.optimisation.groups_per_step
+            share.backward()  # type: ignore[no-untyped-call]
+        record |= {"loss": loss.item(), **{name: value.item() for name, value in measured.items()}}
+    shown = chosen.indices if chosen.negatives else []
+    return record, data.Group(
+        prompt,
+        samples.texts,
+        scores,
+        embeddings if config.run.save_embeddings else None,
+        samples.token_ids,
+        _spread(policy_logps, shown, n),
+        _spread(ref_logps, shown, n),
+        chosen.positive,
+        chosen.negatives,
+        {"step": step + 1, "selector": config.selection.selector},
+    )
+
+
+def _check_finite(what: str, *values: torch.Tensor) -> None:
+    """Refuse to go on with NaN or infinity."""
+    finite = torch.stack([value.detach().isfinite().all() for value in values])
+    if not finite.all():
+        numbers = [value.detach() for value, fine in zip(values, finite, strict=True) if not fine]
+        bad = numbers[0][~numbers[0].isfinite()].flatten()[0].item()
+        raise DivergedError(f"{what} is {bad}")
+
+
+def _what_is_kept(out: Path) -> str:
+    step = checkpoint.latest_step(out)
+    return f"the checkpoint of step {step} is kept" if step else "no checkpoint was made before"
 
 
 def prompts_of_step(prompts: list[str], config: TrainConfig, step: int) -> list[str]:
@@ -204,5 +275,6 @@ def _finish(config: TrainConfig, inputs: Inputs, out: Path) -> dict[str, Any]:
         "heldout": compared,
     }
     plots.plot_run(out)
+    checkpoint.keep(out, 1)
     files.write_json(out / "summary.json", summary)
     return summary

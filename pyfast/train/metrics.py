@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+_AT_ONCE = 1 << 20  # numbers drawn
+
 
 def sample_metrics(
     scores: Sequence[float],
@@ -27,18 +29,22 @@ def sample_metrics(
         ``scores/*``: over all N (mean, standard deviation), of the chosen response, and the mean
         of the selected negatives. ``responses/length`` is the mean number of tokens,
         ``responses/finished`` the fraction with an end token, ``responses/unique`` the fraction
-        of distinct texts.
+        of distinct texts; ``groups/copies_of_best`` counts the negatives with the chosen one's
+        text. Without negatives ``scores/rejected`` is left out.
     """
     values = np.asarray(scores, dtype=np.float64)
-    return {
+    found = {
         "scores/mean": float(values.mean()),
         "scores/std": float(values.std()),
         "scores/chosen": float(values[positive]),
-        "scores/rejected": float(values[list(negatives)].mean()),
         "responses/length": float(np.mean(lengths)),
         "responses/finished": float(np.mean(finished)),
         "responses/unique": len(set(texts)) / len(texts),
+        "groups/copies_of_best": float(sum(texts[i] == texts[positive] for i in negatives)),
     }
+    if negatives:
+        found["scores/rejected"] = float(values[list(negatives)].mean())
+    return found
 
 
 def mean_of(records: Sequence[dict[str, float]]) -> dict[str, float]:
@@ -68,7 +74,12 @@ def bootstrap_interval(
         The (1 - confidence)/2 and (1 + confidence)/2 quantiles of the resampled means.
     """
     generator = np.random.default_rng(seed)
-    picks = generator.integers(len(values), size=(resamples, len(values)))
+    means = np.empty(resamples)
+    rows = max(1, _AT_ONCE // len(values))
+    for start in range(0, resamples, rows):  # one stream of numbers, however it is cut
+        part = means[start : start + rows]
+        picks = generator.integers(len(values), size=(len(part), len(values)))
+        part[:] = values[picks].mean(axis=1)
     tail = (1 - confidence) / 2
-    low, high = np.quantile(values[picks].mean(axis=1), [tail, 1 - tail])
+    low, high = np.quantile(means, [tail, 1 - tail])
     return float(low), float(high)

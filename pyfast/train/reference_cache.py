@@ -9,25 +9,21 @@ already known. Chunks of groups are written as they are done: an interrupted run
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from pyfast._files import SECONDS_TO_LIVE, clear_leftovers, written_whole
 from pyfast.models.shared_prompt import Group
+from pyfast.train import fingerprint
 from pyfast.train.errors import UserError
 from pyfast.train.files import cache_dir, to_json
 from pyfast.train.policy import Policy
 
 SECONDS_BETWEEN_WRITES = 60.0
-
-NO_MATTER = {"_name_or_path", "transformers_version", "use_cache"}
-"""Settings of a model that change no log-probability: where it lay, who wrote it, and a cache."""
 
 
 def reference_logps(
@@ -89,25 +85,10 @@ def group_key(group: Group) -> str:
 def reference_key(policy: Policy) -> str:
     """Return the SHA-256 of all that a reference's log-probabilities depend on but the data.
 
-    The weights with their names and types (those of the adapter that is off left out), the model's
-    settings but `NO_MATTER`, and the tokenizer's vocabulary and chat template.
+    See `fingerprint.of`; the adapter, which is off, has no part in it.
     """
-    digest = hashlib.sha256()
-    base = policy.model.get_base_model()
-    settings = json.loads(
-        base.config.to_json_string(use_diff=False),
-        object_pairs_hook=lambda pairs: {k: v for k, v in pairs if k not in NO_MATTER},
-    )
-    digest.update(json.dumps(settings, sort_keys=True).encode())
-    digest.update(to_json(sorted(policy.tokenizer.get_vocab().items())).encode())
-    digest.update(str(policy.tokenizer.chat_template).encode())
-    for name, tensor in sorted(base.state_dict().items()):
-        if ".lora_" in name:
-            continue
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        numbers = tensor.detach().contiguous().cpu().flatten()
-        digest.update(memoryview(numbers.view(torch.uint8).numpy()))
-    return digest.hexdigest()
+    found = fingerprint.of(policy.model.get_base_model(), policy.tokenizer)
+    return hashlib.sha256(to_json(found).encode()).hexdigest()
 
 
 def _write(folder: Path, fresh: dict[str, Tensor]) -> None:

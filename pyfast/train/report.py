@@ -2,7 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+
+from pyfast.train.errors import UserError
+from pyfast.train.files import read_json
+
+
+def read_summary(run: Path) -> dict[str, Any]:
+    """Read the summary of a finished run, and check that `table` can show it."""
+    path = run / "summary.json"
+    summary: dict[str, Any] = read_json(path)
+    try:
+        table(summary)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError):
+        raise UserError(
+            f"{path}: expected the summary of a finished run; without the file it is made again"
+        ) from None
+    return summary
 
 
 def table(summary: dict[str, Any]) -> str:

@@ -79,8 +79,31 @@ def test_errors_of_a_file_name_it_and_errors_of_flags_do_not(tmp_path):
         configs.from_file(tmp_path / "missing.json")
 
 
-def test_first_difference_names_the_field():
+def test_differences_name_the_fields():
     old = configs.from_dict({})
-    assert configs.first_difference(old, configs.from_dict({})) is None
-    new = configs.from_dict({"loss": {"beta": 0.5}})
-    assert configs.first_difference(old, new) == ("loss.beta", 0.1, 0.5)
+    assert configs.differences(old, configs.from_dict({})) == {}
+    new = configs.from_dict({"loss": {"beta": 0.5}, "run": {"seed": 1}})
+    assert configs.differences(old, new) == {"loss.beta": (0.1, 0.5), "run.seed": (0, 1)}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"run": {"threads": 100_000}}, "run.threads: expected a whole number or null <= 1024"),
+        (
+            {"optimisation": {"steps": 10**30}},
+            "optimisation.steps: expected a whole number <= 9007",
+        ),
+        ({"optimisation": {"lr": 10**400}}, "optimisation.lr: expected a number, got 1000"),
+        ({"selection": {"n_init": 2**53 + 1}}, "selection.n_init: expected a whole number <="),
+        ({"policy": {"model": "\ud800"}}, "policy.model: expected text that UTF-8 can hold"),
+        ({"data": {"prompts": "a\0b"}}, "data.prompts: expected no zero byte"),
+        ({"loss": {"positives": ["top"]}}, "loss.positives: expected a string, got ['top']"),
+        ({"loss": {"beta": "x" * 9999}}, "loss.beta: expected a number, got 'xxx"),
+    ],
+)
+def test_settings_that_nothing_can_hold(values, message):
+    with pytest.raises(UserError) as caught:
+        configs.from_dict(values)
+    assert message in str(caught.value)
+    assert len(str(caught.value)) < 200

@@ -23,6 +23,7 @@ def test_sample_metrics_by_hand():
             "responses/length": 6.0,
             "responses/finished": 2 / 3,
             "responses/unique": 2 / 3,
+            "groups/copies_of_best": 0.0,
         }
     )
 

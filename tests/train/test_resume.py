@@ -128,7 +128,7 @@ def test_killed_at_random_touches_of_files(nursery, uninterrupted):
         out = nursery.folder / f"run-touched-{trial}"
         kills = 0
         while kills < 4:
-            status, output = nursery.run(out, touch=generator.randrange(1, 90))
+            status, output = nursery.run(out, touch=generator.randrange(1, 130))
             if status == 0:
                 break
             assert status == -KILL, output
@@ -161,8 +161,9 @@ def test_ctrl_c_says_how_to_go_on(nursery, uninterrupted):
 
 def test_other_settings_are_refused(nursery):
     out = nursery.folder / "run-changed"
-    status, _ = nursery.run(out, touch=30)
+    status, _ = nursery.run(out, touch=80)
     assert status == -KILL
+    assert (out / "checkpoint" / "step-2").is_dir()
     status, output = nursery.run(out, "--lr", "0.01")
     assert status == 2
     assert "was started with optimisation.lr = 0.02, not 0.01" in output
@@ -173,7 +174,8 @@ def test_other_prompts_are_refused(nursery):
     out = nursery.folder / "run-prompts"
     prompts = nursery.folder / "prompts.jsonl"
     old = prompts.read_text()
-    nursery.run(out, touch=30)
+    nursery.run(out, touch=80)
+    assert (out / "checkpoint" / "step-2").is_dir()
     prompts.write_text(old + '\n{"prompt": "more"}\n')
     status, output = nursery.run(out)
     prompts.write_text(old)
@@ -183,8 +185,8 @@ def test_other_prompts_are_refused(nursery):
 
 def test_a_file_that_lost_lines_is_told(nursery):
     out = nursery.folder / "run-lost"
-    nursery.run(out, touch=45)
-    assert (out / "checkpoint").is_dir()
+    nursery.run(out, touch=80)
+    assert (out / "checkpoint" / "step-2").is_dir()
     (out / "metrics.jsonl").write_text("")
     status, output = nursery.run(out)
     assert status == 2

@@ -6,6 +6,7 @@ the responses (the algorithm's input) and takes the gradient step (line 13).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -48,6 +49,7 @@ def choose(
     scores: list[float],
     embeddings: NDArray[np.float32] | None,
     seed: int,
+    texts: Sequence[str] | None = None,
 ) -> Chosen:
     """Choose the positive and the k negatives of one group (AMPO, Algorithm 1, lines 3-7).
 
@@ -58,16 +60,25 @@ def choose(
     embeddings : float32 array (N, d), optional
         Needed by opt-select and coreset; bottom-k breaks ties with them.
     seed : int
+    texts : sequence of str, length N, optional
+        The responses. With ``config.deduplicate`` only the first of equal ones is there to be
+        chosen.
 
     Returns
     -------
     Chosen
+        All the others as negatives where there are k or fewer.
 
     Raises
     ------
     ValueError
         If the selector cannot work with these; the message says why.
     """
+    if config.deduplicate and texts is not None:
+        first = sorted({text: i for i, text in reversed([*enumerate(texts)])}.values())
+        rows = None if embeddings is None else embeddings[first]
+        among = choose(config, [scores[i] for i in first], rows, seed)
+        return Chosen(first[among.positive], [first[i] for i in among.negatives], among.cost)
     rewards = np.asarray(scores, dtype=np.float64)
     if config.selector == "random":
         top = int(rewards.argmax())  # 3-4
