@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pyfast.models.causal_lm import in_evaluation
+from pyfast.train import closeness
 
 _LONGEST_PROBE = 64
 
@@ -46,13 +48,13 @@ def fold(model: Any) -> tuple[Any, list[str]]:
     base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
     if hasattr(base, "model") and type(model).__name__ == "PeftMixedModel":
         base = model.base_model.model
-    layers = _tuned(base)
+    layers = tuned(base)
     configs = getattr(model, "peft_config", None) or getattr(base, "peft_config", None) or {}
     if not layers and not configs:
         return base, []
     names = _check(model, base, layers, configs)
-    tokens = _probe(base, configs)
-    before = _logits(base, tokens)
+    tokens = probe(base, configs)
+    before = logits(base, tokens)
     # A weight that two layers share, the head and the embedding say, is one layer's alone to adapt.
     owners = Counter(id(p) for module in base.modules() for p in module._parameters.values())
     try:
@@ -65,7 +67,12 @@ def fold(model: Any) -> tuple[Any, list[str]]:
         if attribute in vars(base):
             delattr(base, attribute)
     _untie(base)
-    _compare(base, tokens, before, names)
+    close, by = closeness.agree(closeness.differences(logits(base, tokens), before), base)
+    if not close:
+        raise ValueError(
+            f"model: with its adapter {', '.join(names)} folded into the weights its logits differ "
+            f"by {by:.1e} of their length"
+        )
     return base, names
 
 
@@ -95,7 +102,45 @@ def targets(base: Any, names: str) -> str | list[str]:
     return wanted
 
 
-def _tuned(base: Any) -> list[Any]:
+def left_out(base: Any) -> list[str]:
+    """Return the linear layers that "all-linear" must leave out.
+
+    Some give more than their product, such as routers, which an adapter cannot add to; others peft
+    refuses, because state-space kernels read their weights past the adapter.
+    """
+    from peft import LoraConfig
+    from peft.tuners import tuners_utils
+
+    refuse = getattr(tuners_utils, "_check_lora_target_modules_mamba", None)
+    odd = {}
+    found = []
+    for name, module in base.named_modules():
+        if not isinstance(module, nn.Linear):
+            continue
+        if type(module).forward is not nn.Linear.forward:
+            odd[module] = name
+        try:
+            if refuse is not None:
+                refuse(LoraConfig(r=1), base, name.rpartition(".")[2])
+        except ValueError:
+            found.append(name)
+
+    def look(module: Any, given: Any, out: Any) -> None:
+        if not (isinstance(out, Tensor) and out.shape[-1] == module.out_features):
+            found.append(odd[module])
+
+    handles = [module.register_forward_hook(look) for module in odd]
+    try:
+        if odd:
+            logits(base, probe(base))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return list(dict.fromkeys(found))
+
+
+def tuned(base: Any) -> list[Any]:
+    """Return the modules of peft in a model."""
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import AuxiliaryTrainingWrapper
 
@@ -194,7 +239,7 @@ def _untie(base: Any) -> None:
             config.tie_word_embeddings = False
 
 
-def _probe(base: Any, configs: dict[str, Any]) -> Tensor:
+def probe(base: Any, configs: Mapping[str, Any] = MappingProxyType({})) -> Tensor:
     """Return two rows of tokens (2, T), those that an adapter trains of their own among them."""
     weight = base.get_input_embeddings().weight
     own = [i for c in configs.values() for i in _tokens_of(c) if 0 <= i < len(weight)]
@@ -210,23 +255,10 @@ def _tokens_of(config: Any) -> list[int]:
 
 
 @torch.no_grad()
-def _logits(base: Any, tokens: Tensor) -> Tensor:
+def logits(base: Any, tokens: Tensor) -> Tensor:
+    """Return the logits of a model in float32, without dropout."""
     with in_evaluation(base):
         return base(input_ids=tokens).logits.float()  # type: ignore[no-any-return]
-
-
-def _compare(base: Any, tokens: Tensor, before: Tensor, names: list[str]) -> None:
-    """Refuse weights whose logits are not those of the adapters beside them."""
-    after = _logits(base, tokens)
-    eps = torch.finfo(base.get_output_embeddings().weight.dtype).eps
-    # Rounding W + dW moves logits as much as rounding each layer's output does: some eps.
-    allowed = max(1e-4, 8 * eps)
-    difference = float((after - before).norm() / before.norm())
-    if not difference <= allowed:
-        raise ValueError(
-            f"model: with its adapter {', '.join(names)} folded into the weights its logits differ "
-            f"by {difference:.1e} of their length, more than {allowed:.1e}"
-        )
 
 
 @contextlib.contextmanager

@@ -142,7 +142,9 @@ class SamplingConfig(_Section):
     section: typing.ClassVar[str] = "sampling"
     responses: int = setting(32, "responses sampled for each prompt (N)", least=2)
     max_new_tokens: int = setting(64, "longest response, in tokens", least=1)
-    temperature: float = setting(0.8, "softmax temperature of the sampling", above=0)
+    temperature: float = setting(
+        0.8, "softmax temperature of the sampling; 0 takes the most likely token", least=0
+    )
     merge: bool = setting(
         True, "sample from weights with the adapter folded in: faster, for a second set of weights"
     )

@@ -7,6 +7,7 @@ The N responses to one prompt share it, so the prompt goes through the model onc
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,12 @@ from torch import Tensor
 
 from pyfast.models import checkpointing, lora
 from pyfast.models.shared_prompt import GroupScorer
-from pyfast.train import adapters, pretrained
+from pyfast.train import adapters, merging, pretrained
 from pyfast.train.config import SamplingConfig
 from pyfast.train.errors import UserError
-from pyfast.train.sampling import Sampler, Samples, end_ids
+from pyfast.train.sampling import Sampler, Samples
 from pyfast.train.seeds import derive
+from pyfast.train.tokens import end_ids, prompt_tokens
 
 
 class Policy:
@@ -48,6 +50,10 @@ class Policy:
     ----------
     folded : list of str
         Names of the adapters that the model had, now part of its weights.
+    why_slower : str or None
+        Which slower way sampling goes, and why; None if none, or before the first use.
+    why_not_merged : str or None
+        Why `answer` does not fold the adapter into the weights; None if it does, or likewise.
 
     Raises
     ------
@@ -74,6 +80,8 @@ class Policy:
         self.tokenizer = tokenizer
         self._checkpointing = gradient_checkpointing
         self._checkpointed: list[torch.nn.Module] = []
+        self._merged = self._tried_merging = False
+        self.why_not_merged: str | None = None
         with adapters.untouched_if_refused(model):
             try:
                 pretrained.check_finite(model, "model")
@@ -88,8 +96,16 @@ class Policy:
                 if gradient_checkpointing != "none":
                     self._checkpointed = checkpointing.layers_to_checkpoint(self.model)
             except ValueError as error:
-                text = str(error)
-                raise UserError(text if text.startswith("policy.") else f"policy.{text}") from None
+                text = pretrained.one_line(error)
+                named = text.startswith(("model:", "target_modules:", "gradient_checkpointing:"))
+                prefix = "" if text.startswith("policy.") else "policy."
+                raise UserError(
+                    f"{prefix}{'' if prefix == '' or named else 'model: '}{text}"
+                ) from None
+            except (AttributeError, TypeError, NotImplementedError, RuntimeError) as error:
+                text = pretrained.one_line(error)
+                kind = type(model).__name__
+                raise UserError(f"policy.model: {kind} cannot be used: {text}") from error
 
     @property
     def device(self) -> torch.device:
@@ -111,13 +127,12 @@ class Policy:
 
     def prompt_ids(self, prompt: str) -> list[int]:
         """Return the tokens of a prompt, in the model's chat template if it has one."""
-        if self.tokenizer.chat_template:
-            turns = [{"role": "user", "content": prompt}]
-            text = self.tokenizer.apply_chat_template(
-                turns, add_generation_prompt=True, tokenize=False
-            )
-            return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-        return list(self.tokenizer(prompt)["input_ids"])
+        return prompt_tokens(self.tokenizer, prompt)
+
+    @property
+    def why_slower(self) -> str | None:
+        """Why sampling goes a slower way (`Sampler`), or None."""
+        return self._sampler.why_slower
 
     @contextlib.contextmanager
     def merged(self) -> Iterator[None]:
@@ -126,20 +141,12 @@ class Policy:
         Sampling is then about a quarter faster, for the memory of a second set of weights. The
         frozen weights are put back, not subtracted back, so that not a bit of them changes.
         """
-        from peft.tuners.lora import LoraLayer
-
-        kept = []
-        try:
-            for layer in self.model.modules():
-                if isinstance(layer, LoraLayer):
-                    weight = layer.get_base_layer().weight
-                    kept.append((weight, weight.data))
-                    weight.data = weight.data + layer.get_delta_weight("default").to(weight.dtype)
-            with self.model.disable_adapter():
+        with merging.merged(self.model):
+            self._merged = True
+            try:
                 yield
-        finally:
-            for weight, original in kept:
-                weight.data = original
+            finally:
+                self._merged = False
 
     def sample(
         self,
@@ -158,8 +165,13 @@ class Policy:
     def answer(
         self, prompts: list[list[int]], n: int, config: SamplingConfig, seeds: list[int]
     ) -> list[Samples]:
-        """Sample (`sample`) as a configuration says."""
-        with torch.no_grad(), self.merged() if config.merge else contextlib.nullcontext():
+        """Sample (`sample`) as a configuration says.
+
+        Where the model with its adapter folded in is not the same model, the adapter stays apart,
+        and that is told once (`why_not_merged`).
+        """
+        merge = config.merge and self._may_merge()
+        with torch.no_grad(), self.merged() if merge else contextlib.nullcontext():
             return self.sample(
                 prompts,
                 n,
@@ -167,6 +179,15 @@ class Policy:
                 temperature=config.temperature,
                 seeds=seeds,
             )
+
+    def _may_merge(self) -> bool:
+        if self._tried_merging is False:
+            self.why_not_merged, self._tried_merging = merging.why_not(self.model), True
+            if self.why_not_merged is not None:
+                sys.stderr.write(
+                    f"pyfast: sampling with the adapter beside the weights: {self.why_not_merged}\n"
+                )
+        return self.why_not_merged is None
 
     def logps(
         self, prompt_ids: list[int], responses: list[list[int]], *, reference: bool = False
@@ -190,6 +211,8 @@ class Policy:
         """
         with contextlib.ExitStack() as stack:
             if reference:
+                if self._merged:
+                    raise ValueError("reference: the adapter is folded into the weights just now")
                 stack.enter_context(torch.no_grad())
                 stack.enter_context(self.model.disable_adapter())
             else:
@@ -206,6 +229,7 @@ def _with_lora(base: Any, rank: int, alpha: float, targets: str | list[str], see
         r=rank,
         lora_alpha=alpha,
         target_modules=targets,
+        exclude_modules=adapters.left_out(base) or None if targets == "all-linear" else None,
         lora_dropout=0.0,
         task_type="CAUSAL_LM",
     )
@@ -214,3 +238,11 @@ def _with_lora(base: Any, rank: int, alpha: float, targets: str | list[str], see
         model = get_peft_model(base, settings)
     lora.fuse(model)
     return model.eval()
+
+
+def _named(text: str) -> str:
+    """Return an error's text with the setting that it is about in front."""
+    if text.startswith("policy."):
+        return text
+    known = text.startswith(("model:", "target_modules:", "gradient_checkpointing:"))
+    return f"policy.{text}" if known else f"policy.model: {text}"

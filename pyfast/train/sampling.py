@@ -1,12 +1,14 @@
 """Sampling responses: the N responses to one prompt share its keys and values.
 
 A prompt goes through the model once. Its keys and values are repeated for the N rows, with several
-prompts padded on the left, where a mask hides the padding. The results are those of one response
-at a time.
+prompts padded on the left, where a mask hides the padding. A model that does not take this is
+sampled by a slower way (`decoding`). The results are those of one response at a time.
 """
 
 from __future__ import annotations
 
+import math
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +16,11 @@ import torch
 from torch import Tensor
 
 from pyfast.models.causal_lm import CausalLM
-from pyfast.train.errors import UserError
+from pyfast.train import decoding
+from pyfast.train.errors import DivergedError, UserError
+
+GREEDY_BELOW = 1e-6
+"""Temperatures below this are 0: rounding of the logits alone would decide between the best."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +50,21 @@ class Sampler:
     lm : CausalLM
     tokenizer : transformers tokenizer
     ends : set of int
-        Tokens that end a response (`end_ids`).
+        Tokens that end a response (`tokens.end_ids`).
+
+    Attributes
+    ----------
+    why_slower : str or None
+        Which slower way is gone, and why not all prompts are sampled together with a cache; None if
+        they are, or before the first use.
     """
 
     def __init__(self, lm: CausalLM, tokenizer: Any, ends: frozenset[int]) -> None:
         self.lm, self.tokenizer, self.ends = lm, tokenizer, ends
+        self.why_slower: str | None = None
+        self._way: decoding.Way | None = None
+        self._told: set[str] = set()
 
-    @torch.no_grad()
     def __call__(
         self,
         prompts: list[list[int]],
@@ -60,18 +74,19 @@ class Sampler:
         temperature: float,
         seeds: list[int],
     ) -> list[Samples]:
-        """Sample N responses to each of several prompts, all together.
+        """Sample N responses to each of several prompts.
 
         Parameters
         ----------
-        prompts : list of lists of int
-            Tokens of the prompts (`prompt_ids`); shorter ones are padded on the left.
+        prompts : list of non-empty lists of int
+            Tokens of the prompts (`tokens.prompt_tokens`).
         n : int
             Responses to draw for each.
         max_new_tokens : int
             Tokens after which a response is cut.
         temperature : float
-            The next token has probability softmax(logits / temperature).
+            The next token has probability softmax(logits / temperature). At 0, and below
+            `GREEDY_BELOW`, it is the one of the largest logit, the first of equals.
         seeds : list of int
             One a prompt. The same seed, prompt and weights give the same responses.
 
@@ -79,7 +94,78 @@ class Sampler:
         -------
         list of Samples
             One a prompt.
+
+        Raises
+        ------
+        ValueError
+            If a prompt is empty or has a token that the model has not, or a number is bad.
+        DivergedError
+            If logits are not finite.
         """
+        self._check(prompts, n, max_new_tokens, temperature, seeds)
+        way = self._way_for(max(map(len, prompts)) + max_new_tokens)
+        settings = (n, max_new_tokens, temperature)
+        if not way.alone:
+            return self._sample(way, prompts, seeds, 0, *settings)
+        return [
+            self._sample(way, [prompt], [seed], i, *settings)[0]
+            for i, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True))
+        ]
+
+    def _check(
+        self, prompts: list[list[int]], n: int, length: int, temperature: float, seeds: list[int]
+    ) -> None:
+        if not prompts or len(seeds) != len(prompts):
+            raise ValueError(
+                f"seeds: expected one for each of at least one prompt, got {len(seeds)} "
+                f"for {len(prompts)}"
+            )
+        if n < 1 or length < 1:
+            raise ValueError(f"n, max_new_tokens: expected at least 1, got {n}, {length}")
+        if not (math.isfinite(temperature) and temperature >= 0):
+            raise ValueError(f"temperature: expected a finite number >= 0, got {temperature}")
+        rows = self.lm.base.get_input_embeddings().weight.shape[0]
+        for i, prompt in enumerate(prompts):
+            if len(prompt) == 0:
+                raise ValueError(f"prompts: expected at least one token in prompt {i}")
+            if min(prompt) < 0 or max(prompt) >= rows:
+                wrong = next(token for token in prompt if not 0 <= token < rows)
+                raise ValueError(
+                    f"prompts: expected tokens below {rows}, got {wrong} in prompt {i}"
+                )
+
+    def _way_for(self, longest: int) -> decoding.Way:
+        """Return the way of sampling rows of up to this length; tell once if it is a slower one."""
+        if self._way is None:
+            self._way, self.why_slower = decoding.choose(self.lm)
+        way, reason = self._way, self.why_slower
+        alike, kind = decoding.turn(self.lm)
+        if longest > alike and kind == "dynamic":
+            raise UserError(
+                f"sampling: expected prompts and responses of at most {alike} tokens together, got "
+                f"{longest}: longer ones change the model's dynamic rotary embeddings for good"
+            )
+        if longest > alike and way is not decoding.WAYS[-1]:
+            way = decoding.WITHOUT_CACHE
+            reason = f"{way.what}: its rotary embeddings change in rows longer than {alike}"
+            self.why_slower = self.why_slower or reason
+        if reason is not None and reason not in self._told:
+            self._told.add(reason)
+            sys.stderr.write(f"pyfast: sampling {reason}\n")
+        return way
+
+    @torch.no_grad()
+    def _sample(
+        self,
+        way: decoding.Way,
+        prompts: list[list[int]],
+        seeds: list[int],
+        first: int,
+        n: int,
+        max_new_tokens: int,
+        temperature: float,
+    ) -> list[Samples]:
+        """Sample prompts, of which the first is number `first`, all together."""
         device = self.lm.head.weight.device
         # One uniform number for each row and position, drawn beforehand: neither the other prompts
         # nor the rows that have ended change the numbers of a row.
@@ -88,13 +174,19 @@ class Sampler:
         token_ids: list[list[int]] = [[] for _ in uniform]
         finished = [False] * len(token_ids)
 
-        cache, hidden, mask = self._prefill(prompts)
-        cache.batch_repeat_interleave(n)
-        hidden, mask = hidden.repeat_interleave(n, dim=0), mask.repeat_interleave(n, dim=0)
+        state = way.make(self.lm)
+        hidden = state.start(prompts, n)
         rows = torch.arange(len(token_ids), device=device)  # the responses that go on
         for position in range(max_new_tokens):
-            logits = self.lm.logits(hidden) / temperature
-            tokens = _draw(logits, uniform[rows, position])
+            logits = self.lm.logits(hidden)
+            # NaN is the largest of all numbers here; a token that cannot be, -inf, is none's error
+            if (bad := ~torch.isfinite(logits.amax(-1))).any():
+                prompt, response = divmod(int(rows[bad.nonzero()[0, 0]]), n)
+                raise DivergedError(
+                    "sampling: the model has diverged: its logits are not finite at token "
+                    f"{position} of response {response} to prompt {first + prompt}"
+                )
+            tokens = _draw(logits, temperature, uniform[rows, position])
             ended = torch.isin(tokens, ends)
             for row, token, end in zip(rows.tolist(), tokens.tolist(), ended.tolist(), strict=True):
                 token_ids[row].append(token)
@@ -103,43 +195,14 @@ class Sampler:
                 break
             if ended.any():  # rows that have ended cost no more work
                 going = (~ended).nonzero().squeeze(1)
-                rows, tokens, mask = rows[going], tokens[going], mask[going]
-                cache.batch_select_indices(going)
-            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-            hidden = self.lm.backbone(
-                input_ids=tokens[:, None],
-                attention_mask=mask,
-                position_ids=mask.sum(dim=1, keepdim=True) - 1,
-                past_key_values=cache,
-                use_cache=True,
-            ).last_hidden_state[:, -1]
+                rows, tokens = rows[going], tokens[going]
+                state.keep(going)
+            hidden = state.step(tokens)
         texts = self.tokenizer.batch_decode(token_ids, skip_special_tokens=True)
         return [
             Samples(token_ids[i : i + n], texts[i : i + n], finished[i : i + n])
             for i in range(0, len(token_ids), n)
         ]
-
-    def _prefill(self, prompts: list[list[int]]) -> tuple[Any, Tensor, Tensor]:
-        """Run B prompts once, padded on the left.
-
-        Returns their keys and values, their last hidden states (B, H) and the mask of their real
-        tokens (B, longest).
-        """
-        longest = max(len(prompt) for prompt in prompts)
-        tokens = torch.zeros(len(prompts), longest, dtype=torch.long)
-        mask = torch.zeros_like(tokens)
-        for row, prompt in enumerate(prompts):
-            tokens[row, longest - len(prompt) :] = torch.tensor(prompt)
-            mask[row, longest - len(prompt) :] = 1
-        device = self.lm.head.weight.device
-        mask = mask.to(device)
-        out = self.lm.backbone(
-            input_ids=tokens.to(device),
-            attention_mask=mask,
-            position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0),
-            use_cache=True,
-        )
-        return out.past_key_values, out.last_hidden_state[:, -1], mask
 
 
 def _uniform(seed: int, n: int, length: int) -> Tensor:
@@ -147,29 +210,24 @@ def _uniform(seed: int, n: int, length: int) -> Tensor:
     return torch.rand(n, length, 1, generator=generator, dtype=torch.float64)
 
 
-def _draw(logits: Tensor, uniform: Tensor) -> Tensor:
+def _draw(logits: Tensor, temperature: float, uniform: Tensor) -> Tensor:
     """Sample one token a row by inverting the cumulative distribution, in float64.
 
     Parameters
     ----------
     logits : float tensor (n, V)
+        Finite, or -inf for tokens that cannot be.
+    temperature : float
     uniform : float64 tensor (n, 1) in [0, 1)
 
     Returns
     -------
     int64 tensor (n,)
     """
-    cumulative = torch.softmax(logits, dim=-1).double().cumsum(dim=-1)
+    if temperature < GREEDY_BELOW:
+        best = logits == logits.amax(dim=-1, keepdim=True)
+        return best.int().argmax(dim=-1)  # the first of equals, which argmax of floats need not be
+    cumulative = torch.softmax(logits / temperature, dim=-1).double().cumsum(dim=-1)
     # right=True skips tokens of probability zero, also at uniform = 0
     tokens = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)
     return tokens.squeeze(1).clamp(max=logits.shape[1] - 1)
-
-
-def end_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    """Return the tokens that end a response, by the generation settings and the tokenizer."""
-    configured = getattr(model.generation_config, "eos_token_id", None)
-    ids = configured if isinstance(configured, list) else [configured]
-    found = frozenset(int(i) for i in [*ids, tokenizer.eos_token_id] if i is not None)
-    if not found:
-        raise UserError("policy.model: its tokenizer has no end-of-sequence token")
-    return found
