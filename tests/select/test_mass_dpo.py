@@ -1,5 +1,7 @@
 """MASS-DPO's selection against a transcription of its equations."""
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 
@@ -120,3 +122,18 @@ def test_the_preferred_response_counts_only_by_being_left_out() -> None:
         for logps in (zeros, raised)
     ]
     assert fisher[0] > fisher[1] + 1  # c goes from 11 / 12 to e^-48
+
+
+def test_greedy_is_not_always_the_best_set_but_near_it() -> None:
+    short = 0
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        f, policy, ref_logps = rng.normal(size=(8, 3)), rng.normal(size=8), rng.normal(size=8)
+        found = select.mass_dpo(f, policy, ref_logps)
+        vectors = ref.mass_dpo_vectors(f, policy, ref_logps, 0, 0.1)[1]
+        sets = (vectors[list(chosen)] for chosen in combinations(range(7), 3))
+        best = max(ref.logdet_value(chosen, 0.1) for chosen in sets)
+        short += found.logdet < best - 1e-9
+        empty = 3 * np.log(0.1)
+        assert (1 - 1 / np.e) * (best - empty) <= found.logdet - empty <= best - empty + 1e-9
+    assert 5 <= short <= 40
