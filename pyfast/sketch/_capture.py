@@ -10,7 +10,7 @@ an error.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any
 
@@ -48,7 +48,7 @@ class Capture:
     the order in which autograd brings them: one that is early, or that runs several times, waits.
     Those that are zero whatever the tokens, the A before a B of zeros, are left out, so that
     nothing is kept for them. ``layout`` says whose the tokens are that go through the model next.
-    A part that should have run and did not is an error, unless `lenient`.
+    A part that should have run and did not is an error, unless `unused` names it or is None.
     """
 
     def __init__(
@@ -56,12 +56,12 @@ class Capture:
         parts: list[Part],
         sink: Callable[[int, Tensor, Tensor], None],
         *,
-        lenient: bool = False,
+        unused: Collection[str] | None = (),
     ) -> None:
         self.layout = Layout.of_rows(0, 0)
         self.backward = False  # what runs forward now is a recomputation
         self.parts = parts
-        self._sink, self._lenient = sink, lenient
+        self._sink, self._unused = sink, unused
         self._undo: list[Callable[[], None]] = []
         self._open = [0] * len(parts)  # runs whose gradient is still to come
         self._idle: set[int] = set()  # the parts that should run and have not yet
@@ -79,7 +79,9 @@ class Capture:
     def __exit__(self, kind: object, *_: object) -> None:
         self.undo()
         if kind is None:
-            if self._idle and not self._lenient:
+            if self._unused is not None:
+                self._idle -= {n for n in self._idle if self.parts[n].name in self._unused}
+            if self._idle and self._unused is not None:
                 raise ValueError(
                     f"model: {self.parts[min(self._idle)].name} was not run in a pass, so that its "
                     f"gradient is not known ({len(self._idle)} of {len(self.parts)} matrices)"

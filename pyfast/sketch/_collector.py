@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from pyfast.sketch._parts import check_ready, find_parts, silent_parts
 from pyfast.sketch._products import add_products, products
 from pyfast.sketch._project import add_projection, check_dim
 from pyfast.sketch._randomness import DRAWS, who_draws
-from pyfast.sketch._selfcheck import SelfCheck, Verdict
+from pyfast.sketch._selfcheck import LONGEST, SelfCheck, Spot, Verdict
 from pyfast.sketch._sharing import share_out
 from pyfast.sketch._unwrap import base_of, unwrap
 
@@ -75,6 +75,9 @@ class LoraGradients:
     seed : int
         0 to 2^64 - 1. Only sketches of one seed, dim and set of parts can be compared.
 
+    batching : {"auto", "equal", "alone"}
+        Which responses may share a pass: "auto" finds out; or those of equal lengths, or none.
+
     Attributes
     ----------
     names : list of str
@@ -88,6 +91,8 @@ class LoraGradients:
     batching : {"together", "equal", "alone"}
         How responses share a pass of the model in its present mode: of any lengths, of equal
         lengths, or each one alone.
+    unused : list of str
+        Matrices that the model never runs: their gradient is zero.
     differs : dict of str to str
         For ways of laying responses out (``"rows"``, ``"padded rows"``, ``"packed rows"``) that
         were tried and do not give each response its own gradient: what differed. Such batches are
@@ -118,7 +123,17 @@ class LoraGradients:
     torch.Size([2, 65536])
     """
 
-    def __init__(self, model: Any, dim: int = 65536, seed: int = 0) -> None:
+    def __init__(
+        self,
+        model: Any,
+        dim: int = 65536,
+        seed: int = 0,
+        *,
+        batching: Literal["auto", "equal", "alone"] = "auto",
+    ) -> None:
+        if batching not in ("auto", "equal", "alone"):
+            raise ValueError(f"batching: expected 'auto', 'equal' or 'alone', got {batching!r}")
+        self._asked = batching
         self.dim = check_dim(dim)
         self.seed = args.check_seed(seed)
         self.model = unwrap(model)
@@ -128,8 +143,15 @@ class LoraGradients:
         _check_kind(self._base)
         self._mode: Hashable = None
         self._verdicts: dict[tuple[Hashable, str], Verdict] = {}
+        self._checked_length: dict[tuple[Hashable, str], int] = {}
         self._passes = self._now()
-        self._verdict("rows")
+        self.unused = [self.parts[number].name for number in sorted(self._verdict("rows").unused)]
+        if self.unused:
+            warnings.warn(
+                f"{len(self.unused)} LoRA matrices are never run, so that their gradient is zero: "
+                + ", ".join(self.unused[:3]),
+                stacklevel=2,
+            )
 
     @property
     def batching(self) -> str:
@@ -348,9 +370,13 @@ class LoraGradients:
         if key not in self._verdicts:
             if len(self._verdicts) > _MODES:
                 self._verdicts.clear()
+                self._checked_length.clear()
             check = SelfCheck(self._passes)
             tries = {"rows": check.rows, "padded rows": check.padded, "packed rows": check.packed}
-            found = self._verdicts[key] = tries[kind]()
+            found = tries[kind]()
+            if self._asked == "alone" or (self._asked == "equal" and found.way == "together"):
+                found = replace(found, way=self._asked)
+            self._verdicts[key] = found
             if found.why is not None:
                 self._tell(kind, found)
         return self._verdicts[key]
@@ -377,18 +403,33 @@ class LoraGradients:
         everything = list(range(tokens.responses))
         for rows, piece in self._pieces(tokens):
             some = everything if rows is None else rows
-            run = passes.alone if self._alone(piece) else passes.together
-            logps[some] = run(piece, sink(some))
+            if piece.responses == 1 and self._verdict("rows").way == "alone":
+                logps[some] = passes.alone(piece, sink(some))
+            else:
+                logps[some] = self._together(piece, sink(some))
         return logps
 
-    def _alone(self, tokens: Tokens) -> bool:
-        return tokens.responses == 1 and self._verdict("rows").way == "alone"
+    def _together(self, tokens: Tokens, sink: Sink) -> NDArray[np.float64]:
+        """Run a batch; one of rows twice as long as any before is held to a response alone."""
+        lengths = np.bincount(tokens.owners[tokens.owners >= 0].cpu(), minlength=tokens.responses)
+        counts = tokens.counts.cpu().numpy()
+        key, longest = (self._mode, tokens.kind), int(lengths.max())
+        if tokens.responses == 1 or longest <= 2 * self._checked_length.get(key, LONGEST):
+            return self._passes.together(tokens, sink, unused=self.unused)
+        row = int(np.where(counts > 0, counts, longest + 1).argmin())
+        spot = Spot(self._passes, sink, row)
+        logps = self._passes.together(tokens, spot, unused=self.unused)
+        spot.compare(tokens)
+        self._checked_length[key] = longest
+        return logps
 
     def _pieces(self, tokens: Tokens) -> Iterator[tuple[list[int] | None, Tokens]]:
         """Share a batch out to passes: which responses (None for all, as they are), and tokens."""
         way, rope = self._verdict("rows").way, self._passes.rope
-        fits = tokens.kind == "rows" or self._verdict(tokens.kind).way == "together"
-        if way == "together" and fits and not rope.switches:
+        fits = way == "together" and (
+            tokens.kind == "rows" or self._verdict(tokens.kind).way == "together"
+        )
+        if fits and not rope.switches:
             yield None, tokens
             return
         rows = tokens.apart()
@@ -396,7 +437,7 @@ class LoraGradients:
         regimes = {rope.regime(int(length)) for length in lengths if length}
         if tokens.position_ids is None:  # positions go to the end of the padding
             regimes.add(rope.regime(tokens.input_ids.shape[1]))
-        if way == "together" and fits and len(regimes) == 1:
+        if fits and len(regimes) == 1:
             yield None, tokens
             return
         for numbers in share_out(lengths, tokens.input_ids.numel(), way, rope.regime):
@@ -456,7 +497,7 @@ class _Whole:
 
 def _check_kind(base: Any) -> None:
     head = getattr(base, "get_output_embeddings", None)
-    if head is None or head() is None or base.base_model is base:
+    if head is None or head() is None:
         raise TypeError(f"model: expected a causal language model, got {type(base).__name__}")
 
 

@@ -7,7 +7,7 @@ everything else is held to: autograd's own gradient of the weights, whatever the
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Protocol
 
 import numpy as np
@@ -78,13 +78,15 @@ class Passes:
                     return f"{part.name} is A of one layer and B of another"
         return None
 
-    def together(self, tokens: Tokens, sink: Sink, *, lenient: bool = False) -> NDArray[np.float64]:
+    def together(
+        self, tokens: Tokens, sink: Sink, *, unused: Collection[str] | None = ()
+    ) -> NDArray[np.float64]:
         """Hand every response's factors to `sink`; return log pi of each.
 
-        Parts that are never run are an error, unless `lenient`.
+        Parts that are never run are an error, unless `unused` names them or is None.
         """
         frozen = Frozen(self.model)
-        capture = Capture(self.parts, sink.factors, lenient=lenient)
+        capture = Capture(self.parts, sink.factors, unused=unused)
         try:
             with torch.enable_grad(), frozen, capture:
                 capture.layout = tokens.layout

@@ -14,13 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyfast.sketch._gradients import Passes
+from pyfast.sketch._gradients import Passes, Sink
 from pyfast.sketch._layout import Layout, Row, Tokens, join
+from pyfast.sketch._parts import silent_parts
 from pyfast.sketch._products import products
 
 Way = Literal["together", "equal", "alone"]
 
 _LENGTHS = (13, 7, 4)  # of the made-up responses, prompts included
+LONGEST = _LENGTHS[0]
 _SEEN = 1 << 16  # of a matrix's gradient, at most so many numbers are compared
 _FAILURES = (TypeError, ValueError, RuntimeError, IndexError, AttributeError, KeyError)
 
@@ -35,10 +37,13 @@ class Verdict:
         How responses may share a pass: as rows of any lengths, of equal lengths, not at all.
     why : str or None
         What differed, unless they may share it freely.
+    unused : frozenset of int
+        The parts that no response ran.
     """
 
     way: Way
     why: str | None = None
+    unused: frozenset[int] = frozenset()
 
 
 class SelfCheck:
@@ -54,6 +59,7 @@ class SelfCheck:
         self._passes = passes
         self._device = passes.embeddings.weight.device
         self._eps = _eps(passes)
+        self._unused: frozenset[int] = frozenset()
         for seed in range(4):  # the next, if one of these tokens gives no number
             self._rows = self._make_rows(seed, _LENGTHS)
             self._alone = [self._gradients(join([row]))[0] for row in self._rows]
@@ -75,9 +81,9 @@ class SelfCheck:
         if why is None:
             why = self._compare(self._rows, join(self._rows))
             if why is None:
-                return Verdict("together")
+                return Verdict("together", unused=self._unused)
             if self._holds_for_equal_lengths():
-                return Verdict("equal", why)
+                return Verdict("equal", why, self._unused)
         return Verdict("alone", why)
 
     def padded(self) -> Verdict:
@@ -183,7 +189,8 @@ class SelfCheck:
         if tokens.responses == 1:
             self._passes.alone(tokens, compared)
         else:
-            self._passes.together(tokens, compared, lenient=True)
+            self._passes.together(tokens, compared, unused=None)
+            self._unused = compared.missing - silent_parts(self._passes.parts)
         return compared.rows()
 
     def _make_rows(self, seed: int, lengths: tuple[int, ...]) -> list[Row]:
@@ -245,6 +252,44 @@ class SelfCheck:
         return Tokens(ids, mask, None, positions, owners, len(rows), layout)
 
 
+class Spot:
+    """A sink that hands everything on and looks at one response of a real batch.
+
+    What depends on the length of a batch's rows does not show in short made-up ones.
+    """
+
+    def __init__(self, passes: Passes, sink: Sink, row: int) -> None:
+        self._passes, self._sink, self._row = passes, sink, row
+        self._seen = _Compared(passes, 1)
+
+    def factors(self, number: int, wide: Tensor, narrow: Tensor) -> None:
+        """Hand on, and keep of this response's."""
+        self._sink.factors(number, wide, narrow)
+        row = slice(self._row, self._row + 1)
+        self._seen.factors(number, wide[row], narrow[row])
+
+    def whole(self, number: int, gradient: Tensor) -> None:
+        """Hand on."""
+        self._sink.whole(number, gradient)
+
+    def compare(self, tokens: Tokens) -> None:
+        """Refuse the batch if the response alone has another gradient."""
+        alone = _Compared(self._passes, 1)
+        self._passes.alone(join([tokens.apart()[self._row]]), alone)
+        pairs = list(zip(alone.rows()[0], self._seen.rows()[0], strict=True))
+        lengths = [float(want.norm()) for want, _ in pairs]
+        errors = [float((want - got).norm()) for want, got in pairs]
+        error = float(np.linalg.norm(errors) / max(np.linalg.norm(lengths), 1e-30))
+        allowed = min(0.3, 2.0**17 * _eps(self._passes))  # of a real model's rounding
+        if np.isfinite(lengths).all() and not error <= allowed:
+            worst = self._passes.parts[int(np.argmax(errors))].name
+            raise ValueError(
+                f"model: the gradient of response {self._row} of a batch differs from that of the "
+                f"response alone by {error:.1e} of its length, most in {worst}: does something in "
+                "it depend on the batch's longest row? Use batching='equal' or 'alone'"
+            )
+
+
 class _Compared:
     """A sink that keeps some of each gradient: rows from all over it."""
 
@@ -257,6 +302,11 @@ class _Compared:
 
     def whole(self, number: int, gradient: Tensor) -> None:
         self._found[number] = gradient[self._rows(number)].reshape(1, -1)
+
+    @property
+    def missing(self) -> frozenset[int]:
+        """The parts of which nothing came."""
+        return frozenset(range(len(self._parts))) - self._found.keys()
 
     def rows(self) -> list[list[Tensor]]:
         """Return, response by response, the numbers of each part; zeros for one that is silent."""

@@ -240,3 +240,38 @@ def test_in_place_on_the_output_of_a_layer(tiny):
     mlp = model.get_base_model().model.layers[0].mlp
     mlp.forward = lambda x: mlp.down_proj(mlp.act_fn(mlp.gate_proj(x)).mul_(mlp.up_proj(x).mul_(2)))
     check(model, tiny.responses(4))
+
+
+def test_what_depends_on_the_longest_row_is_found_when_rows_are_long(tiny):
+    """Frequencies of one's own, say: nothing of it shows in the made-up responses."""
+    model = tiny.lora()
+    rope = model.get_base_model().model.rotary_emb
+    plain = rope.forward
+
+    def forward(x, position_ids):
+        return plain(x, position_ids * (0.5 if position_ids.max() > 40 else 1.0))
+
+    rope.forward = forward
+    responses = [([1, 2, 3], list(range(1, 60))), ([4, 5], [6, 7, 8, 9])]
+    collector = sketch.LoraGradients(model, 256)
+    assert collector.batching == "together"
+    collector.responses([([1, 2], [3] * 20), ([4], [5, 6])])
+    with pytest.raises(ValueError, match=r"response 1 of a batch differs .* batching='equal'"):
+        collector.responses(responses)
+    for batching in ("equal", "alone"):
+        collector = sketch.LoraGradients(model, 256, batching=batching)
+        assert collector.batching == batching
+        got = collector.gradients(*pad(responses)).numpy()
+        assert relative(got, reference.lora_gradients(model, responses, collector.names)) < 1e-5
+    with pytest.raises(ValueError, match="batching: expected 'auto', 'equal' or 'alone', got 'no'"):
+        sketch.LoraGradients(model, batching="no")
+
+
+def test_matrices_that_are_never_run_are_said(tiny):
+    model = tiny.lora()
+    mlp = model.get_base_model().model.layers[1].mlp
+    mlp.forward = lambda x: x
+    with pytest.warns(UserWarning, match=r"6 LoRA matrices are never run, .*layers.1.mlp.gate_pr"):
+        collector = sketch.LoraGradients(model, 256)
+    assert len(collector.unused) == 6
+    check(model, tiny.responses(3))
