@@ -80,7 +80,11 @@ def logdet_pairs(
     factor: _Doubles,
     logdet: float,
     threads: int,
+    row_lengths: _Doubles | None = None,
 ) -> tuple[_Indices, _Doubles, float, _Doubles, _Doubles]: ...
+def logdet_best_subset(
+    data: _Floats, k: int, gamma: float, scale: float, vectors: _Doubles
+) -> _Indices: ...
 def mass_dpo(
     features: _Floats,
     policy_logps: _Doubles,

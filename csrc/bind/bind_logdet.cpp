@@ -1,6 +1,8 @@
 #include <algorithm>
+#include <optional>
 
 #include "bind/args.hpp"
+#include "core/best_subset.hpp"
 #include "core/logdet.hpp"
 #include "core/mass_dpo.hpp"
 
@@ -68,25 +70,48 @@ py::tuple logdet_one(const py::array& data, index k, double gamma, double scale,
 py::tuple logdet_pairs(const py::array& sketches, const py::array& pairs,
                        const py::array& row_scales, const py::array& pair_scales, index k,
                        double gamma, const py::array& vectors, const py::array& factor,
-                       double logdet, int threads) {
+                       double logdet, int threads, const std::optional<py::array>& row_lengths) {
   const index* ends = checked<index>(pairs, "pairs", 2);
   const double* of_rows = checked<double>(row_scales, "row_scales", 1);
   const double* of_pairs = checked<double>(pair_scales, "pair_scales", 1);
+  const double* lengths = row_lengths ? checked<double>(*row_lengths, "row_lengths", 1) : nullptr;
   const index n = pairs.shape(0);
   const auto run = [&](const auto* x) {
     const index rows = sketches.shape(0), d = sketches.shape(1);
-    if (pairs.shape(1) != 2 || pair_scales.size() != n || row_scales.size() != rows) {
+    if (pairs.shape(1) != 2 || pair_scales.size() != n || row_scales.size() != rows ||
+        (row_lengths && row_lengths->size() != rows)) {
       throw py::type_error("pairs: expected (P, 2), with one scale per pair and per row");
     }
     for (index e = 0; e < 2 * n; ++e) {
       if (ends[e] < 0 || ends[e] >= rows) throw py::type_error("pairs: expected rows of sketches");
     }
     const PairCandidates candidates(MatrixView<std::decay_t<decltype(*x)>>{x, rows, d}, ends, n,
-                                    of_rows, of_pairs);
+                                    of_rows, of_pairs, lengths);
     return carry_on(candidates, k, gamma, 1.0, checked_state(vectors, factor, logdet, d), threads);
   };
   return is_float32(sketches) ? run(checked<float>(sketches, "sketches", 2))
                               : run(checked<double>(sketches, "sketches", 2));
+}
+
+py::array_t<index> logdet_best_subset(const py::array& data, index k, double gamma, double scale,
+                                      const py::array& vectors) {
+  const auto run = [&](const auto* x) {
+    const index n = data.shape(0), d = data.shape(1);
+    const MatrixView<double> before{checked<double>(vectors, "vectors", 2), vectors.shape(0), d};
+    if (vectors.shape(1) != d) {
+      throw py::type_error("vectors: expected " + std::to_string(d) + " columns");
+    }
+    check_counts(k, n, 1);
+    const RowCandidates candidates(MatrixView<std::decay_t<decltype(*x)>>{x, n, d});
+    py::array_t<index> picks = new_indices(k);
+    index* to = picks.mutable_data();
+    without_gil([&](Cancel& cancel) {
+      Token token(cancel, true);
+      best_subset(candidates, k, gamma, scale, before, to, token);
+    });
+    return picks;
+  };
+  return is_float32(data) ? run(checked<float>(data, "V", 2)) : run(checked<double>(data, "V", 2));
 }
 
 // Many groups. solve(worker's own Solver, group, answer, inner threads, cancel, token) -> logdet.
@@ -199,10 +224,15 @@ void bind_logdet(py::module_& m) {
   m.def("logdet_pairs", &logdet_pairs, py::arg("sketches"), py::arg("pairs"), py::arg("row_scales"),
         py::arg("pair_scales"), py::arg("k"), py::arg("gamma"), py::arg("vectors"),
         py::arg("factor"), py::arg("logdet"), py::arg("threads"),
-        "As logdet_one for scaled differences of two rows (P, 2) of the sketches.");
+        py::arg("row_lengths") = py::none(),
+        "As logdet_one for scaled differences of two rows (P, 2) of the sketches; with the rows' "
+        "lengths it need not subtract them first.");
   m.def("logdet_groups", &logdet_groups, py::arg("data"), py::arg("offsets"), py::arg("k"),
         py::arg("gamma"), py::arg("scale"), py::arg("threads"),
         "Ragged groups: (picks (B*k,), gains (B*k,), logdet (B,)).");
+  m.def("logdet_best_subset", &logdet_best_subset, py::arg("data"), py::arg("k"), py::arg("gamma"),
+        py::arg("scale"), py::arg("vectors"),
+        "The best subset of one group (n, d) after the vectors chosen before: (k,), ascending.");
   m.def("mass_dpo", &mass_dpo_groups, py::arg("features"), py::arg("policy_logps"),
         py::arg("ref_logps"), py::arg("preferred"), py::arg("offsets"), py::arg("k"),
         py::arg("beta"), py::arg("gamma"), py::arg("fisher"), py::arg("threads"),

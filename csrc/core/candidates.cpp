@@ -1,6 +1,7 @@
 #include "core/candidates.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <type_traits>
 #include <vector>
 
@@ -102,7 +103,16 @@ void PairCandidates<T>::squared_norms(index first, index count, double* out) con
       sum += of_part;
     }
     out[i - first] = sum;
+    alike_[i] = row_lengths_ == nullptr || alike(i, sum);
   }
+}
+
+template <class T>
+bool PairCandidates<T>::alike(index i, double square) const {
+  const index a = pairs_[2 * i], b = pairs_[2 * i + 1];
+  const double together = std::abs(pair_scales_[i]) *
+                          (row_scales_[a] * row_lengths_[a] + row_scales_[b] * row_lengths_[b]);
+  return together * together > 0.99 * kAlike * kAlike * square;  // all are rounded
 }
 
 template <class T>
@@ -121,24 +131,36 @@ void PairCandidates<T>::copy_part(index i, index from, index length, double* out
   }
 }
 
-// The two rows of a pair go through the kernel together; the difference is taken of their dots.
+// The two rows of a pair go through the kernel together; the difference is taken of their dots,
+// unless they are alike.
 template <class T>
 void PairCandidates<T>::dots(const index* rows, index n_rows, const double* columns,
                              index n_columns, double* out, index stride) const {
   std::vector<double> both(static_cast<std::size_t>(2 * n_rows * n_columns));
   std::vector<index> ends;
+  std::vector<double> difference;
   for (index r = 0; r < n_rows; ++r) {
-    ends.insert(ends.end(), {pairs_[2 * rows[r]], pairs_[2 * rows[r] + 1]});
+    if (!alike_[rows[r]]) {
+      ends.insert(ends.end(), {pairs_[2 * rows[r]], pairs_[2 * rows[r] + 1]});
+      continue;
+    }
+    difference.resize(static_cast<std::size_t>(x_.cols));
+    copy(rows[r], difference.data());
+    simd::kernels().dot_f64(difference.data(), 1, x_.cols, columns, n_columns, x_.cols, x_.cols,
+                            out + r * stride, stride);
   }
-  gathered_dots(x_, ends.data(), 2 * n_rows, columns, n_columns, x_.cols, both.data(), n_columns);
+  gathered_dots(x_, ends.data(), static_cast<index>(ends.size()), columns, n_columns, x_.cols,
+                both.data(), n_columns);
+  const double* a = both.data();
   for (index r = 0; r < n_rows; ++r) {
+    if (alike_[rows[r]]) continue;
     const index* pair = pairs_ + 2 * rows[r];
     const double of_a = row_scales_[pair[0]], of_b = row_scales_[pair[1]];
-    const double* a = both.data() + 2 * r * n_columns;
     const double* b = a + n_columns;
     for (index c = 0; c < n_columns; ++c) {
       out[r * stride + c] = pair_scales_[rows[r]] * (of_a * a[c] - of_b * b[c]);
     }
+    a += 2 * n_columns;
   }
 }
 

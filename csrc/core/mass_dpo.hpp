@@ -31,7 +31,7 @@ class MassDpo {
 
  private:
   LogDetGreedy greedy_;
-  std::vector<double> probabilities_;
+  std::vector<double> weights_, roots_;  // p but for its denominator, and sqrt(p)
   std::vector<double> vectors_;
   std::vector<double> mean_;
 };

@@ -16,6 +16,8 @@ Doubles = NDArray[np.float64]
 
 # In the differences of rows whose lengths are taken together, by at most.
 NUMBERS_AT_ONCE = 65_536
+# Shorter rows have squares that double does not hold, and still shorter ones no inverse length.
+SHORT, SHORTEST = 1e-140, 1e-280
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class PairSelection:
     indices : ndarray of int64, shape (k,)
         Positions in `pairs`, distinct, in the order of choice.
     gains : ndarray of float64, shape (k,)
-        What each added to ``log det V``; never increasing.
+        What each added to ``log det V``; never increasing, but among ties.
     logdet : float
         ``log det V`` after them, those of `state` included.
     state : LogDetState
@@ -107,7 +109,8 @@ def active_dpo(
     drops out; with ``normalize=None``, multiplying the sketches by beta is dividing lam by beta^2,
     and changes the picks: state lam together with the scale of what it is added to.
 
-    phi is never written down, but for the k chosen ones. Memory: P (m + k + 6) + k d +
+    phi, rounded to float64 number by number, is never written down, but for the k chosen ones and
+    where :func:`logdet` needs more digits. Memory: P (m + k + 6) + k d +
     (m + k)^2 + M float64, with m pairs in `state`, and 5 max(d, 65,536) with ``normalize="pair"``;
     the result holds (m + k) d more.
 
@@ -317,19 +320,23 @@ def _choose(
             f"{name}: the squared length of row {int(np.argmin(np.isfinite(lengths)))} overflows; "
             "scale the rows down"
         )
-    of_rows = _inverse(lengths) if normalize == "response" else np.ones(len(rows))
+    short = np.flatnonzero(lengths < SHORT)  # whose squares are flushed to zero
+    lengths[short] = _lengths(rows[short].astype(np.float64))
+    of_rows = np.ones(len(rows))
+    if normalize == "response":
+        of_rows = _inverse(lengths, f"{name}: row")
 
     def run(
         chosen_from: args.Indices, count: int, before: LogDetState | None
     ) -> tuple[args.Indices, Doubles, LogDetState]:
         of_pairs = (
-            _inverse(_pair_lengths(rows, chosen_from))
+            _inverse(_pair_lengths(rows, chosen_from), "pairs: phi of pair")
             if normalize == "pair"
             else np.ones(len(chosen_from))
         )
         old = state_arrays(before, rows.shape[1])
         picks, gains, total, vectors, factor = _native.logdet_pairs(
-            rows, chosen_from, of_rows, of_pairs, count, lam, *old, threads
+            rows, chosen_from, of_rows, of_pairs, count, lam, *old, threads, lengths
         )
         return picks, gains, extend(before, lam, 1.0, total, vectors, factor)
 
@@ -340,9 +347,26 @@ def _choose(
     return PairSelection(picks, gains, after.logdet, after)
 
 
-def _inverse(lengths: Doubles) -> Doubles:
+def _inverse(lengths: Doubles, what: str) -> Doubles:
     """1 / length, and 0 for a zero vector."""
+    bad = (lengths > 0) & (lengths < SHORTEST)
+    if bad.any():
+        at = int(np.argmax(bad))
+        raise ValueError(
+            f"{what} {at} has length {lengths[at]}: expected 0 or at least {SHORTEST} to normalize"
+        )
     return np.divide(1.0, lengths, out=np.zeros_like(lengths), where=lengths > 0)
+
+
+def _lengths(rows: Doubles) -> Doubles:
+    """Return the length of each row, of one whose squares double does not hold too."""
+    with np.errstate(over="ignore", under="ignore"):
+        lengths = np.linalg.norm(rows, axis=1)
+        odd = np.flatnonzero((lengths < SHORT) | ~np.isfinite(lengths))
+        largest = np.abs(rows[odd]).max(axis=1)
+        largest[largest == 0] = 1.0
+        lengths[odd] = largest * np.linalg.norm(rows[odd] / largest[:, None], axis=1)
+    return np.asarray(lengths)
 
 
 def _pair_lengths(rows: args.Floats, pairs: args.Indices) -> Doubles:
@@ -350,10 +374,7 @@ def _pair_lengths(rows: args.Floats, pairs: args.Indices) -> Doubles:
     step = max(1, NUMBERS_AT_ONCE // rows.shape[1])
     parts = [pairs[i : i + step] for i in range(0, len(pairs), step)]
     return np.concatenate(
-        [
-            np.linalg.norm(rows[part[:, 0]].astype(np.float64) - rows[part[:, 1]], axis=1)
-            for part in parts
-        ]
+        [_lengths(rows[part[:, 0]].astype(np.float64) - rows[part[:, 1]]) for part in parts]
     )
 
 

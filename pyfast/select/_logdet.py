@@ -3,7 +3,6 @@
 import math
 import os
 from dataclasses import dataclass
-from itertools import combinations, islice
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,7 @@ from pyfast._threads import resolve_threads
 
 Doubles = NDArray[np.float64]
 
-# Candidates whose v^T H^-1 v is within this fraction of the largest tie (kLogDetTie in C++).
-TIE = 1e-10
 MOST_SUBSETS = 1_000_000
-# Subsets whose matrices are looked at together, by at most; and numbers in those, unless one matrix
-# has more.
-SUBSETS_AT_ONCE, NUMBERS_AT_ONCE = 20_000, 2_000_000
 
 
 @dataclass(frozen=True)
@@ -99,7 +93,8 @@ class LogDetResult:
     indices : ndarray of int64, shape (k,) or (B, k)
         Distinct positions within the group, in the order of choice.
     gains : ndarray of float64, shape (k,) or (B, k)
-        What each pick added to the log-determinant; never increasing for the greedy order.
+        What each pick added to the log-determinant; never increasing for the greedy order, but
+        among ties. They sum up to ``logdet``, less that of what was there before.
     logdet : float or ndarray of float64, shape (B,)
         ``log det(gamma I + scale sum_S v v^T)``, the vectors of `state` included.
     state : LogDetState or None
@@ -166,17 +161,24 @@ def logdet(
 
     Notes
     -----
-    All arithmetic is float64 with a fixed order of summation: float32 and float64 input of the
-    same values, any number of threads and any SIMD level give the same bits. Candidates whose
-    ``v^T H^{-1} v`` is within 1e-10 of the largest, relatively, tie, and the lowest index wins.
+    Columns need no scaling: the picks, ``gains`` and ``logdet`` are those of exact arithmetic on
+    the numbers of V, to a fraction of 1e-11 of each gain, whatever ``scale |v|^2 / gamma`` is, as
+    long as float64 holds it (longer vectors are refused; of gains below 1e-308 nothing is left to
+    compare). Candidates whose ``v^T H^{-1} v`` is within 1e-10 of the largest, relatively, tie, and
+    the lowest index wins. Float32 and float64 input of the same values, any number of threads and
+    any SIMD level give the same bits.
 
     No d x d matrix: a partial Cholesky factorisation with a ridge. A candidate is read again only
     when the value it had, an upper bound by submodularity, is above the best value known, and
     then catches up with the picks it has missed. Float32 problems are sieved with float32
     products and their error bounds first, unless they are tiny, which changes no bit of the
-    result. Memory per group in work: 2 n (m + k + 4) + (m + k) (m + k + d + 640) float64, with m
-    vectors in `state`; the result holds (m + k) d more. With ``exact=True`` also, of the largest
-    group, n (d + 2 n + 3 m) float64 and the larger of 4,000,000 and 3 k^2.
+    result. So are float64's own sums: where they do not surely tell the best apart, candidates are
+    worked out with 192 bits or more, as many as the lengths ask for.
+
+    Memory per group in work: 2 n (m + k + 4) + (m + k) (m + k + d + 640) float64, with m vectors in
+    `state`; the result holds (m + k) d more. Where digits run out, 5 (m + k) more for each
+    candidate that is worked out (20 at worst), and (m + k) d. With ``exact=True`` also, of the
+    largest group, n (d + 5 n + 10 k + 5 m) float64 (20 instead of 5 at worst).
 
     Examples
     --------
@@ -257,11 +259,17 @@ def _all_subsets(
 ) -> LogDetResult:
     """Find the best subset of each group; the greedy order among its members gives the gains."""
     args.check_values(rows, "V", layout)
-    _check_lengths(rows, layout, scale / gamma)
+    _check_lengths(rows, layout, gamma, scale)
     results, all_indices = [], []
     for b in range(layout.count):
         group = rows[layout.offsets[b] : layout.offsets[b + 1]]
-        best = _best_subset(group, k, scale / gamma, state)
+        if (count := math.comb(len(group), k)) > MOST_SUBSETS:
+            raise ValueError(
+                f"exact: expected at most {MOST_SUBSETS} subsets, got {count} "
+                f"({k} of {len(group)} vectors)"
+            )
+        before = state_arrays(state, rows.shape[1])[0]
+        best = _native.logdet_best_subset(group, k, gamma, scale, before)
         result = logdet(group[best], k, gamma, scale=scale, state=state)
         results.append(result)
         all_indices.append(best[result.indices])
@@ -275,40 +283,16 @@ def _all_subsets(
     )
 
 
-def _check_lengths(rows: args.Floats, layout: args.Layout, ratio: float) -> None:
-    """Raise if ratio |v|^2 is not finite, as the native core does: determinants would be NaN."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        finite = np.isfinite(ratio * _native.squared_norms(rows, 1))
-    if not finite.all():
-        raise ValueError(
-            f"V: the squared length of {layout.place(int(np.argmin(finite)))} times scale / gamma "
-            "overflows; scale the vectors down"
-        )
-
-
-def _best_subset(
-    group: args.Floats, k: int, ratio: float, state: LogDetState | None
-) -> NDArray[np.int64]:
-    """Return the subset S, ascending, with the largest det(I + A_SS), the first of equals."""
-    count = math.comb(len(group), k)
-    if count > MOST_SUBSETS:
-        raise ValueError(
-            f"exact: expected at most {MOST_SUBSETS} subsets, got {count} "
-            f"({k} of {len(group)} vectors)"
-        )
-    V = group.astype(np.float64)
-    A = ratio * (V @ V.T)
-    if state is not None:
-        U = np.linalg.solve(state.factor, ratio * (state.vectors @ V.T))
-        A -= U.T @ U
-    A += np.eye(len(V))
-    subsets = combinations(range(len(V)), k)
-    at_once = min(SUBSETS_AT_ONCE, max(1, NUMBERS_AT_ONCE // k**2))
-    best, best_value = np.arange(k), -np.inf
-    while chunk := list(islice(subsets, at_once)):
-        S = np.array(chunk)
-        values = np.linalg.slogdet(A[S[:, :, None], S[:, None, :]])[1]
-        first = int(np.argmax(values >= values.max() * (1 - TIE)))
-        if values[first] > best_value * (1 + TIE):
-            best, best_value = S[first], values[first]
-    return best
+def _check_lengths(rows: args.Floats, layout: args.Layout, gamma: float, scale: float) -> None:
+    """Raise if scale / gamma |v|^2 overflows, as the native core does."""
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        lengths = scale / gamma * _native.squared_norms(rows, 1)
+    for row in np.flatnonzero(~np.isfinite(lengths)):
+        v = rows[row].astype(np.float64)
+        largest = float(np.abs(v).max()) or 1.0
+        size = 2 * math.log2(largest) + math.log2(max(float(((v / largest) ** 2).sum()), 1.0))
+        if size + math.log2(scale) - math.log2(gamma) >= 1024:
+            raise ValueError(
+                f"V: the squared length of {layout.place(int(row))} times scale / gamma "
+                "overflows; scale the vectors down"
+            )

@@ -22,7 +22,7 @@ class MassDPOSelection:
     negatives : ndarray of int64, shape (k,) or (B, k)
         Distinct positions in the group, without the preferred one, in the order of choice.
     gains : ndarray of float64, shape (k,) or (B, k)
-        What each added to the log-determinant; never increasing.
+        What each added to the log-determinant; never increasing, but among ties.
     logdet : float or ndarray of float64, shape (B,)
         ``log det H(S)``.
     """

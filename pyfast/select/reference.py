@@ -3,6 +3,7 @@
 The native core is held to these in the tests. Nothing here is optimised or checks its input.
 """
 
+from fractions import Fraction
 from itertools import combinations
 
 import numpy as np
@@ -258,6 +259,42 @@ def logdet(
         gains.append(float(np.log1p(values[pick])))
         add(V[pick])
     return picks, gains
+
+
+def logdet_exact(
+    V: Floats, k: int, gamma: float = 0.1, scale: float = 1.0, chosen: Floats | None = None
+) -> tuple[list[int], list[float]]:
+    """Greedy log det in rational numbers, each gain rounded once: for small problems, of any scale.
+
+    ``L D L^T = (gamma / scale) I + W W^T`` grows with every w chosen; z = L^{-1} W v and
+    rho = v^T v - sum_q z_q^2 / D_q of every candidate v, which adds log(1 + rho scale / gamma).
+    """
+    ridge = Fraction(gamma) / Fraction(scale)
+    old = [] if chosen is None else [[Fraction(float(x)) for x in w] for w in chosen]
+    vectors = old + [[Fraction(float(x)) for x in v] for v in V]
+    rho = [sum((x * x for x in v), Fraction(0)) for v in vectors]
+    z: list[list[Fraction]] = [[] for _ in vectors]
+    pivots: list[Fraction] = []
+    order: list[int] = []
+    gains: list[float] = []
+    for step in range(len(old) + k):
+        if step < len(old):
+            pick = step
+        else:
+            rest = [i for i in range(len(old), len(vectors)) if i not in order]
+            enough = max(rho[i] for i in rest) * (1 - Fraction(LOGDET_TIE))
+            pick = next(i for i in rest if rho[i] >= enough)
+            gains.append(float(np.log1p(float(rho[pick] / ridge))))
+        order.append(pick)
+        pivots.append(ridge + rho[pick])
+        row = [z[pick][q] / pivots[q] for q in range(step)]
+        for i, v in enumerate(vectors):
+            if i not in order:
+                entry = sum((x * y for x, y in zip(v, vectors[pick], strict=True)), Fraction(0))
+                entry -= sum((z[i][q] * row[q] for q in range(step)), Fraction(0))
+                z[i].append(entry)
+                rho[i] -= entry * entry / pivots[-1]
+    return [i - len(old) for i in order[len(old) :]], gains
 
 
 def logdet_value(V: Floats, gamma: float = 0.1, scale: float = 1.0) -> float:

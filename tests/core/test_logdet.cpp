@@ -7,6 +7,7 @@
 #include "core/logdet.hpp"
 #include "core/mass_dpo.hpp"
 #include "core/naive_logdet.hpp"
+#include "core/wide.hpp"
 
 using namespace pyfast;
 using namespace pyfast::test;
@@ -210,11 +211,59 @@ TEST(logdet_of_pairs_equals_logdet_of_their_differences) {
                                               of_rows[b] * x[b * std::size_t(d) + t]));
     }
   }
+  std::vector<double> lengths(static_cast<std::size_t>(rows));
+  squared_norms({x.data(), rows, d}, lengths.data());
+  for (double& length : lengths) length = std::sqrt(length);
   const PairCandidates<double> candidates({x.data(), rows, d}, pairs.data(), n, of_rows.data(),
-                                          of_pairs.data());
+                                          of_pairs.data(), lengths.data());
   const Found found = solve(candidates, 25), expected = solve_rows(v, n, 25);
   CHECK(found.picks == expected.picks);
   CHECK_NEAR(found.logdet, expected.logdet, 1e-10 * std::abs(expected.logdet));
+}
+
+TEST(wide_numbers_lose_nothing_that_fits) {
+  using Number = Wide<3>;
+  for (int power : {-300, -70, -1, 0, 1, 63, 64, 65, 100, 130}) {
+    const Number large(std::ldexp(1.5, power)), small(-1.25);
+    CHECK(((large + small) - large).value() == -1.25);
+    const Number squares = (large - small) * (large + small) - large * large;
+    CHECK(power > 90 || squares.value() == -1.25 * 1.25);
+    CHECK((large - large).is_zero() && (large + Number()).value() == large.value());
+  }
+  // Around every power of two the digits of a third and its inverse.
+  for (int power = -70; power < 70; ++power) {
+    const Number third = Number(std::ldexp(3.0, power)).inverse();
+    const Number rest = third * Number(std::ldexp(3.0, power)) - Number(1.0);
+    CHECK(std::abs(rest.value()) < 0x1.0p-180);
+    CHECK_NEAR(third.value() * std::ldexp(1.0, power), 1.0 / 3, 1e-16);
+  }
+  CHECK(Number(0x1.0p-1074).value() == 0x1.0p-1074 && Number(-0.0).is_zero());
+  CHECK((Number(1e308) * Number(1e308)).value() == std::numeric_limits<double>::infinity());
+  CHECK((Number(1e-300) * Number(1e-300) * Number(1e300)).value() == 1e-300);
+}
+
+TEST(wide_dots_keep_what_doubles_cancel) {
+  const std::vector<double> x{1e200, 3, -1e200, 1e-60}, y{1e-40, 5, 1e-40, 1e20};
+  const auto dot_of = [](const std::vector<double>& a, const std::vector<double>& b) {
+    const auto d = static_cast<index>(a.size());
+    return dot<18>(Doubles(a.data(), d), Doubles(b.data(), d)).value();
+  };
+  CHECK(dot_of(x, y) == 15);
+  CHECK(dot_of({1e-200, 0, 2e-200}, {0, 1, 0}) == 0);
+  CHECK(dot_of({0x1.0p-1074, 1}, {0x1.0p1000, -0x1.0p-75}) == 0x1.0p-74 - 0x1.0p-75);
+}
+
+TEST(logdet_tells_nearly_parallel_rows_apart) {
+  for (const double offset : {1.7e3, 1.7e6, 1.7e9, 1.7e12}) {
+    const Found found =
+        solve_rows(std::vector<double>{offset, 0, offset, 1, offset, 2, offset, -3}, 4, 3, 0.1, 1);
+    const double squared = offset * offset;
+    CHECK(found.picks[0] == (offset < 1e5 ? 3 : 0) && found.picks[1] == (offset < 1e5 ? 2 : 3));
+    // det(gamma I + sum v v^T) = gamma^2 + gamma (|v|^2 + |w|^2) + area^2
+    const double a = offset < 1e5 ? 9 : 0, b = offset < 1e5 ? 4 : 9, area = offset < 1e5 ? 5 : 3;
+    const double determinant = 0.01 + 0.1 * (2 * squared + a + b) + area * area * squared;
+    CHECK_NEAR(2 * std::log(0.1) + found.gains[0] + found.gains[1], std::log(determinant), 1e-12);
+  }
 }
 
 TEST(logdet_refuses_lengths_that_overflow) {

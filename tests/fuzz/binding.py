@@ -133,9 +133,15 @@ def logdet_pairs(rng: np.random.Generator) -> dict[str, Any]:
         "pairs": pairs,
         "row_scales": rng.random(rows),
         "pair_scales": rng.random(len(pairs)),
+        "row_lengths": rng.random(rows),
         **call,
         "k": int(rng.integers(1, len(pairs) + 1)),
     }
+
+
+def logdet_best_subset(rng: np.random.Generator) -> dict[str, Any]:
+    call = logdet_one(rng)
+    return {name: call[name] for name in ("data", "k", "gamma", "scale", "vectors")}
 
 
 def logdet_groups(rng: np.random.Generator) -> dict[str, Any]:
@@ -220,6 +226,7 @@ CALLS: dict[str, Make] = {
     "kmedoids_plain": kmedoids_plain,
     "logdet_one": logdet_one,
     "logdet_pairs": logdet_pairs,
+    "logdet_best_subset": logdet_best_subset,
     "logdet_groups": logdet_groups,
     "mass_dpo": mass_dpo,
     "products": products,
