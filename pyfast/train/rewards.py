@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import importlib
+import inspect
 import math
+import reprlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
 from pyfast.train.errors import UserError
 
-Reward = Callable[[str, list[str]], Sequence[float]]
-"""``reward(prompt, responses) -> scores``, one finite number a response, higher is better."""
+Reward = Callable[..., Sequence[float]]
+"""``reward(prompt, responses) -> scores``, one finite number a response, higher is better.
+
+A function that has ``**kwargs``, or parameters of their names, is also given the other fields of
+the prompt's record in the prompts file, by name.
+"""
 
 
 def load(spec: str) -> Reward:
@@ -26,7 +34,8 @@ def load(spec: str) -> Reward:
     Raises
     ------
     UserError
-        Saying what could not be imported or found.
+        Saying what could not be imported or found. The module's code is run: load none that you do
+        not trust.
     """
     if spec == "vader":
         return vader()
@@ -37,9 +46,10 @@ def load(spec: str) -> Reward:
     if here not in sys.path:  # an installed command does not search the current folder
         sys.path.append(here)
     try:
-        reward: Any = importlib.import_module(module_name)
-    except ImportError as error:
-        raise UserError(f"scoring.reward: cannot import {module_name!r}: {error}") from None
+        with contextlib.redirect_stdout(sys.stderr):  # standard output is for results
+            reward: Any = importlib.import_module(module_name)
+    except (Exception, SystemExit) as error:
+        raise UserError(f"scoring.reward: cannot import {module_name!r}: {_told(error)}") from error
     for part in attribute.split("."):
         if not hasattr(reward, part):
             raise UserError(f"scoring.reward: module {module_name!r} has no {attribute!r}")
@@ -68,8 +78,16 @@ def vader() -> Reward:
     return sentiment
 
 
-def score(reward: Reward, prompt: str, responses: list[str]) -> list[float]:
+def score(reward: Reward, prompt: str, responses: Sequence[str]) -> list[float]:
     """Call a reward and check what comes back.
+
+    Parameters
+    ----------
+    reward : callable
+        It is given copies; what it does to them changes nothing.
+    prompt : str
+        A `data.Prompt` has fields, which go to the reward by name, as far as it takes them.
+    responses : sequence of str
 
     Returns
     -------
@@ -79,21 +97,85 @@ def score(reward: Reward, prompt: str, responses: list[str]) -> list[float]:
     Raises
     ------
     UserError
-        If the count is wrong or a score is not a finite number.
+        Naming the function and the prompt: if it raises, needs a field that the prompt has not, or
+        returns something else than one finite number a response.
     """
-    name = getattr(reward, "__qualname__", repr(reward))
-    scores = list(reward(prompt, responses))
+    where = f"reward {_name(reward)}, prompt {reprlib.repr(str(prompt))}"
+    fields = _accepted(reward, dict(getattr(prompt, "fields", {})), where)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            returned: Any = reward(str(prompt), list(responses), **copy.deepcopy(fields))
+            scores = _listed(returned)
+    except (Exception, SystemExit) as error:
+        raise UserError(f"{where}: it raised {_told(error)}") from error
+    wanted = f"expected {len(responses)} scores, one a response"
+    if scores is None:
+        raise UserError(f"{where}: {wanted}, got {_what(returned)}")
     if len(scores) != len(responses):
-        raise UserError(
-            f"reward {name}: expected {len(responses)} scores, one a response, got {len(scores)}"
-        )
-    checked = []
-    for i, value in enumerate(scores):
-        try:
-            number = float(value)
-        except (TypeError, ValueError):
-            raise UserError(f"reward {name}: score {i} is not a number: {value!r}") from None
-        if not math.isfinite(number):
-            raise UserError(f"reward {name}: score {i} is not finite: {number}")
-        checked.append(number)
-    return checked
+        raise UserError(f"{where}: {wanted}, got {len(scores)}")
+    return [_number(value, f"{where}: score {i}") for i, value in enumerate(scores)]
+
+
+def _accepted(reward: Reward, fields: dict[str, Any], where: str) -> dict[str, Any]:
+    """Return the fields that a reward takes by name."""
+    try:
+        parameters = list(inspect.signature(reward).parameters.values())
+    except (TypeError, ValueError):  # a builtin, that does not say
+        return {}
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    own = {p.name for p in positional[:2]}
+    named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    taken = {p.name for p in named} - own
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        taken |= set(fields) - own
+    for parameter in named:
+        required = parameter.default is parameter.empty and parameter.name in taken
+        if required and parameter.name not in fields:
+            raise UserError(
+                f"{where}: it needs the field {parameter.name!r}, which the prompt's record lacks"
+            )
+    return {name: value for name, value in fields.items() if name in taken}
+
+
+def _listed(returned: Any) -> list[Any] | None:
+    """Return what a reward returned as a list, or None if it is no row of numbers."""
+    if inspect.iscoroutine(returned):
+        returned.close()  # or Python warns that nobody awaited it
+        return None
+    if isinstance(returned, (str, bytes, Mapping, Set)) or not isinstance(returned, Iterable):
+        return None
+    if len(getattr(returned, "shape", (0,))) != 1:  # an array or tensor
+        return None
+    return list(returned)
+
+
+def _what(returned: Any) -> str:
+    if returned is None:
+        return "None (does it return them?)"
+    shape = getattr(returned, "shape", None)
+    if shape is not None:
+        return f"{type(returned).__name__} of shape {list(shape)}"
+    return f"{type(returned).__name__} {reprlib.repr(returned)}"
+
+
+def _number(value: Any, where: str) -> float:
+    if isinstance(value, (str, bytes)) or len(getattr(value, "shape", ())) != 0:
+        raise UserError(f"{where} is not a number: {reprlib.repr(value)}")
+    try:
+        number = float(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise UserError(f"{where} is not a number: {reprlib.repr(value)}") from None
+    if not math.isfinite(number):
+        raise UserError(f"{where} is not finite: {number}")
+    return number
+
+
+def _name(reward: Reward) -> str:
+    return getattr(reward, "__qualname__", None) or type(reward).__qualname__
+
+
+def _told(error: BaseException) -> str:
+    """Return an error in one line, with its kind and where it was raised."""
+    lines = str(error).strip().splitlines()
+    kind = type(error).__name__
+    return f"{kind}: {lines[0]}" if lines else kind
