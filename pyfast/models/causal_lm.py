@@ -10,10 +10,15 @@ import torch
 from torch import Tensor
 
 from pyfast import losses
+from pyfast.losses.precision import without_autocast
+from pyfast.models.head import check_head, is_plain
 
 
 class CausalLM:
     """The parts of a transformers causal language model, checked to be all that there is.
+
+    Parts are looked up in the model whenever they are asked for: an adapter on the head, a resized
+    vocabulary or another number type changes them.
 
     Parameters
     ----------
@@ -22,6 +27,8 @@ class CausalLM:
 
     Attributes
     ----------
+    model : module
+        As given.
     base : module
         The transformers model inside.
     backbone : module
@@ -32,28 +39,113 @@ class CausalLM:
         c of ``c tanh(z / c)``, what logits are capped at.
     temperature : float
         What they are divided by then.
+    device : torch.device
+        Where the model begins.
+    autocast_type : dtype or None
+        Of the autocast that the model's own forward pass brings, if it does.
 
     Raises
     ------
     ValueError
         If the model has no head or no hidden states, if its logits are more than one times the
-        other, capped and scaled, or if its adapter is virtual tokens (prompt tuning and its kin).
+        other, capped and scaled, if its adapter is virtual tokens (prompt tuning and its kin), or
+        if it is wrapped for several processes or devices (DDP, FSDP, DataParallel).
     """
 
     def __init__(self, model: Any) -> None:
-        _refuse_virtual_tokens(model)
-        self.base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
-        self.backbone: Any = self.base.base_model
-        self.head: Any = self.base.get_output_embeddings()
-        self.softcap, self.temperature = self._after_head()
-        with in_evaluation(self.base):  # dropout would differ
-            self._check_head()
+        _refuse_wrapped(model)
+        self.model = model
+        self.autocast_type: torch.dtype | None = None
+        self._checked: tuple[Any, ...] = ()
+        self.check()
+
+    @property
+    def base(self) -> Any:
+        """The transformers model."""
+        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+
+    @property
+    def backbone(self) -> Any:
+        """What gives the last hidden states."""
+        base = self.base
+        if base.base_model is not base:
+            return base.base_model
+        return getattr(base, "model", base)  # Llama-4 names another prefix
+
+    @property
+    def head(self) -> Any:
+        """What makes logits of hidden states."""
+        return self.base.get_output_embeddings()
+
+    @property
+    def softcap(self) -> float | None:
+        """What logits are capped at."""
+        cap: float | None = getattr(_text_config(self.base), "final_logit_softcapping", None)
+        return cap  # Gemma
+
+    @property
+    def temperature(self) -> float:
+        """What logits are divided by."""
+        config = _text_config(self.base)
+        divisor = getattr(config, "logits_scaling", None) or 1.0  # Granite
+        factors = ("logit_scale", "lm_head_multiplier")  # Cohere, Falcon-H1
+        for name in factors:
+            divisor /= getattr(config, name, None) or 1.0
+        return float(divisor)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model begins."""
+        return self.base.get_input_embeddings().weight.device  # type: ignore[no-any-return]
+
+    def check(self) -> bool:
+        """Look at the model again if it has changed since it was looked at last.
+
+        Returns
+        -------
+        bool
+            Whether it had changed.
+
+        Raises
+        ------
+        ValueError
+            As the constructor.
+        """
+        _refuse_virtual_tokens(self.model)
+        base = self.base
+        state = self._state(base, self.head)
+        if _same(state, self._checked):
+            return False
+        with in_evaluation(base), torch.no_grad():  # dropout would differ
+            self.autocast_type = check_head(self)
+        self._checked = state
+        return True
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """Return the autocast that the model's own forward pass runs in, if it brings one.
+
+        A model from accelerate's ``prepare`` does; around it, autocast stays as it is.
+        """
+        kind = self.device.type
+        if self.autocast_type is None or torch.is_autocast_enabled(kind):
+            return contextlib.nullcontext()
+        return torch.autocast(kind, self.autocast_type)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the model's logits (..., V) in float32 from its last hidden states (..., H)."""
-        logits: Tensor = self.head(hidden).float()
-        if self.softcap is not None:
-            logits = self.softcap * torch.tanh(logits / self.softcap)
+        head = self.head
+        weight = getattr(head, "weight", None)
+        if isinstance(weight, Tensor) and weight.dtype.is_floating_point:
+            hidden = hidden.to(weight.dtype)  # it comes from autocast, where they differ
+        with without_autocast():
+            logits: Tensor = head(hidden).float()
+        return self.after_head(logits)
+
+    def after_head(self, logits: Tensor) -> Tensor:
+        """Cap and scale what the head gives, as the model does."""
+        softcap = self.softcap
+        if softcap is not None:
+            logits = softcap * torch.tanh(logits / softcap)
         return logits / self.temperature
 
     def logps(self, hidden: Tensor, labels: Tensor, counts: list[int]) -> Tensor:
@@ -73,43 +165,58 @@ class CausalLM:
         float32 tensor (sequences,)
             Sums of log-probabilities in nats, differentiable.
         """
-        if not isinstance(self.head, torch.nn.Linear):  # it has an adapter of its own
+        head = self.head
+        if not is_plain(head):  # it has an adapter or something else of its own
             token_logps = self.logits(hidden).log_softmax(-1).gather(1, labels[:, None]).squeeze(1)
             return torch.stack([part.sum() for part in torch.split(token_logps, counts)])
         return losses.sequence_logps(
             hidden,
-            self.head.weight,
+            head.weight,
             labels,
-            head_bias=self.head.bias,
+            head_bias=head.bias,
             temperature=self.temperature,
             softcap=self.softcap,
             offsets=torch.tensor([0, *counts], device=hidden.device).cumsum(0),
             validate=False,
         ).float()
 
-    def _after_head(self) -> tuple[float | None, float]:
-        """Return what the model does to its logits: the softcap, then the divisor."""
-        config = self.base.config.get_text_config()
-        softcap = getattr(config, "final_logit_softcapping", None)  # Gemma
-        divisor = getattr(config, "logits_scaling", None) or 1.0  # Granite
-        return softcap, divisor / (getattr(config, "logit_scale", None) or 1.0)  # Cohere
+    def _state(self, base: Any, head: Any) -> tuple[Any, ...]:
+        """Return all that what was found out about the model hangs on."""
+        weight = getattr(head, "weight", None)
+        kind = (weight.dtype, weight.device, weight.shape) if isinstance(weight, Tensor) else ()
+        hooks = (
+            (tuple(head._forward_hooks), tuple(head._forward_pre_hooks))
+            if isinstance(head, torch.nn.Module)
+            else ()
+        )
+        own = [vars(module).get("forward") for module in (base, head) if module is not None]
+        classes = (type(base).forward, getattr(type(head), "forward", None))
+        implementation = getattr(base.config, "_attn_implementation", None)
+        rules = (self.softcap, self.temperature, implementation)
+        return (base, head, type(head), *own, *classes, kind, hooks, rules)
 
-    @torch.no_grad()
-    def _check_head(self) -> None:
-        """Refuse a model whose logits are not what `logits` makes of its hidden states."""
-        name = type(self.base).__name__
-        if self.head is None:
-            raise ValueError(f"model: {name} has no head that gives logits")
-        tokens = torch.tensor([[0, 1]], device=self.head.weight.device)
-        hidden = getattr(self.backbone(input_ids=tokens), "last_hidden_state", None)
-        if hidden is None:
-            raise ValueError(f"model: {name} does not give its last hidden states")
-        ours, theirs = self.logits(hidden), self.base(input_ids=tokens).logits
-        # The model may cap and scale in its own type, with a rounding at each step.
-        allowed = max(1e-3, 4 * torch.finfo(theirs.dtype).eps)
-        if not torch.allclose(ours, theirs.float(), rtol=allowed, atol=allowed):
+
+def _same(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
+    """Compare states: modules and functions by identity, the rest by value."""
+    return len(one) == len(other) and all(
+        a is b or (not isinstance(a, torch.nn.Module) and a == b)
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+def _text_config(base: Any) -> Any:
+    return base.config.get_text_config()
+
+
+def _refuse_wrapped(model: Any) -> None:
+    from torch.distributed.fsdp import FullyShardedDataParallel
+    from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+    for kind in (DistributedDataParallel, FullyShardedDataParallel, DataParallel):
+        if isinstance(model, kind):
             raise ValueError(
-                f"model: {name} changes its logits after the head in a way that is not supported"
+                f"model: {kind.__name__} sees only what goes through its own forward pass: wrap "
+                "pyfast.models.shared_prompt.GroupScorerModule(model) in it and call that"
             )
 
 

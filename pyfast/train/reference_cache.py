@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pyfast._files import SECONDS_TO_LIVE, clear_leftovers, written_whole
-from pyfast.models.shared_prompt import Group
+from pyfast.models.layout import Group
 from pyfast.train import fingerprint
 from pyfast.train.errors import UserError
 from pyfast.train.files import cache_dir, to_json
