@@ -34,10 +34,10 @@ class SentenceEncoder:
         from transformers import AutoModel
 
         source = str(resolve(spec) or spec)
-        self.tokenizer: Any = pretrained.tokenizer(source, _SETTING)
         self.model: Any = pretrained.weights(
             AutoModel, source, _SETTING, ignore=_NO_PART, dtype=torch.float32
         )
+        self.tokenizer: Any = pretrained.tokenizer(source, _SETTING)
         pretrained.check_finite(self.model, _SETTING)
         self.model.requires_grad_(False).eval().to(device)
         self.device = torch.device(device)

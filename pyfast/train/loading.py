@@ -85,21 +85,10 @@ def _of_gguf(path: Path, spec: str) -> Path:
 
 def _adapter_settings(source: str, path: Path | None) -> dict[str, Any] | None:
     """Return an adapter's settings, or None if `source` is none."""
-    from transformers.utils import find_adapter_config_file
-
-    if path is not None:
-        file: Path | str | None = path / "adapter_config.json"
-        if not Path(str(file)).is_file():
-            return None
-    else:
-        try:
-            file = find_adapter_config_file(source)
-        except Exception as error:
-            reason = pretrained.one_line(error)
-            raise UserError(f"{_SETTING}: cannot load {source!r}: {reason}") from None
-        if file is None:
-            return None
-    settings = read_json(Path(str(file)))
+    file = pretrained.adapter_file(source, _SETTING)
+    if file is None:
+        return None
+    settings = read_json(Path(file))
     if not isinstance(settings, dict):
         raise UserError(f"{_SETTING}: {file}: expected an object of settings")
     if path is not None and (path / "config.json").is_file():

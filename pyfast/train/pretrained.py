@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -48,9 +49,11 @@ def weights(kind: Any, source: str, setting: str, *, ignore: str | None = None, 
     Raises
     ------
     UserError
-        In one line: what cannot be loaded and why, or which weights are missing, left over, of
-        another shape or not finite.
+        In one line: what cannot be loaded and why, or which weights are missing, left over or of
+        another shape; or if it is an adapter, under which transformers tells nothing of the model.
     """
+    if adapter_file(source, setting) is not None:
+        raise UserError(f"{setting}: {source!r} is an adapter, expected a whole model")
     try:
         model, report = kind.from_pretrained(
             source,
@@ -89,6 +92,21 @@ def weights(kind: Any, source: str, setting: str, *, ignore: str | None = None, 
             f"{setting}: {source!r} does not fit {type(model).__name__}; " + "; ".join(wrong)
         )
     return model
+
+
+def adapter_file(source: str, setting: str) -> str | None:
+    """Return the settings file of an adapter in peft's layout, or None if `source` is none."""
+    from transformers.utils import find_adapter_config_file
+
+    folder = Path(source)
+    if folder.is_dir():
+        file = folder / "adapter_config.json"
+        return str(file) if file.is_file() else None
+    try:
+        found: str | None = find_adapter_config_file(source)
+    except Exception as error:
+        raise _refusal(setting, source, error) from None
+    return found
 
 
 def check_finite(model: torch.nn.Module, setting: str) -> None:

@@ -435,3 +435,43 @@ def test_a_folder_with_a_model_and_an_adapter(sft, tmp_path):
     (folder / "config.json").write_text((tmp_path / "base" / "config.json").read_text())
     with pytest.raises(UserError, match="holds a whole model and an adapter"):
         load(folder)
+
+
+def test_an_adapter_on_the_hub(sft, tmp_path, run_python):
+    """As the hub's cache holds it, without a network."""
+    import shutil
+
+    folder, model = sft()
+    snapshot = tmp_path / "hub" / "models--somebody--sft" / "snapshots" / ("0" * 40)
+    snapshot.parent.mkdir(parents=True)
+    shutil.copytree(folder, snapshot)
+    (snapshot.parent.parent / "refs").mkdir()
+    (snapshot.parent.parent / "refs" / "main").write_text("0" * 40)
+    code = f"""
+import os
+os.environ |= {{"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": {str(tmp_path / "hub")!r}}}
+from pyfast.train import loading
+from pyfast.train.config import PolicyConfig
+policy = loading.load(PolicyConfig(model="somebody/sft", lora_rank=2, device="cpu"), seed=0)
+print(policy.model.name_or_path, *policy.logps({PROMPT}, {RESPONSES}, reference=True).tolist())
+"""
+    name, *logps = run_python(code).splitlines()[-1].split()
+    assert name == "somebody/sft"
+    torch.testing.assert_close(torch.tensor(list(map(float, logps))), truth(model))
+
+
+def test_an_adapter_on_a_gguf_file(sft, tmp_path, monkeypatch):
+    import shutil
+
+    from pyfast.train import gguf
+
+    def convert(path, folder):
+        shutil.copytree(tmp_path / "base", folder, dirs_exist_ok=True)
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(gguf, "_convert_gguf", convert)
+    folder, model = sft()
+    (tmp_path / "small.gguf").write_bytes(b"small")
+    rewrite(folder, base_model_name_or_path="../small.gguf")
+    reference = load(folder).logps(PROMPT, RESPONSES, reference=True)
+    torch.testing.assert_close(reference, truth(model), rtol=1e-5, atol=1e-5)

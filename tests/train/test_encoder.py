@@ -70,3 +70,13 @@ def test_parts_after_the_last_hidden_states_do_not_matter(tmp_path, tiny_encoder
     expected = SentenceEncoder(str(tiny_encoder)).encode(["good day"])
     rows = SentenceEncoder(changed(tmp_path, tiny_encoder, change)).encode(["good day"])
     np.testing.assert_array_equal(rows, expected)
+
+
+def test_an_adapter_is_no_encoder(tmp_path, tiny_encoder):
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModel
+
+    model = AutoModel.from_pretrained(tiny_encoder)
+    get_peft_model(model, LoraConfig(target_modules=["query"])).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"scoring\.encoder: .* is an adapter, expected a"):
+        SentenceEncoder(str(tmp_path))
