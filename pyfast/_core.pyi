@@ -97,12 +97,14 @@ def mass_dpo(
     fisher: bool,
     threads: int,
 ) -> tuple[_Indices, _Doubles, _Doubles]: ...
+def openmp_threads() -> int: ...
 def opt_select(
     embeddings: _Floats,
     rewards: _Doubles,
     offsets: _Indices,
     k: int,
     cover_top: bool,
+    scale_rewards: bool,
     search: str,
     init: str,
     n_init: int,

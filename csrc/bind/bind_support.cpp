@@ -154,6 +154,8 @@ void bind_support(py::module_& m) {
         return philox_block(counter, key);
       },
       py::arg("counter"), py::arg("key"), "One Philox4x32-10 block: four uint32 words.");
+  m.def("openmp_threads", &runtime_threads,
+        "How many threads OpenMP takes here by default; 0 if this build has none.");
   m.def("build_info", &build_info, "How this extension was built, and the SIMD level in use.");
 }
 

@@ -19,6 +19,8 @@
 
 #if defined(PYFAST_THREADS_STD)
 #include <thread>
+#else
+#include <omp.h>
 #endif
 
 #include "core/views.hpp"
@@ -132,6 +134,16 @@ void run_team(int threads, Worker&& worker) {
 }
 
 }  // namespace detail
+
+// How many threads OpenMP would take now if it were not told, which threadpoolctl and
+// omp_set_num_threads change; 0 for std::thread, which has no such setting.
+inline int runtime_threads() {
+#if defined(PYFAST_THREADS_STD)
+  return 0;
+#else
+  return omp_get_max_threads();
+#endif
+}
 
 // Waking a thread takes as long as tens of thousands of operations, longer on a busy machine.
 inline int worthwhile_threads(int threads, double operations) {
