@@ -32,15 +32,19 @@ double largest_distance(const KMedoidsProblem<T>& problem) {
 }
 
 template <class T>
-void certify_group(const Solutions& all, index b, KMedoidsProblem<T> problem, const Means& means,
-                   double* bounds, char* open) {
-  const double largest = all.unit ? largest_distance(problem) : 1.0;
+void certify_group(const Solutions& all, index b, KMedoidsProblem<T> problem, const Shifts& shifts,
+                   const Means& means, double* bounds, char* open) {
+  // As the problem has it, which is a power of two times the unit of costs.
+  const double largest = all.unit ? largest_distance(problem) : 0.0;
   problem.distances.rows = all.candidates[b];
   const std::vector<index> medoids(all.medoids + all.starts[b], all.medoids + all.starts[b + 1]);
-  const Certificate found = certify(problem, medoids, all.costs[b] * (largest > 0 ? largest : 1.0),
-                                    means.threads, means.cancel, means.token);
+  const double unit = largest > 0 ? largest : 1.0;
+  const int exponent = all.unit ? shifts.weights : shifts.costs();
+  const double cost = std::ldexp(all.costs[b] * unit, exponent);
+  const Certificate found =
+      certify(problem, medoids, cost, means.threads, means.cancel, means.token);
   // Dividing again must not lift the bound above the cost.
-  bounds[b] = std::min(found.bound / (largest > 0 ? largest : 1.0), all.costs[b]);
+  bounds[b] = std::min(std::ldexp(found.bound / unit, -exponent), all.costs[b]);
   std::copy(found.open.begin(), found.open.end(), open + all.groups.begin(b));
 }
 
@@ -87,14 +91,13 @@ void certify_groups(const py::array& data, const Solutions& all, bool precompute
       const Means means{inner, cancel, token};
       const index n = groups.size(b), k = all.counts[b];
       const double* weights = all.weights + groups.begin(b);
+      const auto bound = [&](const auto& problem, const Shifts& shifts) {
+        certify_group(all, b, problem, shifts, means, bounds, open);
+      };
       if (precomputed) {
-        certify_group(all, b, KMedoidsProblem<T>{{from + squares[b], n, n}, weights, k}, means,
-                      bounds, open);
+        with_weights(MatrixView<T>{from + squares[b], n, n}, 0, weights, k, token, bound);
         return;
       }
-      const auto bound = [&](const auto& problem) {
-        certify_group(all, b, problem, means, bounds, open);
-      };
       const MatrixView<T> x{from + groups.begin(b) * d, n, d};
       if constexpr (sizeof(T) == sizeof(float)) {
         if (all.unit && n > kSmall) {  // costs of unit distances are exact, and so must these be

@@ -70,14 +70,14 @@ void check_rows(const py::array& embeddings, const py::array& rewards) {
 }
 
 py::tuple opt_select_groups(const py::array& embeddings, const py::array& rewards,
-                            const py::array& offsets, index k, bool cover_top,
+                            const py::array& offsets, index k, bool cover_top, bool scale_rewards,
                             const std::string& search, const std::string& init, index n_init,
                             std::uint64_t seed, int threads) {
   check_rows(embeddings, rewards);
   const Groups groups = checked_groups(offsets, rewards.size());
   const double* r = checked_rewards(rewards, k, threads);
   check_range(n_init, "n_init", 1, kMostStarts);
-  OptSelectOptions options{k, cover_top, {}};
+  OptSelectOptions options{k, cover_top, scale_rewards, {}};
   options.search.search = search == "best" ? Search::best : Search::eager;
   options.search.init =
       init == "greedy" ? KMedoidsOptions::Init::greedy : KMedoidsOptions::Init::random;
@@ -141,8 +141,8 @@ py::tuple bottom_k_groups(const py::object& embeddings, const py::array& rewards
 
 void bind_groups(py::module_& m) {
   m.def("opt_select", &opt_select_groups, py::arg("embeddings"), py::arg("rewards"),
-        py::arg("offsets"), py::arg("k"), py::arg("cover_top"), py::arg("search"), py::arg("init"),
-        py::arg("n_init"), py::arg("seed"), py::arg("threads"),
+        py::arg("offsets"), py::arg("k"), py::arg("cover_top"), py::arg("scale_rewards"),
+        py::arg("search"), py::arg("init"), py::arg("n_init"), py::arg("seed"), py::arg("threads"),
         "Ragged groups: (positive (B,), negatives end to end, their offsets (B+1,), cost (B,)).");
   m.def("coreset", &coreset_groups, py::arg("embeddings"), py::arg("rewards"), py::arg("offsets"),
         py::arg("k"), py::arg("n_init"), py::arg("max_iter"), py::arg("seed"), py::arg("threads"),

@@ -51,10 +51,27 @@ void solve_groups(const Groups& groups, const Request& request, Outputs& out, So
 }
 
 template <class T>
-KMedoidsSolution solve_problem(const KMedoidsProblem<T>& problem, const KMedoidsOptions& options,
-                               const Means& means, index* labels) {
+KMedoidsSolution solve_problem(const KMedoidsProblem<T>& problem, const Shifts& shifts,
+                               const KMedoidsOptions& options, const Means& means, index* labels) {
   KMedoidsSolution solution = kmedoids(problem, options, means.threads, means.cancel, means.token);
   assign(problem, solution.medoids, means.token, labels);
+  solution.cost = unscaled(solution.cost, shifts.costs());
+  return solution;
+}
+
+// Of more points than have their distances in a matrix of double.
+template <class T>
+KMedoidsSolution solve_many(MatrixView<T> x, const double* weights, const Request& request,
+                            const KMedoidsOptions& options, const Means& means, index* labels) {
+  const LiftedPoints<T> points(x, means.token);
+  const ScaledWeights scaled(weights, x.rows, points.farthest());
+  KMedoidsSolution solution =
+      x.rows > request.sampled_above
+          ? sampled_kmedoids(points.view(), scaled.data(), request.k, request.sample_size, options,
+                             means.threads, means.cancel, means.token, labels)
+          : kmedoids_of_points(points.view(), scaled.data(), request.k, options, means.threads,
+                               means.cancel, means.token, nullptr, labels);
+  solution.cost = unscaled(solution.cost, points.shift() + scaled.shift());
   return solution;
 }
 
@@ -67,19 +84,14 @@ void from_points(const py::array& data, const Groups& groups, const Request& req
                [&](index b, const auto& options, const Means& means, index* labels) {
                  const MatrixView<T> own{x + groups.begin(b) * d, groups.size(b), d};
                  const double* weights = request.weights + groups.begin(b);
-                 if (own.rows > std::max(request.sampled_above, kSmall)) {
-                   return sampled_kmedoids(own, weights, k, request.sample_size, options,
-                                           means.threads, means.cancel, means.token, labels);
-                 }
                  if (own.rows > kSmall) {
-                   return kmedoids_of_points(own, weights, k, options, means.threads, means.cancel,
-                                             means.token, nullptr, labels);
+                   return solve_many(own, weights, request, options, means, labels);
                  }
-                 std::vector<double> distances(static_cast<std::size_t>(own.rows * own.rows));
-                 exact_distances(own, distances.data(), means.token);
-                 return solve_problem(
-                     KMedoidsProblem<double>{{distances.data(), own.rows, own.rows}, weights, k},
-                     options, means, labels);
+                 KMedoidsSolution solution;
+                 with_distances(own, weights, k, means, [&](const auto& problem, const Shifts& by) {
+                   solution = solve_problem(problem, by, options, means, labels);
+                 });
+                 return solution;
                });
 }
 
@@ -88,14 +100,17 @@ void from_distances(const py::array& data, const Groups& groups, const Request& 
                     Outputs& out) {
   const T* distances = checked<T>(data, "D", 1);
   const std::vector<index> starts = square_starts(groups, data.shape(0));
-  solve_groups(
-      groups, request, out, [&](index b, const auto& options, const Means& means, index* labels) {
-        const index n = groups.size(b);
-        return solve_problem(
-            KMedoidsProblem<T>{
-                {distances + starts[b], n, n}, request.weights + groups.begin(b), request.k},
-            options, means, labels);
-      });
+  solve_groups(groups, request, out,
+               [&](index b, const auto& options, const Means& means, index* labels) {
+                 const index n = groups.size(b);
+                 KMedoidsSolution solution;
+                 with_weights(MatrixView<T>{distances + starts[b], n, n}, 0,
+                              request.weights + groups.begin(b), request.k, means.token,
+                              [&](const auto& problem, const Shifts& by) {
+                                solution = solve_problem(problem, by, options, means, labels);
+                              });
+                 return solution;
+               });
 }
 
 // k distinct positions for each group.

@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "bind/args.hpp"
+#include "bind/problems.hpp"
 #include "core/distances.hpp"
 #include "core/kmedoids.hpp"
 #include "core/small_search.hpp"
@@ -100,16 +101,16 @@ py::object solve(const py::array& array, index k, bool precomputed,
   without_gil([&](Cancel& cancel) {
     Token token(cancel, true);
     const std::vector<double> weights(static_cast<std::size_t>(n), 1.0);
-    const auto run = [&](const auto& problem) {
+    const auto run = [&](const auto& problem, const Shifts& shifts) {
       solution = kmedoids(problem, options, 1, cancel, token);
       assign(problem, solution.medoids, token, to_labels);
+      solution.cost = unscaled(solution.cost, shifts.costs());
     };
+    const Means means{1, cancel, token};
     if (precomputed) {
-      run(KMedoidsProblem<T>{{data, n, n}, weights.data(), k});
+      with_weights(MatrixView<T>{data, n, n}, 0, weights.data(), k, token, run);
     } else {
-      std::vector<double> distances(static_cast<std::size_t>(n * n));
-      exact_distances(MatrixView<T>{data, n, d}, distances.data(), token);
-      run(KMedoidsProblem<double>{{distances.data(), n, n}, weights.data(), k});
+      with_distances(MatrixView<T>{data, n, d}, weights.data(), k, means, run);
     }
   });
   std::copy(solution.medoids.begin(), solution.medoids.end(), to_medoids);

@@ -1,12 +1,16 @@
 // The k-medoids problems of a call's groups, from points or from distances laid end to end.
 #pragma once
 
+#include <algorithm>
+#include <cmath>
+#include <stdexcept>
 #include <vector>
 
 #include "bind/args.hpp"
 #include "core/big_array.hpp"
 #include "core/distances.hpp"
 #include "core/kmedoids.hpp"
+#include "core/lifted_points.hpp"
 #include "core/pairwise.hpp"
 #include "core/small_search.hpp"
 
@@ -19,20 +23,62 @@ struct Means {
   Token& token;
 };
 
-// Calls solve(problem) for the points of one group. Small groups get exact distances; in large ones
-// they take the type of the points.
+// Twice the largest distance of point 0 is none less than the largest of all, by the triangle
+// inequality; where that is far from double's ends, nothing is. Else all are looked at.
+template <class T>
+int farthest_in(MatrixView<T> distances, Token& token) {
+  const auto exponent = [&](index rows) {
+    T largest = 0;
+    for (index j = 0; j < rows; ++j) {
+      token.spend(distances.cols);
+      const T* row = distances.row(j);
+      largest = std::max(largest, *std::max_element(row, row + distances.cols));
+    }
+    return largest > 0 ? std::ilogb(largest) + 2 : 0;
+  };
+  const int near = exponent(1);
+  return near > -50 && near < 900 ? near : exponent(distances.rows);
+}
+
+// The true cost of what was found on distances and weights times powers of two.
+inline double unscaled(double cost, int exponent) {
+  const double value = std::ldexp(cost, -exponent);
+  if (!std::isfinite(value)) {
+    throw std::range_error("weights times distances overflow float64; scale the weights down");
+  }
+  return value;
+}
+
+// The powers of two that a problem's numbers have been multiplied by.
+struct Shifts {
+  int distances, weights;
+  int costs() const { return distances + weights; }
+};
+
+// Calls solve(problem, shifts) for distances that are `shift` times a power of two already.
+template <class T, class Solve>
+void with_weights(MatrixView<T> distances, int shift, const double* weights, index k, Token& token,
+                  Solve&& solve) {
+  const ScaledWeights scaled(weights, distances.cols, farthest_in(distances, token));
+  solve(KMedoidsProblem<T>{distances, scaled.data(), k}, Shifts{shift, scaled.shift()});
+}
+
+// The same for the points of one group. Small groups get exact distances; in large ones they take
+// the type of the points.
 template <class T, class Solve>
 void with_distances(MatrixView<T> x, const double* weights, index k, const Means& means,
                     Solve&& solve) {
-  const index count = x.rows * x.rows;
-  if (x.rows <= kSmall) {
-    std::vector<double> distances(static_cast<std::size_t>(count));
-    exact_distances(x, distances.data(), means.token);
-    solve(KMedoidsProblem<double>{{distances.data(), x.rows, x.rows}, weights, k});
+  const index n = x.rows;
+  if (n <= kSmall) {
+    std::vector<double> distances(static_cast<std::size_t>(n * n));
+    const int shift = exact_distances(x, distances.data(), means.token);
+    with_weights(MatrixView<double>{distances.data(), n, n}, shift, weights, k, means.token, solve);
   } else {
-    const BigArray<T> distances = big_array<T>(count);
-    euclidean_distances(x, distances.get(), means.threads, means.cancel, means.token);
-    solve(KMedoidsProblem<T>{{distances.get(), x.rows, x.rows}, weights, k});
+    const LiftedPoints<T> points(x, means.token);
+    const BigArray<T> distances = big_array<T>(n * n);
+    euclidean_distances(points.view(), distances.get(), means.threads, means.cancel, means.token);
+    with_weights(MatrixView<T>{distances.get(), n, n}, points.shift(), weights, k, means.token,
+                 solve);
   }
 }
 

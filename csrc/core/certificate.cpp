@@ -63,7 +63,9 @@ class Dual {
     return problem_.weights[i] * static_cast<double>(problem_.distances.row(j)[i]);
   }
 
-  // Prices start half-way between the costs of the nearest medoid and the second one.
+  // Prices start half-way between the costs of the nearest medoid and the second one. No price is
+  // worth more than the cost of all: a point that is dearer elsewhere has its server in any cheaper
+  // set, and sums keep their digits beside points of enormous weight.
   void start(const std::vector<index>& medoids) {
     constexpr double kFar = std::numeric_limits<double>::infinity();
     double mean = 0;
@@ -74,13 +76,13 @@ class Dual {
         second = std::min(second, std::max(first, d));
         first = std::min(first, d);
       }
-      prices_[i] = problem_.weights[i] * (first / 2 + second / 2);
+      prices_[i] = std::min(problem_.weights[i] * (first / 2 + second / 2), cost_);
       scales_[i] = second;
       mean += second / static_cast<double>(n());
     }
     double most = 0;
     for (index i = 0; i < n(); ++i) {
-      scales_[i] = problem_.weights[i] * (scales_[i] / 2 + mean / 2);
+      scales_[i] = std::min(problem_.weights[i] * (scales_[i] / 2 + mean / 2), cost_);
       most = std::max(most, scales_[i]);
     }
     for (double& scale : scales_) scale /= most > 0 ? most : 1.0;
@@ -182,7 +184,7 @@ class Dual {
     const double step = length * (cost_ - bound_) / square;
     for (index i = 0; i < n(); ++i) {
       const double price = prices_[i] - step * scales_[i] * scales_[i] * served_[i];
-      prices_[i] = price > 0 ? price : 0.0;
+      prices_[i] = std::min(price > 0 ? price : 0.0, cost_);
     }
     return true;
   }

@@ -26,8 +26,9 @@ class DistanceCodes {
     std::nth_element(sorted.begin(), middle, sorted.end());
     for (std::size_t i = 0; i < seconds.size(); ++i) {
       const double most = std::max(1.5 * static_cast<double>(seconds[i]), double{*middle});
-      // Between the bounds, steps and scales are normal numbers in float too.
-      steps_[i] = std::min(std::max(most, 1e-30), 1e37) / 255;
+      // Between the bounds, steps and scales are normal numbers of type T.
+      constexpr bool kNarrow = sizeof(T) == sizeof(float);
+      steps_[i] = std::min(std::max(most, kNarrow ? 1e-30 : 1e-290), kNarrow ? 1e37 : 1e300) / 255;
       scales_[i] = static_cast<T>((1 - 1e-6) / steps_[i]);
     }
   }

@@ -2,9 +2,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <stdexcept>
 #include <string>
 
+#include "core/lifted_points.hpp"
 #include "simd/simd.hpp"
 
 namespace pyfast {
@@ -26,7 +28,37 @@ double exact_distance(const float* a, const float* b, index d) {
   return std::sqrt(squared);
 }
 double exact_distance(const double* a, const double* b, index d) {
-  return std::sqrt(squared_distance(a, b, d));
+  return distance_of(squared_distance(a, b, d), a, b, d);
+}
+
+namespace {
+
+// Of differences times the power of two that brings the largest near 1: their squares neither
+// overflow nor vanish beside it.
+double scaled_distance(const double* a, const double* b, index d) {
+  const auto count = static_cast<std::size_t>(d);
+  if (std::memcmp(a, b, count * sizeof(double)) == 0 && std::isfinite(a[0] - b[0])) return 0;
+  std::vector<double> differences(count);
+  double largest = 0;
+  for (std::size_t t = 0; t < count; ++t) {
+    differences[t] = a[t] - b[t];
+    if (!std::isfinite(differences[t])) return std::abs(differences[t]);
+    largest = std::max(largest, std::abs(differences[t]));
+  }
+  if (largest == 0) return 0;
+  const int exponent = std::ilogb(largest);
+  scale_by_power_of_two(differences.data(), d, -exponent);
+  double squared;
+  simd::kernels().squared_norms_f64(differences.data(), 1, d, d, &squared);
+  return std::ldexp(std::sqrt(squared), exponent);
+}
+
+}  // namespace
+
+// Squares of differences of floats fit a double.
+double distance_of(double square, const float*, const float*, index) { return std::sqrt(square); }
+double distance_of(double square, const double* a, const double* b, index d) {
+  return comfortable_square(square) ? std::sqrt(square) : scaled_distance(a, b, d);
 }
 
 void throw_overflow(index i, index j) {
@@ -111,17 +143,42 @@ void ExactSquares::measure(const T* const* rows, index n, index d, double* out, 
   pair_squares(rows_.data(), n, width, out, stride, {}, threads, token);
 }
 
+namespace {
+
+// Into `out`; returns the largest.
 template <class T>
-void exact_distances(MatrixView<T> x, double* out, Token& token) {
+double measure_exactly(MatrixView<T> x, double* out, Token& token) {
   const index n = x.rows;
   exact_squares(x, out, n, token);
+  double largest = 0;
   for (index i = 0; i < n; ++i) {
-    for (index j = 0; j < n; ++j) {
-      double& value = out[i * n + j];
-      value = std::sqrt(value);
-      if (!std::isfinite(value)) throw_overflow(j, i);
+    for (index j = 0; j < i; ++j) {
+      const double distance = distance_of(out[i * n + j], x.row(i), x.row(j), x.cols);
+      if (!std::isfinite(distance)) throw_overflow(j, i);
+      out[i * n + j] = out[j * n + i] = distance;
+      largest = std::max(largest, distance);
     }
+    if (out[i * n + i] != 0) throw_overflow(i, i);  // what is not finite is not at 0 from itself
   }
+  return largest;
+}
+
+}  // namespace
+
+template <class T>
+int exact_distances(MatrixView<T> x, double* out, Token& token) {
+  constexpr double kLeast = 1e-280, kMost = 1e306;
+  const double largest = measure_exactly(x, out, token);
+  if (largest > kMost) {
+    constexpr int kDown = -16;  // a hundred of them can be added up
+    scale_by_power_of_two(out, x.rows * x.rows, kDown);
+    return kDown;
+  }
+  if (largest == 0 || largest >= kLeast) return 0;
+  const int shift = -std::ilogb(largest);
+  const LiftedPoints<double> lifted(x, shift, token);
+  measure_exactly(lifted.view(), out, token);
+  return shift;
 }
 
 template void exact_squares<float>(MatrixView<float>, double*, index, Token&);
@@ -132,7 +189,7 @@ template void ExactSquares::measure<float>(const float* const*, index, index, do
                                            Token&);
 template void ExactSquares::measure<double>(const double* const*, index, index, double*, index, int,
                                             Token&);
-template void exact_distances<float>(MatrixView<float>, double*, Token&);
-template void exact_distances<double>(MatrixView<double>, double*, Token&);
+template int exact_distances<float>(MatrixView<float>, double*, Token&);
+template int exact_distances<double>(MatrixView<double>, double*, Token&);
 
 }  // namespace pyfast

@@ -18,16 +18,28 @@ constexpr double kFloatRounding = 0x1.0p-24;
 float squared_distance(const float* a, const float* b, index d);
 double squared_distance(const double* a, const double* b, index d);
 
+// Whether a sum of squares in double has kept its digits: a square below 1e-290 may have terms that
+// underflowed, and sums of fewer than 1e15 others do not overflow.
+inline bool comfortable_square(double square) { return square > 1e-290 && square < 1e290; }
+
 // ||a - b||_2 in double arithmetic, the same bits for float rows and double rows of equal numbers.
+// Of any rows of finite numbers; infinity if the distance itself overflows.
 double exact_distance(const float* a, const float* b, index d);
 double exact_distance(const double* a, const double* b, index d);
+
+// The same, given the square that the kernels found: rows are only read again, at a scale of their
+// own, where it is not comfortable.
+double distance_of(double square, const float* a, const float* b, index d);
+double distance_of(double square, const double* a, const double* b, index d);
 
 // "the distance between points i and j overflows", as a std::range_error.
 [[noreturn]] void throw_overflow(index i, index j);
 
-// out[i * n + j] = exact_distance(x_i, x_j) for the n rows of x. Throws throw_overflow's error.
+// out[i * n + j] = 2^shift exact_distance(x_i, x_j) for the n rows of x; returns the shift. It is 0
+// unless distances are so small that double holds few of their digits (they are measured between
+// larger rows then) or so large that a sum of them would overflow. Throws throw_overflow's error.
 template <class T>
-void exact_distances(MatrixView<T> x, double* out, Token& token);
+int exact_distances(MatrixView<T> x, double* out, Token& token);
 
 // out[i * stride + j] = ||x_i - x_j||^2 in double arithmetic, the same bits for float rows and
 // double rows of equal numbers. Not checked for overflow.

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <stdexcept>
+#include <type_traits>
 
 #include "core/distances.hpp"
 #include "core/philox.hpp"
@@ -15,21 +17,56 @@ namespace pyfast {
 
 namespace {
 
-MatrixView<double> view(const std::vector<double>& data, index rows, index cols) {
-  return {data.data(), rows, cols};
-}
+// Squared distances of double rows in double; whether all of them kept their digits.
+class Squares {
+ public:
+  double operator()(const double* a, const double* b, index d) {
+    const double squared = squared_distance(a, b, d);
+    if (!comfortable_square(squared) && !std::equal(a, a + d, b)) odd_ = true;
+    return squared;
+  }
+  bool all_fine() const { return !odd_; }
 
+ private:
+  bool odd_ = false;
+};
+
+// Or in long double, whose exponents hold the squares of all doubles: slow, and rarely needed.
+class WideSquares {
+ public:
+  template <class B>
+  long double operator()(const double* a, const B* b, index d) {
+    long double squared = 0;
+    for (index t = 0; t < d; ++t) {
+      const long double difference = static_cast<long double>(a[t]) - b[t];
+      squared += difference * difference;
+    }
+    return squared;
+  }
+};
+
+template <class Real, class Square>
 class Lloyd {
  public:
-  Lloyd(MatrixView<double> x, index k, std::vector<double> centres)
+  Lloyd(MatrixView<double> x, index k, const std::vector<index>& centres, Square& square)
       : x_(x),
         k_(k),
-        centres_(std::move(centres)),
+        square_(square),
         labels_(static_cast<std::size_t>(x.rows), -1),
         squared_(static_cast<std::size_t>(x.rows)),
-        sizes_(static_cast<std::size_t>(k)) {}
+        sizes_(static_cast<std::size_t>(k)) {
+    centres_.reserve(static_cast<std::size_t>(k * x.cols));
+    for (const index i : centres) {
+      centres_.insert(centres_.end(), x.row(i), x.row(i) + x.cols);
+    }
+  }
 
-  KMeansSolution run(index max_iter, Token& token) {
+  struct Found {
+    std::vector<index> labels;
+    Real inertia;
+    index iterations;
+  };
+  Found run(index max_iter, Token& token) {
     index iterations = 0;
     while (iterations < max_iter) {
       ++iterations;
@@ -46,9 +83,10 @@ class Lloyd {
     std::fill(sizes_.begin(), sizes_.end(), 0);
     for (index i = 0; i < x_.rows; ++i) {
       token.spend(k_ * x_.cols);
-      double least = std::numeric_limits<double>::infinity();
+      Real least = std::numeric_limits<Real>::infinity();
+      labels_[i] = 0;  // if none is finite
       for (index c = 0; c < k_; ++c) {
-        const double squared = squared_distance(x_.row(i), centre(c), x_.cols);
+        const Real squared = square_(x_.row(i), centre(c), x_.cols);
         if (squared < least) {
           least = squared;
           labels_[i] = c;
@@ -64,35 +102,80 @@ class Lloyd {
   }
 
   void move_centres(Token& token) {
-    std::fill(centres_.begin(), centres_.end(), 0.0);
+    std::fill(centres_.begin(), centres_.end(), Real{0});
     for (index i = 0; i < x_.rows; ++i) {
-      double* c = centre(labels_[i]);
+      Real* c = centre(labels_[i]);
       token.spend(x_.cols);
       for (index t = 0; t < x_.cols; ++t) c[t] += x_.row(i)[t];
     }
     for (index c = 0; c < k_; ++c) {
-      for (index t = 0; t < x_.cols; ++t) centre(c)[t] /= static_cast<double>(sizes_[c]);
+      for (index t = 0; t < x_.cols; ++t) centre(c)[t] /= static_cast<Real>(sizes_[c]);
     }
   }
 
-  double inertia(Token& token) const {
-    double sum = 0;
+  Real inertia(Token& token) {
+    Real sum = 0;
     for (index i = 0; i < x_.rows; ++i) {
       token.spend(x_.cols);
-      sum += squared_distance(x_.row(i), centres_.data() + labels_[i] * x_.cols, x_.cols);
+      sum += square_(x_.row(i), centre(labels_[i]), x_.cols);
     }
     return sum;
   }
 
-  double* centre(index c) { return centres_.data() + c * x_.cols; }
+  Real* centre(index c) { return centres_.data() + c * x_.cols; }
 
   MatrixView<double> x_;
   index k_;
-  std::vector<double> centres_;
+  Square& square_;
+  std::vector<Real> centres_;
   std::vector<index> labels_;
-  std::vector<double> squared_;  // of each point to its own centre
+  std::vector<Real> squared_;  // of each point to its own centre
   std::vector<index> sizes_;
 };
+
+// The best of all starts; none if `square` is not all fine.
+template <class Real, class Square>
+KMeansSolution best_of_starts(MatrixView<double> x, index k, const KMeansOptions& options,
+                              Square& square, Token& token) {
+  typename Lloyd<Real, Square>::Found best{};
+  for (index run = 0; run < options.n_init; ++run) {
+    Random random(options.seed, Purpose::kmeans, static_cast<std::uint32_t>(run));
+    const auto of_pair = [&](index i, index j) -> Real {
+      token.spend(x.cols);
+      return square(x.row(i), x.row(j), x.cols);
+    };
+    const std::vector<index> centres = plus_plus<Real>(x.rows, k, of_pair, random);
+    auto found = Lloyd<Real, Square>(x, k, centres, square).run(options.max_iter, token);
+    if (run == 0 || found.inertia < best.inertia) best = std::move(found);
+    if constexpr (std::is_same_v<Real, double>) {
+      if (!square.all_fine()) return {};
+    }
+  }
+  return {std::move(best.labels), finite_inertia(best.inertia), best.iterations};
+}
+
+KMeansSolution wide_kmeans(MatrixView<double> x, index k, const KMeansOptions& options,
+                           Token& token) {
+  using Wide = std::numeric_limits<long double>;
+  if (Wide::max_exponent < 4096) {  // on some systems it is a double
+    throw std::range_error("squared distances leave the range of float64; scale the points");
+  }
+  WideSquares square;
+  return best_of_starts<long double>(x, k, options, square, token);
+}
+
+// Whether the squared distances of x are as good as double has them.
+template <class T>
+bool fine(MatrixView<T> x, const std::vector<double>& squares) {
+  if constexpr (sizeof(T) == sizeof(float)) return true;
+  for (index i = 0; i < x.rows; ++i) {
+    for (index j = 0; j < i; ++j) {
+      if (comfortable_square(squares[i * x.rows + j])) continue;
+      if (!std::equal(x.row(i), x.row(i) + x.cols, x.row(j))) return false;
+    }
+  }
+  return true;
+}
 
 }  // namespace
 
@@ -104,27 +187,16 @@ KMeansSolution kmeans(MatrixView<T> x, index k, const KMeansOptions& options,
     std::vector<const T*> rows;
     for (index i = 0; i < x.rows; ++i) rows.push_back(x.row(i));
     workspace.measure(rows.data(), x.rows, x.cols, squares.data(), x.rows, 1, token);
-    return small_kmeans(squares.data(), x.rows, k, options, token);
+    if (fine(x, squares)) return small_kmeans(squares.data(), x.rows, k, options, token);
   }
   const std::vector<double> wide = widen(x, token);
-  const MatrixView<double> points = view(wide, x.rows, x.cols);
-  KMeansSolution best;
-  for (index run = 0; run < options.n_init; ++run) {
-    Random random(options.seed, Purpose::kmeans, static_cast<std::uint32_t>(run));
-    const auto square = [&](index i, index j) {
-      token.spend(x.cols);
-      return squared_distance(points.row(i), points.row(j), x.cols);
-    };
-    std::vector<double> centres;
-    centres.reserve(static_cast<std::size_t>(k * x.cols));
-    for (const index i : plus_plus(x.rows, k, square, random)) {
-      centres.insert(centres.end(), points.row(i), points.row(i) + x.cols);
-    }
-    Lloyd lloyd(points, k, std::move(centres));
-    KMeansSolution solution = lloyd.run(options.max_iter, token);
-    if (run == 0 || solution.inertia < best.inertia) best = std::move(solution);
+  const MatrixView<double> points{wide.data(), x.rows, x.cols};
+  if (x.rows > kSmall) {
+    Squares square;
+    KMeansSolution found = best_of_starts<double>(points, k, options, square, token);
+    if (square.all_fine()) return found;
   }
-  return best;
+  return wide_kmeans(points, k, options, token);
 }
 
 template KMeansSolution kmeans<float>(MatrixView<float>, index, const KMeansOptions&, ExactSquares&,

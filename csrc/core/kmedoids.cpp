@@ -215,8 +215,8 @@ KMedoidsSolution kmedoids(const KMedoidsProblem<T>& problem, const KMedoidsOptio
 }
 
 template <class T>
-void assign(const KMedoidsProblem<T>& problem, const std::vector<index>& medoids, Token& token,
-            index* labels) {
+void assign_nearest(const KMedoidsProblem<T>& problem, const std::vector<index>& medoids,
+                    Token& token, index* labels) {
   const T* row = problem.distances.row(medoids[0]);
   std::vector<T> nearest(row, row + problem.points());
   std::fill(labels, labels + problem.points(), index{0});
@@ -232,13 +232,22 @@ void assign(const KMedoidsProblem<T>& problem, const std::vector<index>& medoids
   }
 }
 
+template <class T>
+void assign(const KMedoidsProblem<T>& problem, const std::vector<index>& medoids, Token& token,
+            index* labels) {
+  assign_nearest(problem, medoids, token, labels);
+  label_medoids(medoids, labels);
+}
+
 #define PYFAST_INSTANTIATE(T)                                                                  \
   template KMedoidsSolution swap_search(const KMedoidsProblem<T>&, std::vector<index>, Search, \
                                         int, Cancel&, Token&);                                 \
   template std::vector<index> greedy_start(const KMedoidsProblem<T>&, Token&);                 \
   template KMedoidsSolution kmedoids(const KMedoidsProblem<T>&, const KMedoidsOptions&, int,   \
                                      Cancel&, Token&);                                         \
-  template void assign(const KMedoidsProblem<T>&, const std::vector<index>&, Token&, index*);
+  template void assign(const KMedoidsProblem<T>&, const std::vector<index>&, Token&, index*);  \
+  template void assign_nearest(const KMedoidsProblem<T>&, const std::vector<index>&, Token&,   \
+                               index*);
 PYFAST_INSTANTIATE(float)
 PYFAST_INSTANTIATE(double)
 #undef PYFAST_INSTANTIATE

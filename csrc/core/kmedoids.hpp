@@ -65,10 +65,20 @@ template <class T>
 KMedoidsSolution kmedoids(const KMedoidsProblem<T>& problem, const KMedoidsOptions& options,
                           int threads, Cancel& cancel, Token& token);
 
-// labels[i] = position in `medoids` of the nearest one (lowest of equals).
+// labels[i] = position in `medoids` of the nearest candidate there (lowest of equals).
+template <class T>
+void assign_nearest(const KMedoidsProblem<T>& problem, const std::vector<index>& medoids,
+                    Token& token, index* labels);
+
+// The same, and of a medoid its own position.
 template <class T>
 void assign(const KMedoidsProblem<T>& problem, const std::vector<index>& medoids, Token& token,
             index* labels);
+
+// A medoid that lies on another one still belongs to its own cluster, so that none is empty.
+inline void label_medoids(const std::vector<index>& medoids, index* labels) {
+  for (std::size_t s = 0; s < medoids.size(); ++s) labels[medoids[s]] = static_cast<index>(s);
+}
 
 // The same as kmedoids() on euclidean_distances() of the rows of x, which it calls by their `names`
 // if there are any; then assign(), if `labels` is not null. Eager swaps of a thousand points and

@@ -6,6 +6,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "core/lifted_points.hpp"
 #include "core/subsets.hpp"
 #include "simd/simd.hpp"
 
@@ -41,20 +42,33 @@ void OptSelect<T>::read_group(MatrixView<T> embeddings, const double* rewards, i
   exact_.clear();
 }
 
-// w_i = exp(mean(r) - r_i), r scaled to [0, 1] over the whole group; the mean is over the points.
+// w_i = exp(mean(r) - r_i), r perhaps scaled to [0, 1] over the whole group; the mean is over the
+// points.
 template <class T>
 void OptSelect<T>::weigh(const double* rewards, index n) {
+  constexpr double kMost = 600;     // exponent of a weight that leaves sums in double
+  constexpr double kMostEven = 20;  // and products in float
   const auto [low, high] = std::minmax_element(rewards, rewards + n);
   const double range = *high / 2 - *low / 2;  // halves, so that no finite rewards overflow
   weights_.clear();
   double mean = 0;
+  const auto count = static_cast<double>(points_.ids.size());
   for (const index i : points_.ids) {
-    const double scaled = range > 0 ? (rewards[i] / 2 - *low / 2) / range : 0.5;
+    double scaled = range > 0 ? (rewards[i] / 2 - *low / 2) / range : 0.5;
+    if (!options_.scale_rewards) scaled = rewards[i];
     weights_.push_back(scaled);
-    mean += scaled;
+    mean += options_.scale_rewards ? scaled : scaled / count;
   }
-  mean /= static_cast<double>(points_.ids.size());
-  for (double& w : weights_) w = std::exp(mean - w);
+  if (options_.scale_rewards) mean /= count;
+  even_ = true;
+  for (double& w : weights_) {
+    const double exponent = mean - w;
+    if (!(std::abs(exponent) <= kMost)) {
+      throw std::range_error("rewards as they are spread too far for exp(mean - r); scale them");
+    }
+    even_ = even_ && std::abs(exponent) <= kMostEven;
+    w = std::exp(exponent);
+  }
   weights_.resize(static_cast<std::size_t>(SmallSearch<double>::padded(points_.count())), 0.0);
 }
 
@@ -79,25 +93,87 @@ const index* OptSelect<T>::start(index run, Token& token) {
   return starts_.data() + run * k_;
 }
 
-// Unit-scaled, `stride` numbers from one point to the next.
+// Distances in exact_, `stride` numbers from one point to the next, and the largest. False if one
+// was not to be had from the square of all coordinates' differences.
 template <class T>
-void OptSelect<T>::exact_distances(index stride, Token& token) {
+bool OptSelect<T>::measure_exactly(index stride, Token& token) {
   const index m = points_.count();
   resize(exact_, m * stride, token);
   squares_.measure(points_.rows.data(), m, points_.d, exact_.data(), stride, threads_, token);
   largest_ = 0;
+  bool usual = true;
   for (index i = 0; i < m; ++i) {
     token.spend(2 * m);
+    double* row = exact_.data() + i * stride;
     for (index j = 0; j < m; ++j) {
-      double& d = exact_[i * stride + j];
-      d = std::sqrt(d);
-      if (!std::isfinite(d)) throw_overflow(points_.ids[i], points_.ids[j]);
-      largest_ = std::max(largest_, d);
+      if (i == j || comfortable_square(row[j])) {
+        row[j] = std::sqrt(row[j]);
+      } else {
+        token.spend(points_.d);
+        row[j] = points_.distance(i, j);
+        usual = false;
+      }
+      largest_ = std::max(largest_, row[j]);
+    }
+    if (row[i] != 0) throw_overflow(points_.ids[i], points_.ids[i]);  // it is not finite
+  }
+  return usual;
+}
+
+// Divided by the largest, unless the least of them would vanish: then all times a power of two.
+template <class T>
+void OptSelect<T>::scale_exactly(index stride, double least, Token& token) {
+  constexpr double kVanishing = 1e-250;
+  const index m = points_.count();
+  const bool vanishing = least / largest_ < kVanishing || largest_ < 1e-290;
+  const int up = vanishing ? (even_ ? 900 : 0) - std::ilogb(largest_) : 0;
+  unit_ = vanishing ? std::ldexp(largest_, up) : 1.0;
+  for (index i = 0; i < m; ++i) {
+    token.spend(m);
+    double* row = exact_.data() + i * stride;
+    if (vanishing) {
+      scale_by_power_of_two(row, m, up);
+    } else {
+      for (index j = 0; j < m; ++j) row[j] /= largest_;
     }
   }
-  for (index i = 0; i < m && largest_ > 0; ++i) {
-    token.spend(m);
-    for (index j = 0; j < m; ++j) exact_[i * stride + j] /= largest_;
+}
+
+// In units of the largest or, see above, of largest / unit_.
+template <class T>
+void OptSelect<T>::exact_distances(index stride, Token& token) {
+  constexpr double kTiny = 1e-280;  // below it, double holds few digits of a distance
+  const index m = points_.count();
+  unit_ = 1;
+  double least = std::numeric_limits<double>::infinity();
+  if (!measure_exactly(stride, token)) {
+    if (largest_ > 0 && largest_ < kTiny) {
+      lift_points(token);
+      measure_exactly(stride, token);
+    }
+    for (index i = 0; i < m; ++i) {
+      for (index j = 0; j < i; ++j) {
+        const double d = exact_[i * stride + j];
+        if (d > 0) least = std::min(least, d);
+      }
+    }
+  }
+  if (largest_ > 0) scale_exactly(stride, least, token);
+}
+
+// Exactly the same set of points, times a power of two.
+template <class T>
+void OptSelect<T>::lift_points(Token& token) {
+  if constexpr (sizeof(T) == sizeof(double)) {
+    const index m = points_.count(), d = points_.d;
+    const int up = -std::ilogb(largest_);
+    resize(lifted_, m * d, token);
+    for (index i = 0; i < m; ++i) {
+      T* to = lifted_.data() + i * d;
+      std::copy_n(points_.rows[i], d, to);
+      scale_by_power_of_two(to, d, up);
+      points_.rows[i] = to;
+    }
   }
 }
 
@@ -112,7 +188,7 @@ void OptSelect<T>::prepare_exact_search(Token& token) {
 template <class T>
 typename OptSelect<T>::Set OptSelect<T>::search_exactly(const index* start, Token& token) {
   exactly_.run(start, options_.search.search, kImprovement, token);
-  Set set{exactly_.medoids(), exactly_.cost(), exactly_.swaps()};
+  Set set{exactly_.medoids(), exactly_.cost() / unit_, exactly_.swaps()};
   std::sort(set.medoids.begin(), set.medoids.end());
   return set;
 }
@@ -135,7 +211,7 @@ typename OptSelect<T>::Set OptSelect<T>::solve_any(Cancel& cancel, Token& token)
   exact_distances(m, token);
   const KMedoidsProblem<double> problem{{exact_.data(), candidates_, m}, weights_.data(), k_};
   const KMedoidsSolution solution = kmedoids(problem, options_.search, threads_, cancel, token);
-  return {solution.medoids, solution.cost, solution.swaps};
+  return {solution.medoids, solution.cost / unit_, solution.swaps};
 }
 
 // Exact, but not of unit-scaled distances: of each point, that to the medoid that the filter calls
@@ -266,7 +342,7 @@ typename OptSelect<T>::Set OptSelect<T>::solve_filtered(Token& token) {
 template <class T>
 typename OptSelect<T>::Set OptSelect<T>::solve(Token& token) {
   const bool filter =
-      points_.d >= kFilterDimension && filter_.measure(points_, ahead_, threads_, token);
+      even_ && points_.d >= kFilterDimension && filter_.measure(points_, ahead_, threads_, token);
   return filter ? solve_filtered(token) : solve_exactly(token);
 }
 
@@ -300,7 +376,7 @@ template <class T>
 GroupSelection opt_select(MatrixView<T> embeddings, const double* rewards, index k, bool cover_top,
                           const KMedoidsOptions& options, int threads, Cancel& cancel,
                           Token& token) {
-  return OptSelect<T>({k, cover_top, options})
+  return OptSelect<T>({k, cover_top, true, options})
       .select(embeddings, rewards, {}, threads, cancel, token);
 }
 

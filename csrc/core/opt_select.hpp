@@ -18,7 +18,8 @@ namespace pyfast {
 struct OptSelectOptions {
   index k = 1;
   bool cover_top = false;
-  KMedoidsOptions search;  // its `given` start is not used
+  bool scale_rewards = true;  // by min-max to [0, 1]; or their own exp() is the weight
+  KMedoidsOptions search;     // its `given` start is not used
 };
 
 template <class T>
@@ -51,6 +52,9 @@ class OptSelect final : private Judge {
 
   // On exact distances.
   void exact_distances(index stride, Token& token);
+  bool measure_exactly(index stride, Token& token);
+  void scale_exactly(index stride, double least, Token& token);
+  void lift_points(Token& token);
   void prepare_exact_search(Token& token);
   Set search_exactly(const index* start, Token& token);
   Set solve_exactly(Token& token);
@@ -75,7 +79,10 @@ class OptSelect final : private Judge {
 
   ExactSquares squares_;
   double largest_ = -1;        // distance; negative: not known yet
-  std::vector<double> exact_;  // unit-scaled distances, points x stride; empty: not computed yet
+  std::vector<double> exact_;  // distances, points x stride; empty: not computed yet
+  std::vector<T> lifted_;      // the points, if they were too small to be measured
+  double unit_ = 1;            // what the largest of those is, if any is not 0
+  bool even_ = true;           // whether float holds the weights, too
   SmallSearch<double> exactly_;
 
   FloatDistances<T> filter_;

@@ -56,7 +56,14 @@ void take_roots(MatrixView<float> x, MatrixView<float> y, float* tile, index str
 }
 void take_roots(MatrixView<double> x, MatrixView<double> y, double* tile, index stride) {
   for (index i = 0; i < x.rows; ++i) {
-    for (index j = 0; j < y.rows; ++j) tile[i * stride + j] = std::sqrt(tile[i * stride + j]);
+    double* row = tile + i * stride;
+    int bad = 0;
+    for (index j = 0; j < y.rows; ++j) bad |= static_cast<int>(!comfortable_square(row[j]));
+    if (bad == 0) {
+      for (index j = 0; j < y.rows; ++j) row[j] = std::sqrt(row[j]);
+      continue;
+    }
+    for (index j = 0; j < y.rows; ++j) row[j] = distance_of(row[j], x.row(i), y.row(j), x.cols);
   }
 }
 
@@ -233,7 +240,7 @@ void distances_to(const float* to, const float* const* rows, index count, index 
 }
 void distances_to(const double* to, const double* const* rows, index count, index d, double* out) {
   simd::kernels().squares_to_f64(rows, count, to, d, out);
-  for (index r = 0; r < count; ++r) out[r] = std::sqrt(out[r]);
+  for (index r = 0; r < count; ++r) out[r] = distance_of(out[r], rows[r], to, d);
 }
 
 #define PYFAST_INSTANTIATE(T)                                                                     \

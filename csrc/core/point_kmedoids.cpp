@@ -71,7 +71,8 @@ KMedoidsSolution kmedoids_of_points(MatrixView<T> x, const double* weights, inde
     distance_rows(x, best.medoids, rows.get(), threads, cancel, token, names);
     std::vector<index> in_order(best.medoids.size());
     std::iota(in_order.begin(), in_order.end(), index{0});
-    assign(KMedoidsProblem<T>{{rows.get(), k, n}, weights, k}, in_order, token, labels);
+    assign_nearest(KMedoidsProblem<T>{{rows.get(), k, n}, weights, k}, in_order, token, labels);
+    label_medoids(best.medoids, labels);
   }
   return best;
 }

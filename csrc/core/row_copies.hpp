@@ -22,17 +22,22 @@ std::vector<T> gather(MatrixView<T> x, const std::vector<index>& rows, Token& to
   return out;
 }
 
-// All rows, as doubles.
-template <class T>
-std::vector<double> widen(MatrixView<T> x, Token& token) {
-  std::vector<double> out;
+// All rows, as numbers of another type.
+template <class To, class T>
+std::vector<To> converted(MatrixView<T> x, Token& token) {
+  std::vector<To> out;
   resize(out, x.rows * x.cols, token);
-  double* to = out.data();
+  To* to = out.data();
   for (index i = 0; i < x.rows; ++i) {
     token.spend(x.cols);
     to = std::copy(x.row(i), x.row(i) + x.cols, to);
   }
   return out;
+}
+
+template <class T>
+std::vector<double> widen(MatrixView<T> x, Token& token) {
+  return converted<double>(x, token);
 }
 
 }  // namespace pyfast

@@ -18,14 +18,17 @@ struct WeightedSample {
 };
 
 // One draw from each of `draws` equal parts of the total weight: a point drawn c times weighs c
-// parts. Points of `extra` and the first ones are added without weight until there are `least`.
+// parts. Points that weigh a part or more are taken as they are, and the parts are those of the
+// others. Points of `extra` and the first ones are added without weight until there are `least`.
 WeightedSample weighted_sample(const double* weights, index n, index draws, index least,
-                               std::uint64_t seed, const std::vector<index>& extra);
+                               std::uint64_t seed, std::uint32_t stream,
+                               const std::vector<index>& extra);
 
-// The best of n_init searches on a sample of `sample_size` points. Then rounds of exact swaps with
-// the points nearest to the middle of each cluster, until none of them improves the cost of all
-// points. Fills labels[i] like assign(). Takes sizeof(T) + 1 bytes for each of sample_size^2
-// distances, then about 4 k n + 100 n. The result does not depend on the threads.
+// Each of n_init searches has a sample of `sample_size` points to itself. Of the sets found, and of
+// a given start, the one that costs least on all points is polished by rounds of exact swaps
+// (polish.hpp), until none improves the cost of all points: so no given start was better. Fills
+// labels[i] like assign(). Takes sizeof(T) + 1 bytes for each of sample_size^2 distances, then
+// about 2 sizeof(T) k n + 100 n. The result does not depend on the threads.
 template <class T>
 KMedoidsSolution sampled_kmedoids(MatrixView<T> x, const double* weights, index k,
                                   index sample_size, const KMedoidsOptions& options, int threads,

@@ -95,13 +95,13 @@ class SmallLloyd {
 
 KMeansSolution small_kmeans(const double* squares, index n, index k, const KMeansOptions& options,
                             Token& token) {
-  for (index i = 0; i < n * n; ++i) check_finite_square(squares[i]);
   SmallLloyd lloyd(squares, n, k);
   KMeansSolution best;
   for (index run = 0; run < options.n_init; ++run) {
     Random random(options.seed, Purpose::kmeans, static_cast<std::uint32_t>(run));
     const auto square = [&](index i, index j) { return squares[i * n + j]; };
-    KMeansSolution solution = lloyd.run(plus_plus(n, k, square, random), options.max_iter, token);
+    KMeansSolution solution =
+        lloyd.run(plus_plus<double>(n, k, square, random), options.max_iter, token);
     if (run == 0 || solution.inertia < best.inertia) best = std::move(solution);
   }
   return best;

@@ -8,6 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from pyfast import _arguments as args
 from pyfast import _native
+from pyfast._results import ByValue
 from pyfast._threads import resolve_threads
 from pyfast.select._logdet import LogDetState, check_state, extend, state_arrays
 from pyfast.select._random import APLP, uniforms
@@ -20,8 +21,8 @@ NUMBERS_AT_ONCE = 65_536
 SHORT, SHORTEST = 1e-140, 1e-280
 
 
-@dataclass(frozen=True)
-class PairSelection:
+@dataclass(frozen=True, eq=False)
+class PairSelection(ByValue):
     """The pairs to label.
 
     Attributes
@@ -42,8 +43,8 @@ class PairSelection:
     state: LogDetState
 
 
-@dataclass(frozen=True)
-class APLPSelection:
+@dataclass(frozen=True, eq=False)
+class APLPSelection(ByValue):
     """The pairs to label by :func:`aplp`.
 
     Attributes

@@ -8,12 +8,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from pyfast import _arguments as args
 from pyfast import _native
+from pyfast._results import ByValue
 from pyfast._threads import resolve_threads
 from pyfast.select import _certificate
 
 
-@dataclass(frozen=True)
-class GroupSelection:
+@dataclass(frozen=True, eq=False)
+class GroupSelection(ByValue):
     """One positive and k negatives of each group. All indices are positions in their group.
 
     Attributes
@@ -45,6 +46,7 @@ def opt_select(
     k: int = 7,
     *,
     cover_top: bool = False,
+    reward_scale: Literal["minmax", "none"] = "minmax",
     init: Literal["random", "greedy"] = "random",
     n_init: int = 10,
     search: Literal["eager", "best"] = "best",
@@ -58,8 +60,8 @@ def opt_select(
 
     Weighted k-medoids on the pool, the group without its best response:
     ``Cost(S) = sum_i exp(mean(r) - r_i) min_{j in S} d_ij`` (AMPO, eq. 6-8, Algorithm 4), with r
-    scaled to [0, 1] by min-max within the group (0.5 if all are equal), d the Euclidean distances
-    divided by the largest, and the mean over the pool (Appendix E).
+    scaled by `reward_scale`, d the Euclidean distances divided by the largest, and the mean over
+    the pool (Appendix E).
 
     Parameters
     ----------
@@ -72,6 +74,11 @@ def opt_select(
     cover_top : bool
         Sum over all responses and take the mean over all, as Algorithm 4 prints it, instead of
         the pool alone, as Appendix E runs it. The best response is never a negative.
+    reward_scale : {"minmax", "none"}
+        "minmax", as Appendix E: r goes from 0 to 1 within the whole group, the best response
+        included (0.5 if all are equal). "none", as equation 6 and Algorithms 3 and 4 print it: r
+        are the scores as they are, so that a weight is ``exp(mean(r) - r_i)`` of those, and the
+        lowest of scores that lie far apart decide nearly alone; within 599 of their mean.
     search : {"best", "eager"}
         "best", the paper's own, makes the best swap of all each time and visits the sets of
         Appendix E from the same start (of equal swaps the first in ascending order; the paper's
@@ -125,12 +132,15 @@ def opt_select(
     settings = (
         args.check_int(k, "k", 1),
         bool(cover_top),
+        args.check_name(reward_scale, "reward_scale", ("minmax", "none")) == "minmax",
         args.check_name(search, "search", ("eager", "best")),
         args.check_name(init, "init", ("random", "greedy")),
         args.check_int(n_init, "n_init", 1),
         args.check_seed(seed),
         resolve_threads(n_threads),
     )
+    if not settings[2]:
+        _check_unscaled(scores, layout, bool(cover_top))
     try:
         result = _native.opt_select(points, scores, layout.offsets, *settings)
     except ValueError:
@@ -142,7 +152,7 @@ def opt_select(
         return _selection(layout, *result)
     positive, negatives, ends, cost = result
     negatives, cost, bound = _certificate.certify_opt_select(
-        points, scores, layout.offsets, bool(cover_top), result, settings[-1], exact
+        points, scores, layout.offsets, settings[1], settings[2], result, settings[-1], exact
     )
     return replace(
         _selection(layout, positive, negatives, ends, cost),
@@ -187,7 +197,8 @@ def coreset(
     -------
     GroupSelection
         ``negatives`` ascend; ``cost`` is the inertia, the sum of squared distances to the
-        clusters' means (0 where the whole pool was taken).
+        clusters' means (0 where the whole pool was taken, or where float64 cannot hold so small a
+        number; one that is too large for it is refused).
 
     Raises
     ------
@@ -283,6 +294,21 @@ def _read(
     scores = args.like_points(rewards, "rewards", layout)
     args.check_values(scores, "rewards", layout)
     return points.reshape(-1, points.shape[-1]), scores, layout
+
+
+def _check_unscaled(scores: NDArray[np.float64], layout: args.Layout, cover_top: bool) -> None:
+    """Refuse scores whose exp(mean(r) - r) would leave the range of float64 (kMost in C++)."""
+    for start, size in zip(layout.offsets[:-1], layout.sizes, strict=True):
+        group = scores[start : start + size]
+        pool = group if cover_top else np.delete(group, int(np.argmax(group)))
+        exponents = np.abs((pool / max(len(pool), 1)).sum() - pool)
+        if (~(exponents <= 599)).any():
+            row = int(np.flatnonzero(~(exponents <= 599))[0])
+            row += int(not cover_top and row >= int(np.argmax(group)))
+            raise ValueError(
+                "reward_scale: 'none' expects rewards within 599 of their mean, or exp(mean - r) "
+                f"leaves float64; got {group[row]} at {layout.place(int(start) + row)}"
+            )
 
 
 def _selection(

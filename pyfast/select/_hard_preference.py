@@ -8,11 +8,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pyfast import _arguments as args
+from pyfast._results import ByValue
 from pyfast.select._random import HARD_PREFERENCE, uniforms
 
 
-@dataclass(frozen=True)
-class HardPreferenceSelection:
+@dataclass(frozen=True, eq=False)
+class HardPreferenceSelection(ByValue):
     """The drawn negatives of each group.
 
     Attributes

@@ -8,6 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from pyfast import _arguments as args
 from pyfast import _native
+from pyfast._results import ByValue
 from pyfast._threads import resolve_threads
 from pyfast.select import _certificate
 
@@ -20,8 +21,8 @@ _SAMPLE = 7_000
 _NEVER_SAMPLED = 128
 
 
-@dataclass(frozen=True, init=False)
-class KMedoidsResult:
+@dataclass(frozen=True, eq=False, init=False)
+class KMedoidsResult(ByValue):
     """What :func:`kmedoids` found. Shapes are for one group; a batch stacks them in front.
 
     Attributes
@@ -29,7 +30,8 @@ class KMedoidsResult:
     medoids : ndarray of int64, shape (k,) or (B, k)
         Positions within the group, ascending and distinct.
     labels : ndarray of int64, shape (n,), (B, n) or (T,)
-        Position in ``medoids`` of each point's nearest medoid (the lowest of equals).
+        Position in ``medoids`` of each point's nearest medoid (the lowest of equals); of a medoid
+        always its own, also where it lies on another one, so that no cluster is empty.
     cost : float or ndarray of float64, shape (B,)
         ``sum_i w_i min_j d_ij``.
     n_swaps, n_passes : int or ndarray of int64, shape (B,)
@@ -116,8 +118,8 @@ def kmedoids(
         Bound the optimum from below, for ``bound`` and ``gap``.
     exact : bool
         Find the optimum: where the bound leaves anything open, solve AMPO's integer program (9)
-        by HiGHS (needs scipy: ``pip install "pyfast-align[exact]"``). For groups of up to some
-        hundred points; the solver does not answer to Ctrl-C.
+        by HiGHS (needs scipy: ``pip install "pyfast-align[exact]"``) and prove its answer. For
+        groups of up to some hundred points; the solver does not answer to Ctrl-C.
     offsets : array_like of int, shape (B+1,), optional
         Ragged groups: group b owns points ``offsets[b]`` to ``offsets[b+1] - 1``.
     n_threads : int, optional
@@ -142,7 +144,9 @@ def kmedoids(
     Distances are float64 up to 128 points, the same for float32 and float64 input of equal numbers.
     Above, they have the type of `X`, each within (40 + d / 1000) roundings of that type: the picks
     do not depend on threads, instruction set or memory layout, but near ties may go another way for
-    float32 than for float64 input.
+    float32 than for float64 input. Points may be as large or as small as their type holds, also in
+    one set: a distance whose square would overflow or vanish is measured at a scale of its own.
+    Products of weights and distances that lie more than 10^280 below the largest may count as 0.
 
     Memory, beside `X` and for each group being worked on (at most `n_threads` of a batch): 200
     bytes a point; from points, the medoids' rows and their distances, k (n + d) numbers of the type
@@ -155,17 +159,27 @@ def kmedoids(
     of `X`), and `exact` then, if the bound is not enough, n (3 n + 3 d) float64 and what its solver
     needs.
 
-    A sampled group: each of m equal parts of the total weight draws one point, the search runs on
-    the points drawn, and then the 4 points nearest to the middle of each cluster are tried as
-    medoids of all points, in up to 10 rounds, until no swap with them improves the cost. So
-    ``cost``, ``labels`` and the swaps of those rounds are exact, but other points have been seen by
-    the sample alone. ``init`` is one of the sample. (CLARA of Kaufman and Rousseeuw, 1990, with one
-    large weighted sample; compare OneBatchPAM of de Mathelin et al., AAAI 2025.)
+    A sampled group: each of m equal parts of the total weight draws one point (those that weigh
+    more than a part are all taken), and the search runs on the points drawn, each of the `n_init`
+    starts on a sample of its own. Of the sets found and a given ``init``, the one that costs least
+    on all points goes on: the 4 points nearest to the middle of each cluster, and points far from
+    every medoid that seem worth one, are tried as medoids of all points, in up to 10 rounds (more
+    where far clusters turn up), until no swap with them improves the cost. So ``cost``,
+    ``labels`` and the swaps of those rounds are exact, and no given start was cheaper, but other
+    points have been seen by the sample alone. "random" and "greedy" starts are of the sample.
+    (CLARA of Kaufman and Rousseeuw, 1990, with one large weighted sample; compare OneBatchPAM of
+    de Mathelin et al., AAAI 2025.)
 
-    Every other result is a local optimum, which costs at most 5 times the optimum (Arya et al.,
-    2001). The bound is a Lagrangian one (Cornuejols, Fisher and Nemhauser, 1977), safe against
-    rounding; it takes up to 400 passes over the distances. ``exact`` is within 1e-9 of the optimum,
-    1e-6 where distances are float32; ``bound`` is the cost then and ``gap`` 0.
+    Every other result is a local optimum. Of points, or of distances that obey the triangle
+    inequality, it costs at most 5 times the optimum (Arya et al., 2001); of given distances that
+    do not, there is no such promise: 148 times was seen.
+
+    The bound is a Lagrangian one (Cornuejols, Fisher and Nemhauser, 1977), safe against rounding;
+    it takes up to 400 passes over the distances. With ``exact``, ``gap`` is 0 and ``bound`` the
+    cost only where that is proven within 1e-9 (1e-6 where distances are float32), by this bound or
+    by those that the duals of linear programs prove, whatever a solver's tolerances. Where the
+    proof takes too many programs, ``gap`` is what is left, at most the 1e-6 that the solver's
+    word is taken for.
 
     References
     ----------
@@ -236,11 +250,11 @@ def kmedoids(
             metric == "precomputed",
             unit=False,
         )
-        bound, best = _certificate.certify(problem, medoids, cost, threads, exact)
+        bound, certified, best = _certificate.certify(problem, medoids, cost, threads, exact)
+        gap = _certificate.gaps(bound, certified)
         if (best != medoids).any():
             medoids, labels, cost, *_ = solve("given", best, 1)
-        bound = cost.copy() if exact else np.minimum(bound, cost)
-        gap = _certificate.gaps(bound, cost)
+            bound = cost * (1 - gap)
     return KMedoidsResult(
         medoids=layout.per_group(medoids.reshape(layout.count, k)),
         labels=layout.per_point(labels),

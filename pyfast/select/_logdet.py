@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from pyfast import _arguments as args
 from pyfast import _native
 from pyfast._files import written_whole
+from pyfast._results import ByValue
 from pyfast._threads import resolve_threads
 
 Doubles = NDArray[np.float64]
@@ -19,8 +20,8 @@ Doubles = NDArray[np.float64]
 MOST_SUBSETS = 1_000_000
 
 
-@dataclass(frozen=True)
-class LogDetState:
+@dataclass(frozen=True, eq=False)
+class LogDetState(ByValue):
     """The vectors chosen so far, ready to be carried on with new candidates.
 
     Attributes
@@ -84,8 +85,8 @@ class LogDetState:
             return cls.from_arrays(arrays)
 
 
-@dataclass(frozen=True)
-class LogDetResult:
+@dataclass(frozen=True, eq=False)
+class LogDetResult(ByValue):
     """What :func:`logdet` chose. Shapes are for one group; a batch stacks them in front.
 
     Attributes

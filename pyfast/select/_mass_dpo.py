@@ -8,11 +8,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from pyfast import _arguments as args
 from pyfast import _native
+from pyfast._results import ByValue
 from pyfast._threads import resolve_threads
 
 
-@dataclass(frozen=True)
-class MassDPOSelection:
+@dataclass(frozen=True, eq=False)
+class MassDPOSelection(ByValue):
     """The negatives of each group. Shapes are for one group; a batch stacks them in front.
 
     Attributes

@@ -7,13 +7,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from pyfast import _arguments as args
 from pyfast import _native
+from pyfast._results import ByValue
 
 # Philox counter words that keep the draws of different uses apart (Purpose in philox.hpp).
 HARD_PREFERENCE, APLP = 3, 4
 
 
-@dataclass(frozen=True)
-class RandomSelection:
+@dataclass(frozen=True, eq=False)
+class RandomSelection(ByValue):
     """A uniformly random subset of each group.
 
     Attributes

@@ -72,9 +72,16 @@ def random_subset(n: int, k: int, seed: int, stream: int = 0) -> list[int]:
 
 
 def euclidean_distances(X: Floats) -> Floats:
-    """D[i, j] = ||x_i - x_j||_2, shape (n, n)."""
+    """D[i, j] = ||x_i - x_j||_2, shape (n, n); of differences divided by the largest."""
     X = np.asarray(X, np.float64)
-    return np.stack([np.sqrt(((X - x) ** 2).sum(axis=1)) for x in X])
+    D = np.empty((len(X), len(X)))
+    for i, x in enumerate(X):
+        differences = np.abs(X - x)
+        largest = differences.max(axis=1)
+        exponent = np.frexp(np.where(largest > 0, largest, 1.0))[1]  # a power of two is exact
+        scaled = np.ldexp(differences, -exponent[:, None])
+        D[i] = np.ldexp(np.sqrt((scaled**2).sum(axis=1)), exponent)
+    return D
 
 
 def cost(D: Floats, weights: Floats, medoids: list[int]) -> float:
@@ -82,16 +89,22 @@ def cost(D: Floats, weights: Floats, medoids: list[int]) -> float:
     return float(weights @ D[:, medoids].min(axis=1))
 
 
+def labels(D: Floats, medoids: list[int]) -> list[int]:
+    """Position of each point's nearest medoid, the lowest of equals; of a medoid its own."""
+    nearest = [int(j) for j in D[:, medoids].argmin(axis=1)]
+    return [medoids.index(i) if i in medoids else j for i, j in enumerate(nearest)]
+
+
 def kmedoids_optimum(D: Floats, weights: Floats, k: int) -> float:
     """Lowest cost over all subsets of k points."""
-    return min(cost(D, weights, list(s)) for s in combinations(range(len(D)), k))
+    return min(cost(D, weights, list(s)) for s in combinations(range(D.shape[1]), k))
 
 
 def greedy_start(D: Floats, weights: Floats, k: int) -> list[int]:
     """BUILD: add the point that lowers the cost most, k times."""
     chosen: list[int] = []
     for _ in range(k):
-        rest = [j for j in range(len(D)) if j not in chosen]
+        rest = [j for j in range(D.shape[1]) if j not in chosen]
         costs = [cost(D, weights, [*chosen, j]) for j in rest]
         chosen.append(rest[int(np.argmin(costs))])
     return chosen
@@ -108,7 +121,7 @@ def kmedoids_best(D: Floats, weights: Floats, start: list[int]) -> list[list[int
         now_cost = cost(D, weights, now)
         best, best_gain = None, IMPROVEMENT * now_cost
         for out in now:
-            for new in range(len(D)):
+            for new in range(D.shape[1]):
                 if new not in now:
                     swapped = [j for j in now if j != out] + [new]
                     gain = now_cost - cost(D, weights, swapped)
@@ -121,7 +134,7 @@ def kmedoids_best(D: Floats, weights: Floats, start: list[int]) -> list[list[int
 
 def kmedoids_eager(D: Floats, weights: Floats, start: list[int]) -> list[int]:
     """FasterPAM: for each candidate in turn the best medoid to replace, swapped at once."""
-    slots, n, unchanged, new = list(start), len(D), 0, 0
+    slots, n, unchanged, new = list(start), D.shape[1], 0, 0
     while unchanged < n:
         unchanged += 1
         if new not in slots:
@@ -137,22 +150,35 @@ def kmedoids_eager(D: Floats, weights: Floats, start: list[int]) -> list[int]:
     return sorted(slots)
 
 
-def reward_weights(rewards: Floats, points: list[int]) -> Floats:
+def reward_weights(rewards: Floats, points: list[int], reward_scale: str = "minmax") -> Floats:
     """w_i = exp(mean(r) - r_i) over `points`, r scaled to [0, 1] over the group (AMPO, eq. 6)."""
     spread = rewards.max() - rewards.min()
-    scaled = (rewards - rewards.min()) / spread if spread > 0 else np.full(len(rewards), 0.5)
+    if reward_scale == "none":
+        scaled = np.asarray(rewards, np.float64)
+    else:
+        scaled = (rewards - rewards.min()) / spread if spread > 0 else np.full(len(rewards), 0.5)
     return np.asarray(np.exp(scaled[points].mean() - scaled[points]))
 
 
 def opt_select(
-    embeddings: Floats, rewards: Floats, start: list[int], search: str = "best"
+    embeddings: Floats,
+    rewards: Floats,
+    start: list[int],
+    search: str = "best",
+    reward_scale: str = "minmax",
+    cover_top: bool = False,
 ) -> tuple[int, list[int]]:
-    """AMPO Opt-Select from one start (positions in the pool): (positive, negatives)."""
+    """AMPO Opt-Select from one start (positions in the pool): (positive, negatives).
+
+    With `cover_top` the positive is a point that costs and weighs, but no candidate.
+    """
     positive = int(np.argmax(rewards))
     pool = [i for i in range(len(rewards)) if i != positive]
-    D = euclidean_distances(embeddings[pool])
+    points = [*pool, positive] if cover_top else pool
+    D = euclidean_distances(embeddings[points])
     D = D / (D.max() or 1.0)
-    weights = reward_weights(rewards, pool)
+    D = D[:, : len(pool)]
+    weights = reward_weights(rewards, points, reward_scale)
     if search == "best":
         medoids = kmedoids_best(D, weights, start)[-1]
     else:

@@ -249,7 +249,7 @@ TEST(a_sample_stands_for_the_whole_weight) {
   std::vector<double> mean(std::size_t(n), 0.0);
   const int seeds = 400;
   for (int seed = 0; seed < seeds; ++seed) {
-    const WeightedSample s = weighted_sample(w.data(), n, draws, 5, std::uint64_t(seed), {3, 6});
+    const WeightedSample s = weighted_sample(w.data(), n, draws, 5, std::uint64_t(seed), 0, {3, 6});
     CHECK(std::is_sorted(s.points.begin(), s.points.end()));
     CHECK(std::adjacent_find(s.points.begin(), s.points.end()) == s.points.end());
     CHECK_NEAR(std::accumulate(s.weights.begin(), s.weights.end(), 0.0), total, 1e-9 * total);
@@ -271,7 +271,7 @@ TEST(a_sample_stands_for_the_whole_weight) {
     CHECK_NEAR(got, want, 5 * total / draws * 2 / std::sqrt(double(seeds)));
   }
   const std::vector<double> none(10, 0.0);
-  const WeightedSample s = weighted_sample(none.data(), 10, 4, 6, 0, {});
+  const WeightedSample s = weighted_sample(none.data(), 10, 4, 6, 0, 0, {});
   CHECK(s.points.size() == 6);
   CHECK(*std::max_element(s.weights.begin(), s.weights.end()) == 0);
 }

@@ -87,6 +87,7 @@ def opt_select(rng: np.random.Generator) -> dict[str, Any]:
         "offsets": offsets,
         "k": int(rng.integers(1, 9)),
         "cover_top": bool(rng.random() < 0.5),
+        "scale_rewards": bool(rng.random() < 0.5),
         "search": str(rng.choice(["best", "eager"])),
         "init": str(rng.choice(["random", "greedy"])),
         "n_init": int(rng.integers(1, 4)),

@@ -233,7 +233,7 @@ def test_columns_are_checked() -> None:
 
 def test_an_overflow_names_points_of_the_group() -> None:
     X = np.random.default_rng(0).normal(size=(300, 2)).astype(np.float32)
-    X[290], X[291] = 3e38, -3e38
+    X[290], X[291] = (3e38, 0), (-3e38, 0)
     weights = np.ones(300)
     weights[[290, 291]] = 1e9  # so that the sample has them
     with pytest.raises(ValueError, match="distance between points 290 and 291 overflows"):
