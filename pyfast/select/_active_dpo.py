@@ -315,12 +315,14 @@ def _choose(
     threads = resolve_threads(n_threads)
     check_state(state, rows.shape[1], lam, 1.0)
     lengths = np.sqrt(_native.squared_norms(rows, threads))
-    if not np.isfinite(lengths).all():
-        args.check_values(rows, name, args.Layout("one", np.array([0, len(rows)])))
-        raise ValueError(
-            f"{name}: the squared length of row {int(np.argmin(np.isfinite(lengths)))} overflows; "
-            "scale the rows down"
-        )
+    used = pairs if refresh is None else np.concatenate([pairs, refresh])
+    for row in used[~np.isfinite(lengths[used])][:1].tolist():  # a row in no pair may be NaN
+        for column in np.flatnonzero(~np.isfinite(rows[row]))[:1].tolist():
+            raise ValueError(
+                f"{name}: expected a finite number, got {rows[row, column]} at row {row}, "
+                f"column {column}"
+            )
+        raise ValueError(f"{name}: the squared length of row {row} overflows; scale the rows down")
     short = np.flatnonzero(lengths < SHORT)  # whose squares are flushed to zero
     lengths[short] = _lengths(rows[short].astype(np.float64))
     of_rows = np.ones(len(rows))

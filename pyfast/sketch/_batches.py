@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pyfast import _arguments as args
@@ -40,11 +41,21 @@ def _token_ids(response: Response, number: int, vocabulary: Vocabulary | None = 
         start = len(response[0])
         for tokens, end in zip((ids[:start], ids[start:]), vocabulary, strict=True):
             if len(tokens) and not 0 <= int(tokens.min()) <= int(tokens.max()) < end:
-                bad = int(tokens[(tokens < 0) | (tokens >= end)][0])
+                at = int(((tokens < 0) | (tokens >= end)).int().argmax())
+                part = "prompt" if tokens.data_ptr() == ids.data_ptr() else "response"
                 raise ValueError(
-                    f"responses: expected tokens from 0 to {end - 1}, got {bad} at {number}"
+                    f"responses: expected tokens from 0 to {end - 1}, got {int(tokens[at])} at "
+                    f"{number}, token {at} of the {part}"
                 )
     return ids
+
+
+def sizes_of(
+    responses: Sequence[Response], vocabulary: Vocabulary | None = None
+) -> NDArray[np.int64]:
+    """Return the tokens of each response and its prompt, all checked."""
+    tokens = (_token_ids(r, number, vocabulary) for number, r in enumerate(responses))
+    return np.array([len(ids) for ids in tokens], np.int64)
 
 
 def plan(
@@ -52,10 +63,22 @@ def plan(
 ) -> list[list[int]]:
     """Share responses out to batches of at most `max_tokens` padded tokens, the longest first."""
     max_tokens = args.check_int(max_tokens, "max_tokens", 1)
-    tokens = (_token_ids(r, number, vocabulary) for number, r in enumerate(responses))
-    sizes = np.array([len(ids) for ids in tokens], np.int64)
+    return plan_sizes(sizes_of(responses, vocabulary), max_tokens)
+
+
+def plan_sizes(sizes: NDArray[np.int64], max_tokens: int) -> list[list[int]]:
+    """Do so for responses of these sizes."""
+    return split(np.argsort(-sizes, kind="stable").tolist(), sizes, max_tokens)
+
+
+def split(numbers: Sequence[int], sizes: NDArray[np.int64], max_tokens: int) -> list[list[int]]:
+    """Cut responses, the longest first, into batches of at most `max_tokens` padded tokens.
+
+    A batch keeps to its first and longest one: what is left of `numbers` after some of the batches
+    is cut as it was.
+    """
     batches: list[list[int]] = []
-    for number in np.argsort(-sizes, kind="stable").tolist():
+    for number in numbers:
         if sizes[number] > max_tokens:
             raise ValueError(
                 f"max_tokens: expected at least {sizes[number]}, the tokens of response {number}; "

@@ -18,7 +18,7 @@ from pyfast.models.causal_lm import CausalLM
 from pyfast.sketch._batches import Response, pad, plan
 from pyfast.sketch._gradients import Passes, Sink
 from pyfast.sketch._guards import check_finite, check_not_zero
-from pyfast.sketch._layout import Tokens, check_tokens, join
+from pyfast.sketch._layout import Tokens, Vocabulary, check_tokens, join
 from pyfast.sketch._mode import mode
 from pyfast.sketch._parts import check_ready, find_parts, silent_parts
 from pyfast.sketch._products import add_products, products
@@ -173,6 +173,11 @@ class LoraGradients:
         """Where each of the sketched matrices lies in a gradient."""
         ends = np.cumsum([part.size for part in self.parts]).tolist()
         return [slice(end - part.size, end) for end, part in zip(ends, self.parts, strict=True)]
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """How many tokens the embeddings know, and the head."""
+        return self._passes.vocabulary
 
     @property
     def device(self) -> torch.device:

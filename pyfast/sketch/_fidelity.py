@@ -144,8 +144,8 @@ def fidelity(
     Raises
     ------
     ValueError
-        If a gradient is not finite or zero (the message names matrix and response), or all are
-        equal, or `against` has other matrices.
+        If a gradient is not finite or zero (the message names matrix and response), or those of
+        different responses are all equal, or `against` has other matrices.
     """
     if sum(len(response) > 0 for _, response in responses) < 2:
         raise ValueError("responses: expected at least two that have tokens")
@@ -153,7 +153,7 @@ def fidelity(
     if against is not None and (against.names, against.places) != matrices:
         raise ValueError("against: expected the same LoRA matrices as collector")
     exact, sketches = _run(collector, responses, max_tokens)
-    check_distinct(sketches, np.ones(len(sketches)), np.ones(len(sketches), np.int64))
+    check_distinct(sketches, [(list(p), list(r)) for p, r in responses if len(r) > 0])
     drift = None
     if against is not None:
         try:

@@ -35,14 +35,10 @@ def check_not_zero(
         )
 
 
-def check_distinct(
-    sketches: NDArray[np.float32], squared_norms: Doubles, lengths: NDArray[np.int64]
-) -> None:
-    """Refuse more than two responses of which all that have tokens have one and the same sketch."""
-    rows = np.flatnonzero(lengths > 0)
-    if len(rows) < 3 or (squared_norms[rows] != squared_norms[rows[0]]).any():
-        return
-    if all(np.array_equal(sketches[row], sketches[rows[0]]) for row in rows[1:]):
+def check_distinct(sketches: NDArray[np.float32], tokens: Sequence[object]) -> None:
+    """Refuse one and the same sketch for more than two responses, if their `tokens` differ."""
+    distinct = len({repr(one) for one in tokens})
+    if distinct > 2 and all(np.array_equal(row, sketches[0]) for row in sketches[1:]):
         raise ValueError(
-            f"the gradients of all {len(rows)} responses equal that of response {rows[0]}"
+            f"the gradients of {distinct} different responses are all the same, to the last bit"
         )

@@ -1,34 +1,33 @@
-"""A pool of sketches on disk: written whole or not at all, resumed where it stopped."""
+"""A finished pool of sketches on disk: what it holds, and whether it is what was written."""
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import os
-import shutil
-from collections.abc import Sequence
+import warnings
+import zlib
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
 
 from pyfast import _arguments as args
-from pyfast._files import fsync
-from pyfast.sketch._batches import Response, plan
-from pyfast.sketch._collector import GradientBatch, LoraGradients
-from pyfast.sketch._fidelity import FidelityReport, compare
-from pyfast.sketch._guards import check_distinct
-from pyfast.sketch._parts import lora_layers
+from pyfast.sketch._fidelity import FidelityReport
+from pyfast.sketch._fingerprint import listed
 
-_FORMAT = {"format": "pyfast sketch pool", "version": 1, "projection": "xor-stripes-v1"}
-_ARRAYS = ("sketches", "squared_norms", "logps", "lengths")
-_REPORT = "fidelity.json"
-_SAMPLE = 1 << 16  # numbers of a parameter that its fingerprint looks at
+FORMAT = {"format": "pyfast sketch pool", "version": 2, "projection": "xor-stripes-v1"}
+REPORT = "fidelity.json"
+DTYPES = ("float32", "float16")
+ZERO, NOT_FINITE = 1, 2
+"""What `SketchPool.flags` says of a response."""
+
+_KINDS = {"count": int, "dim": int, "dtype": str, "report_on": list, "files": dict, "names": list}
+_BLOCK = 1 << 24  # numbers that are widened at a time
 
 
 @dataclass(frozen=True)
@@ -40,166 +39,170 @@ class SketchPool:
 
     Attributes
     ----------
-    sketches : float32 array, shape (N, dim)
-        As `LoraGradients` gives them; read-only, on disk until read.
+    stored : float32 or float16 array, shape (N, dim)
+        The rows as they lie on the disk, read-only.
     squared_norms, logps : float64 array, shape (N,)
         Exact squared lengths of the gradients; log pi(y|x).
     lengths : int64 array, shape (N,)
         Response tokens.
     info : dict
-        Format, projection, dim, seed, names of the matrices, and a fingerprint of the sketched
-        weights, a sample of all others, the tokens and the settings.
+        Format, projection, dim, seed, names of the matrices, ``left_out`` (trainable parameters
+        that are not sketched), a fingerprint of the model in named parts, checksums, and
+        ``made_with``: the versions, devices and ``max_tokens`` of the calls that made it.
     fidelity : FidelityReport or None
         Exact beside sketched inner products of the responses in ``info["report_on"]``.
+    flags : uint8 array, shape (N,)
+        0; 1 where a response has tokens and its gradient is exactly zero (a row of zeros); 2 where
+        it is not finite: a row of NaN, which every selector refuses. `response_pairs` leaves out
+        whom it is told to: ``response_pairs(offsets, leave_out=pool.flags)``.
+    scales : float64 array, shape (N,), or None
+        Powers of two, by which rows of float16 are multiplied.
+    folder : Path or None
+        Where it lies.
     """
 
-    sketches: NDArray[np.float32]
+    stored: NDArray[Any]
     squared_norms: NDArray[np.float64]
     logps: NDArray[np.float64]
     lengths: NDArray[np.int64]
     info: dict[str, Any]
-    fidelity: FidelityReport | None = None
+    fidelity: FidelityReport | None
+    flags: NDArray[np.uint8]
+    scales: NDArray[np.float64] | None = None
+    folder: Path | None = None
+
+    def __len__(self) -> int:
+        return len(self.stored)
+
+    @cached_property
+    def sketches(self) -> NDArray[np.float32]:
+        """float32 (N, dim), as `LoraGradients` gives them, read-only; not normalised.
+
+        On disk until read; of a pool stored in float16, in memory from the first use on: N x dim x
+        4 bytes. `rows` reads some of them.
+        """
+        if self.scales is None:
+            return self.stored
+        rows = self.rows(slice(None))
+        rows.flags.writeable = False
+        return rows
+
+    def rows(self, which: Any) -> NDArray[np.float32]:
+        """Return a copy of some rows, float32 (n, dim).
+
+        Parameters
+        ----------
+        which : slice, int array or bool array
+            Their numbers.
+        """
+        rows = np.array(self.stored[which], np.float32)
+        if self.scales is not None:
+            rows *= self.scales[which].astype(np.float32)[..., None]
+        return rows
+
+    def scores(self, other: SketchPool, *, normalize: bool = True) -> NDArray[np.float64]:
+        """Compare each response of another pool with each of this one.
+
+        Parameters
+        ----------
+        other : SketchPool
+            M responses, say those of a validation set, of the same seed, dim and matrices.
+        normalize : bool
+            True for cosines, by the exact lengths of the gradients; a zero gradient's are 0. False
+            for inner products of the gradients of log pi.
+
+        Returns
+        -------
+        float64 array, shape (M, N)
+            Row i compares response i of `other`. NaN where a gradient is not finite. Memory: this,
+            and about 0.3 GB.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If `other` is no pool, or one of another seed, dim, or other matrices.
+        """
+        if not isinstance(other, SketchPool):
+            raise TypeError(f"other: expected a SketchPool, got {type(other).__name__}")
+        for name in ("projection", "dim", "seed", "names", "sizes"):
+            if self.info[name] != other.info[name]:
+                raise ValueError(
+                    f"other: its {name} is not that of this pool: got {_short(other.info[name])}, "
+                    f"expected {_short(self.info[name])}"
+                )
+        step = max(1, _BLOCK // self.info["dim"])
+        out = np.empty((len(other), len(self)))
+        for i in range(0, len(other), step):
+            theirs = other._wide(slice(i, i + step), normalize)
+            for j in range(0, len(self), step):
+                ours = self._wide(slice(j, j + step), normalize)
+                out[i : i + step, j : j + step] = theirs @ ours.T
+        return out
+
+    def _wide(self, which: slice, normalize: bool) -> NDArray[np.float64]:
+        rows = self.rows(which).astype(np.float64)
+        if normalize:
+            lengths = np.sqrt(self.squared_norms[which])
+            rows /= np.where(lengths > 0, lengths, np.where(lengths == 0, 1, np.nan))[:, None]
+        return rows
 
     @classmethod
-    def open(cls, folder: str | Path) -> SketchPool:
+    def open(cls, folder: str | Path, *, verify: bool = True) -> SketchPool:
         """Open a folder that `collect` wrote.
 
         Parameters
         ----------
         folder : str or Path
             Where it is.
+        verify : bool
+            Read all rows and compare their checksums, at about 4 GB/s from memory or as fast as
+            the disk. Sizes and all other files are always checked.
 
         Raises
         ------
         ValueError
-            If there is no pool of this version, or its files do not fit together.
+            If there is no pool, it is unfinished (the message says what is missing), or its files
+            do not fit together or are not what was written (the message says where).
+
+        Notes
+        -----
+        Pools of version 1 have no checksums: a warning says so.
         """
         folder = Path(folder)
-        try:
-            info = json.loads((folder / "pool.json").read_text(encoding="utf-8"))
-            arrays = [np.lib.format.open_memmap(folder / f"{name}.npy", "r") for name in _ARRAYS]
-        except (OSError, ValueError, EOFError) as error:
-            raise ValueError(f"folder: expected a sketch pool at {folder} ({error})") from None
-        if not isinstance(info, dict) or {key: info.get(key) for key in _FORMAT} != _FORMAT:
-            raise ValueError(f"folder: expected {_FORMAT} in {folder / 'pool.json'}")
-        kinds = _kinds(info)
-        for name, array in zip(_ARRAYS, arrays, strict=True):
-            dtype, shape = kinds[name]
-            if array.dtype != dtype or array.shape != shape:
-                raise ValueError(
-                    f"folder: the arrays in {folder} do not have the shapes of pool.json: expected "
-                    f"{np.dtype(dtype)} {shape} in {name}, got {array.dtype} {array.shape}"
-                )
-        sketches, squared_norms, logps, lengths = arrays
-        report = FidelityReport.load(folder / _REPORT) if info.get("report_on") else None
+        info = _read_info(folder)
+        first = info["version"] == 1
+        arrays = _read_arrays(folder, info)
+        report = FidelityReport.load(folder / REPORT) if info.get("report_on") else None
+        if first:
+            warnings.warn(
+                f"{folder} is a pool of version 1, which has no checksums: damage goes unseen",
+                stacklevel=2,
+            )
+            arrays["flags"] = np.zeros(info["count"], np.uint8)
+        elif verify:
+            _check_rows(folder, arrays["sketches"], arrays["checks"])
         return cls(
-            sketches, np.array(squared_norms), np.array(logps), np.array(lengths), info, report
+            arrays["sketches"],
+            np.array(arrays["squared_norms"]),
+            np.array(arrays["logps"]),
+            np.array(arrays["lengths"]),
+            info,
+            report,
+            np.array(arrays["flags"]),
+            arrays.get("scales"),
+            folder,
         )
 
 
-def collect(
-    collector: LoraGradients,
-    responses: Sequence[Response],
-    folder: str | Path,
-    *,
-    max_tokens: int = 4096,
-    fidelity: int | None = None,
-    resume: bool = True,
-    progress: bool = True,
-) -> SketchPool:
-    """Sketch many responses into a folder on disk.
-
-    The folder appears when it is complete; until then the work lies beside it, in
-    ``.NAME.partial``, and a call that was interrupted goes on where it stopped, to the same bits.
-
-    Parameters
-    ----------
-    collector : LoraGradients
-        The model and the projection.
-    responses : sequence of (prompt_ids, response_ids)
-        Lists of token ids; the end token belongs to the response.
-    folder : str or Path
-        Where the pool goes; nothing may be there yet.
-    max_tokens : int
-        Tokens of a batch, padding included: the bound on memory, with dim x 4 bytes a response
-        of the batch. The pool itself stays on disk.
-    fidelity : int, optional
-        How many responses, spread evenly over those that have tokens, to report on; by default 32,
-        or what fits into 4 GiB if that is less. Their whole gradients come from the same passes
-        and lie beside the pool until it is complete, p x 4 bytes each. 0 for no report, which
-        fewer than two responses do not have either.
-    resume : bool
-        Go on with what is left of an interrupted call; False starts anew.
-    progress : bool
-        Show a progress bar (needs tqdm).
-
-    Returns
-    -------
-    SketchPool
-        Opened.
-
-    Raises
-    ------
-    ValueError, TypeError
-        If the folder exists, what is left belongs to other weights, tokens or settings, a gradient
-        is not finite or zero, or all are equal; the message says which response.
-    OSError
-        If there is no room for the pool on the disk.
-    """
-    folder = Path(folder)
-    if folder.exists():
-        raise ValueError(f"folder: {folder} is there already; open it with SketchPool.open")
-    if len(responses) == 0:
-        raise ValueError("responses: expected at least one")
-    plan(responses, max_tokens)  # refuses what does not fit before any work
-    beside = folder.with_name(f".{folder.name}.partial")
-    info: dict[str, Any] = {
-        **_FORMAT,
-        "count": len(responses),
-        "dim": collector.dim,
-        "seed": collector.seed,
-        "names": collector.names,
-        "sizes": [part.size for part in collector.parts],
-        "report_on": _report_on(responses, fidelity, collector.size),
-        "fingerprint": _fingerprint(collector, responses, max_tokens),
-    }
-    if not resume and beside.exists():
-        shutil.rmtree(beside)
-    arrays = _resumed(beside, info) if beside.exists() else _begun(beside, info)
-    done = arrays["done"]
-    skip = set(np.flatnonzero(done).tolist())
-    report_on = info["report_on"]
-    gradients = {n: arrays["gradients"][row] for row, n in enumerate(report_on)}
-    with _Bar(len(responses), len(skip), progress) as bar:
-        for numbers, batch in collector.stream(
-            responses, max_tokens, skip=skip, gradients=gradients
-        ):
-            _write(arrays, numbers, batch)
-            bar.update(len(numbers))
-    check_distinct(arrays["sketches"], arrays["squared_norms"], arrays["lengths"])
-    if report_on:
-        report = compare(collector, arrays["gradients"], arrays["sketches"][report_on])
-        report.save(beside / _REPORT)
-    del arrays, done, gradients
-    _finish(beside, folder)
-    return SketchPool.open(folder)
-
-
-def _report_on(responses: Sequence[Response], wanted: int | None, size: int) -> list[int]:
-    """Return the numbers of the responses, at least two or none, whose gradients are kept."""
-    rows = [number for number, (_, response) in enumerate(responses) if len(response) > 0]
-    most = min(32, (1 << 32) // (4 * size))
-    count = min(most if wanted is None else args.check_int(wanted, "fidelity", 0), len(rows))
-    return [rows[i * len(rows) // count] for i in range(count)] if count > 1 else []
-
-
-def response_pairs(offsets: ArrayLike) -> NDArray[np.int64]:
+def response_pairs(offsets: ArrayLike, *, leave_out: ArrayLike | None = None) -> NDArray[np.int64]:
     """Return all pairs of responses to the same prompt, for `select.active_dpo`.
 
     Parameters
     ----------
     offsets : array_like of int, shape (prompts + 1,)
         Prompt i has the responses ``offsets[i]`` to ``offsets[i+1] - 1``.
+    leave_out : array_like of bool or int, shape (responses,), optional
+        Not 0 for responses that are in no pair: a pool's ``flags``, or ``flags == 2``.
 
     Returns
     -------
@@ -210,146 +213,154 @@ def response_pairs(offsets: ArrayLike) -> NDArray[np.int64]:
     --------
     >>> response_pairs([0, 3, 5]).tolist()
     [[0, 1], [0, 2], [1, 2], [3, 4]]
+    >>> response_pairs([0, 3, 5], leave_out=[0, 1, 0, 0, 0]).tolist()
+    [[0, 2], [3, 4]]
     """
     total = np.asarray(offsets).reshape(-1)[-1] if np.size(offsets) else 0
     edges = args.check_offsets(offsets, int(total))
-    pairs = [
-        start + np.stack(np.triu_indices(end - start, 1), axis=1)
-        for start, end in pairwise(edges.tolist())
-    ]
-    return np.concatenate(pairs).astype(np.int64)
+    pairs = np.concatenate(
+        [
+            start + np.stack(np.triu_indices(end - start, 1), axis=1)
+            for start, end in pairwise(edges.tolist())
+        ]
+    ).astype(np.int64)
+    if leave_out is None:
+        return pairs
+    out = np.asarray(leave_out)
+    if out.dtype.kind not in "biu":
+        raise TypeError(f"leave_out: expected booleans or integers, got {out.dtype}")
+    if out.shape != (total,):
+        raise ValueError(f"leave_out: expected shape ({total},), got {out.shape}")
+    kept: NDArray[np.int64] = pairs[(out[pairs] == 0).all(axis=1)]
+    return kept
 
 
-def _begun(beside: Path, info: dict[str, Any]) -> dict[str, Any]:
-    """Make the files, full of zeros."""
-    beside.mkdir(parents=True)
-    for name, (dtype, shape) in _all_kinds(info).items():
-        np.lib.format.open_memmap(beside / f"{name}.npy", "w+", dtype, shape)
-    try:
-        for path in beside.iterdir():
-            _reserve(path)
-    except OSError:
-        shutil.rmtree(beside)
-        raise
-    (beside / "pool.json").write_text(json.dumps(info, indent=1) + "\n", encoding="utf-8")
-    return _mapped(beside, info)
+def encode(rows: NDArray[np.float32], dtype: str) -> tuple[list[bytes], list[float]]:
+    """Return rows as they are stored, and the powers of two that bring them back.
+
+    In float16 a row's largest number comes to lie in 2^14 .. 2^15, so that only numbers 2^28 times
+    smaller lose more than their last bits.
+    """
+    scales = np.ones(len(rows))
+    if dtype == "float16":
+        _, exponents = np.frexp(np.abs(rows).max(axis=1))
+        scales = np.ldexp(1.0, np.where(np.isfinite(rows).all(axis=1), exponents - 15, 0))
+        rows = (rows / scales[:, None]).astype(np.float16)
+    little = rows.astype(rows.dtype.newbyteorder("<"), copy=False)
+    return [row.tobytes() for row in little], scales.tolist()
 
 
-def _kinds(info: dict[str, Any]) -> dict[str, tuple[type, tuple[Any, ...]]]:
-    """Return each array's dtype and shape."""
+def decode(rows: list[bytes], scales: list[float], dtype: str, dim: int) -> NDArray[np.float32]:
+    """Return stored rows as float32 (n, dim)."""
+    found = np.frombuffer(b"".join(rows), np.dtype(dtype).newbyteorder("<"))
+    wide = found.reshape(len(rows), dim).astype(np.float32)
+    return wide if dtype == "float32" else wide * np.asarray(scales, np.float32)[:, None]
+
+
+def array_kinds(info: dict[str, Any]) -> dict[str, tuple[Any, tuple[int, ...]]]:
+    """Return the dtype and shape of each of a pool's arrays."""
     count, dim = info.get("count"), info.get("dim")
-    return {
-        "sketches": (np.float32, (count, dim)),
+    kinds: dict[str, Any] = {
+        "sketches": (info.get("dtype", "float32"), (count, dim)),
         "squared_norms": (np.float64, (count,)),
         "logps": (np.float64, (count,)),
         "lengths": (np.int64, (count,)),
     }
-
-
-def _all_kinds(info: dict[str, Any]) -> dict[str, tuple[type, tuple[Any, ...]]]:
-    """Return those of what is there while a pool is being made, too."""
-    kinds = {**_kinds(info), "done": (np.uint8, (info["count"],))}
-    if info["report_on"]:
-        kinds["gradients"] = (np.float32, (len(info["report_on"]), sum(info["sizes"])))
+    if info["version"] > 1:
+        kinds["flags"] = (np.uint8, (count,))
+        kinds["checks"] = (np.uint32, (count,))
+        kinds["responses"] = (np.uint64, (count, 2))
+    if info.get("dtype") == "float16":
+        kinds["scales"] = (np.float64, (count,))
     return kinds
 
 
-def _reserve(path: Path) -> None:
-    """Take a file's blocks from the disk: where none are left, writing to a map ends a process."""
-    if not hasattr(os, "posix_fallocate"):
-        return
-    handle = os.open(path, os.O_RDWR)
-    try:
-        os.posix_fallocate(handle, 0, path.stat().st_size)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # a file system that cannot
-            raise OSError(error.errno, error.strerror, str(path)) from None
-    finally:
-        os.close(handle)
+def digest(content: bytes) -> str:
+    """Return what pool.json says of a file's content."""
+    return hashlib.sha256(content).hexdigest()
 
 
-def _resumed(beside: Path, info: dict[str, Any]) -> dict[str, Any]:
-    """Open what an interrupted call left, if it is of this very call."""
+def sealed(info: dict[str, Any]) -> dict[str, Any]:
+    """Return pool.json's content with a digest of itself."""
+    info = {key: value for key, value in info.items() if key != "sha256"}
+    return {**info, "sha256": digest(json.dumps(info, sort_keys=True).encode())}
+
+
+def _read_info(folder: Path) -> dict[str, Any]:
+    path = folder / "pool.json"
     try:
-        left = json.loads((beside / "pool.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # stopped before it began
-        shutil.rmtree(beside)
-        return _begun(beside, info)
-    if left != info:
+        info = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        from pyfast.sketch._shards import what_is_missing
+
+        unfinished = what_is_missing(folder)
+        reason = f"; {unfinished}" if unfinished else f" ({error})"
+        raise ValueError(f"folder: expected a sketch pool at {folder}{reason}") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"folder: expected a sketch pool at {folder} ({error})") from None
+    formats = [{**FORMAT, "version": version} for version in (2, 1)]
+    if not isinstance(info, dict) or {key: info.get(key) for key in FORMAT} not in formats:
+        raise ValueError(f"folder: expected {FORMAT} in {path}")
+    if (info["version"] > 1 or "sha256" in info) and info != sealed(info):
+        raise ValueError(f"folder: {path} is not what was written (its digest differs)")
+    kinds = {"count": int} if info["version"] == 1 else _KINDS
+    for name, kind in kinds.items():
+        if type(info.get(name)) is not kind:
+            raise ValueError(f"folder: expected {kind.__name__} {name} in {path}")
+    return info
+
+
+def _read_arrays(folder: Path, info: dict[str, Any]) -> dict[str, Any]:
+    """Return the arrays, mapped; their sizes and all but the rows' content checked."""
+    kinds = array_kinds(info)
+    if info["version"] > 1:
+        _check_files(folder, info, [f"{name}.npy" for name in kinds])
+    arrays: dict[str, Any] = {}
+    for name, (dtype, shape) in kinds.items():
+        path = folder / f"{name}.npy"
+        try:
+            array = arrays[name] = np.lib.format.open_memmap(path, "r")
+        except (OSError, ValueError, EOFError, SyntaxError, TokenError) as error:
+            raise ValueError(f"folder: expected a sketch pool at {folder} ({error})") from None
+        if array.dtype != dtype or array.shape != shape or not array.flags.c_contiguous:
+            raise ValueError(
+                f"folder: the arrays in {folder} do not have the shapes of pool.json: expected "
+                f"{np.dtype(dtype)} {shape} in {name}, got {array.dtype} {array.shape}"
+            )
+        if path.stat().st_size != array.offset + array.nbytes:
+            raise ValueError(f"folder: {path} has bytes after its rows")
+    return arrays
+
+
+def _check_files(folder: Path, info: dict[str, Any], names: list[str]) -> None:
+    """Refuse files that are not what was written; of the rows, their header is looked at here."""
+    names += [REPORT] if info["report_on"] else []
+    if set(info["files"]) != set(names):
+        raise ValueError(f"folder: expected digests of {sorted(names)} in {folder / 'pool.json'}")
+    width = info["dim"] * np.dtype(info["dtype"]).itemsize
+    for name in names:
+        path = folder / name
+        try:
+            with path.open("rb") as file:
+                rows = name == "sketches.npy"
+                header = max(0, path.stat().st_size - info["count"] * width)
+                content = file.read(header if rows else -1)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"folder: expected a sketch pool at {folder} ({error})") from None
+        if digest(content) != info["files"][name]:
+            raise ValueError(
+                f"folder: {path} is not what was written (its digest or length differs)"
+            )
+
+
+def _check_rows(folder: Path, rows: NDArray[Any], checks: NDArray[np.uint32]) -> None:
+    bad = [n for n, row in enumerate(rows) if zlib.crc32(row) != checks[n]]
+    if bad:
         raise ValueError(
-            f"folder: {beside} was left by a call with other weights, tokens or settings; "
-            "pass resume=False to start anew"
+            f"folder: {len(bad)} rows of {folder / 'sketches.npy'} are not what was written "
+            f"(their checksums differ): {listed(bad)}"
         )
-    return _mapped(beside, info)
 
 
-def _mapped(beside: Path, info: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: np.load(beside / f"{name}.npy", mmap_mode="r+", allow_pickle=False)
-        for name in _all_kinds(info)
-    }
-
-
-def _write(arrays: dict[str, Any], numbers: list[int], batch: GradientBatch) -> None:
-    """Write a batch's rows, and only when they are on disk that they are done."""
-    arrays["sketches"][numbers] = batch.sketches.cpu().numpy()
-    arrays["squared_norms"][numbers] = batch.squared_norms
-    arrays["logps"][numbers] = batch.logps
-    arrays["lengths"][numbers] = batch.lengths
-    for name in arrays.keys() - {"done"}:
-        arrays[name].flush()
-    arrays["done"][numbers] = 1
-    arrays["done"].flush()
-
-
-def _finish(beside: Path, folder: Path) -> None:
-    for path in [*beside.iterdir(), beside]:
-        fsync(path)
-    beside.rename(folder)
-    fsync(folder.parent)
-    for name in ("gradients", "done"):  # last: without them, work cannot be resumed
-        (folder / f"{name}.npy").unlink(missing_ok=True)
-
-
-def _fingerprint(collector: LoraGradients, responses: Sequence[Response], max_tokens: int) -> str:
-    """Digest the model, the tokens and the settings; the same in every process."""
-    digest = hashlib.sha256(f"{max_tokens} {len(responses)}".encode())
-    for name, layer in lora_layers(collector.model):
-        scales = [layer.scaling.get(adapter) for adapter in layer.active_adapters]
-        digest.update(f"{name} {type(layer).__name__} {layer.active_adapters} {scales}".encode())
-    ours = {id(part.weight) for part in collector.parts}
-    for name, parameter in collector.model.named_parameters():
-        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
-        if not parameter.is_meta:
-            numbers = parameter.detach().reshape(-1)
-            if id(parameter) not in ours:  # an odd step, not to stay within few columns
-                numbers = numbers[:: len(numbers) // _SAMPLE | 1]
-            digest.update(numbers.contiguous().cpu().view(torch.uint8).numpy().tobytes())
-    for prompt, response in responses:
-        for ids in (prompt, response):
-            digest.update(len(ids).to_bytes(8, "little"))
-            digest.update(np.asarray(ids, np.int64).tobytes())
-    return digest.hexdigest()
-
-
-class _Bar:
-    """tqdm's progress bar, or nothing."""
-
-    def __init__(self, total: int, done: int, show: bool) -> None:
-        self._bar: Any = None
-        if show:
-            from tqdm.auto import tqdm
-
-            self._bar = tqdm(total=total, initial=done, desc="sketching", unit="response")
-
-    def __enter__(self) -> _Bar:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-    def update(self, count: int) -> None:
-        """Move on by `count` responses."""
-        if self._bar is not None:
-            self._bar.update(count)
+def _short(value: Any) -> str:
+    return f"{len(value)} of them" if isinstance(value, list) else repr(value)

@@ -78,8 +78,7 @@ def test_guards(tiny):
     collector = sketch.LoraGradients(tiny.lora(), 128)
     with pytest.raises(ValueError, match="expected at least two that have tokens"):
         sketch.fidelity(collector, [([1], [2]), ([1], [])])
-    with pytest.raises(ValueError, match="gradients of all 3 responses equal"):
-        sketch.fidelity(collector, [([1, 2], [3])] * 3)
+    assert sketch.fidelity(collector, [([1, 2], [3])] * 3).least_cosine == pytest.approx(1)
     collector.model.get_base_model().model.embed_tokens.weight.data[9] = torch.inf
     with pytest.raises(ValueError, match=r"gradient of response 1 is not finite in .*layers"):
         sketch.fidelity(collector, [([1, 2], [3]), ([1, 9], [3]), ([4], [3])])

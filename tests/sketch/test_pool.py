@@ -1,11 +1,16 @@
 """Pools on disk: order, bits, resume, guards; and the pairs chosen from them."""
 
+import contextlib
 import errno
 import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
+import warnings
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +18,16 @@ import torch
 
 from pyfast import select, sketch
 from pyfast.select import reference as select_reference
-from pyfast.sketch import _guards, _pool, reference
+from pyfast.sketch import (
+    _fingerprint,
+    _finish,
+    _guards,
+    _job,
+    _pool,
+    _shards,
+    _store,
+    reference,
+)  # fmt: skip
 from pyfast.sketch._batches import plan
 
 
@@ -38,8 +52,8 @@ def test_a_pool_holds_what_the_collector_gives(tiny, tmp_path):
     assert again.info["dim"] == 256
     assert sorted(p.name for p in tmp_path.iterdir()) == ["pool"]
     assert sorted(p.name for p in (tmp_path / "pool").iterdir()) == [
-        "fidelity.json", "lengths.npy", "logps.npy", "pool.json", "sketches.npy",
-        "squared_norms.npy",
+        "checks.npy", "fidelity.json", "flags.npy", "lengths.npy", "logps.npy", "pool.json",
+        "responses.npy", "sketches.npy", "squared_norms.npy",
     ]  # fmt: skip
 
 
@@ -58,6 +72,24 @@ def test_batches_keep_to_the_bound_and_hold_each_response_once(tiny):
         plan(responses, 20)
     with pytest.raises(ValueError, match="max_tokens: expected at least 1, got 0"):
         plan(responses, 0)
+
+
+def content(folder):
+    """All bytes of a pool."""
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def stopped(monkeypatch, after=0):
+    """Interrupt `Store.write` after some passes."""
+    plain, runs = _store.Store.write, []
+
+    def write(self, *arguments):
+        if len(runs) == after:
+            raise KeyboardInterrupt
+        runs.append(1)
+        plain(self, *arguments)
+
+    monkeypatch.setattr(_store.Store, "write", write)
 
 
 @pytest.mark.parametrize("stop", [1, 3])
@@ -85,11 +117,11 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(tiny, tmp_path, monkeypatch
 
     monkeypatch.setattr(sketch.LoraGradients, "_sketch", counted)
     pool = sketch.collect(collector, responses, tmp_path / "b", max_tokens=60, progress=False)
+    probe = runs.pop(len(first))  # whether the model is as it was
     assert runs == plan(responses, 60)
     assert runs[: len(first)] == first
-    for name in ("sketches", "squared_norms", "logps", "lengths"):
-        a, b = (tmp_path / folder / f"{name}.npy" for folder in "ab")
-        assert a.read_bytes() == b.read_bytes()
+    assert len(probe) == 1
+    assert content(tmp_path / "a") == content(tmp_path / "b")
     assert pool.info == whole.info
     assert pool.fidelity == whole.fidelity
 
@@ -125,9 +157,9 @@ def test_a_pool_reports_on_some_of_its_responses(tiny, tmp_path):
         assert pool.info["report_on"] == []
         assert not (tmp_path / folder / "fidelity.json").exists()
     many = tiny.responses(40)
-    assert len(_pool._report_on(many, None, 1_000_000)) == 32
-    assert len(_pool._report_on(many, None, 160_000_000)) == 6
-    assert _pool._report_on(many, None, 600_000_000) == []
+    assert len(_job.report_on(many, None, 1_000_000)) == 32
+    assert len(_job.report_on(many, None, 160_000_000)) == 6
+    assert _job.report_on(many, None, 600_000_000) == []
     for bad, error in ((-1, ValueError), (2.5, TypeError)):
         with pytest.raises(error, match="fidelity: expected"):
             sketch.collect(collector, responses, tmp_path / "bad", fidelity=bad, **some)
@@ -138,13 +170,13 @@ def test_a_killed_process_leaves_no_pool(tiny, tmp_path):
     child = os.fork()
     if child == 0:
         try:
-            plain = _pool._write
+            plain = _store.Store.write
 
             def write(*arguments):
                 plain(*arguments)
                 os.kill(os.getpid(), signal.SIGKILL)
 
-            _pool._write = write
+            _store.Store.write = write
             collector = sketch.LoraGradients(tiny.lora(), 128)
             sketch.collect(
                 collector, tiny.responses(9), tmp_path / "p", max_tokens=60, progress=False
@@ -153,8 +185,7 @@ def test_a_killed_process_leaves_no_pool(tiny, tmp_path):
             os._exit(1)
     assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
     assert not (tmp_path / "p").exists()
-    done = np.load(tmp_path / ".p.partial" / "done.npy")
-    assert 0 < done.sum() < 9
+    assert 0 < len(_shards.Work(tmp_path / "p").done()) < 9
     collector = sketch.LoraGradients(tiny.lora(), 128)
     pool = sketch.collect(
         collector, tiny.responses(9), tmp_path / "p", max_tokens=60, progress=False
@@ -166,25 +197,42 @@ def test_what_is_left_must_be_of_the_same_call(tiny, tmp_path, monkeypatch):
     model, responses = tiny.lora(), tiny.responses(9)
     collector = sketch.LoraGradients(model, 128)
 
-    def stop(*_):
-        raise KeyboardInterrupt
+    def collect(responses=responses, **settings):
+        return sketch.collect(collector, responses, tmp_path / "p", progress=False, **settings)
 
     with monkeypatch.context() as patch:
-        patch.setattr(_pool, "_write", stop)
+        stopped(patch)
         with pytest.raises(KeyboardInterrupt):
-            sketch.collect(collector, responses, tmp_path / "p", progress=False)
-    message = "left by a call with other weights, tokens or settings.*resume=False"
-    with pytest.raises(ValueError, match=message):
-        sketch.collect(collector, responses[:-1], tmp_path / "p", progress=False)
-    with pytest.raises(ValueError, match=message):
-        sketch.collect(collector, responses, tmp_path / "p", max_tokens=60, progress=False)
+            collect()
+    with pytest.raises(ValueError, match="responses were 9 and are 8; pass resume=False"):
+        collect(responses[:-1])
+    with pytest.raises(ValueError, match="1 of 9 responses are others: 4; pass resume=False"):
+        collect([*responses[:4], ([1], [2]), *responses[5:]])
+    with pytest.raises(ValueError, match="fidelity was of 9 responses and is of 2"):
+        collect(fidelity=2)
+    with pytest.raises(ValueError, match="dtype was 'float32' and is 'float16'"):
+        collect(dtype="float16")
+    for dim, seed, message in ((256, 0, "dim was 128 and is 256"), (128, 1, "seed was 0 and is 1")):
+        other = sketch.LoraGradients(model, dim, seed)
+        with pytest.raises(ValueError, match=message):
+            sketch.collect(other, responses, tmp_path / "p", progress=False)
     with torch.no_grad():
         collector.parts[0].weight[0, 0] += 1
-    with pytest.raises(ValueError, match=message):
-        sketch.collect(collector, responses, tmp_path / "p", progress=False)
-    sketch.collect(collector, responses, tmp_path / "p", resume=False, progress=False)
-    with pytest.raises(ValueError, match=r"p is there already; open it with SketchPool.open"):
-        sketch.collect(collector, responses, tmp_path / "p", progress=False)
+    with pytest.raises(ValueError, match=r"weights: .*q_proj.lora_A.*pass resume=False to start"):
+        collect()
+    collect(resume=False)
+    before = content(tmp_path / "p")
+    with pytest.raises(ValueError, match=r"p is there already, and resume=False removes no"):
+        collect(resume=False)
+    monkeypatch.setattr(_store.Store, "write", None)  # nothing is sketched again
+    assert np.array_equal(collect().sketches, sketch.SketchPool.open(tmp_path / "p").sketches)
+    with pytest.raises(ValueError, match="responses were 9 and are 8; give another folder"):
+        collect(responses[:-1])
+    with torch.no_grad():
+        collector.parts[0].weight[0, 0] += 1
+    with pytest.raises(ValueError, match=r"weights: .*q_proj.lora_A.*; give another folder"):
+        collect()
+    assert content(tmp_path / "p") == before
 
 
 def scaled(model):
@@ -212,93 +260,130 @@ def embeddings(model):
     model.get_input_embeddings().weight.data.mul_(1.5)
 
 
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("change", [scaled, a_number, half, frozen, embeddings])
-def test_what_is_left_must_be_of_the_same_model(tiny, tmp_path, monkeypatch, change):
-    responses = tiny.responses(9)
+def configured(**changes):
+    def change(model):
+        model.config.update(changes)
 
-    def stop(*_):
-        raise KeyboardInterrupt
+    return change
+
+
+def attention(model):
+    model.set_attn_implementation("eager")
+
+
+def epsilon(model):
+    model.get_base_model().model.norm.variance_epsilon = 1e-4
+
+
+def training(model):
+    model.train()
+
+
+def frequencies(model):
+    model.get_base_model().model.rotary_emb.inv_freq *= 2
+
+
+def a_hook(model):
+    layer = model.get_base_model().model.layers[0].mlp
+    layer.register_forward_hook(lambda _m, _i, output: output * 1.5)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (scaled, r"adapter: .*q_proj was \['Linear', .*, \[2.0\]\] and is .*8.0.*11 more"),
+        (a_number, r"weights: .*layers.1.mlp.gate_proj.base_layer.weight .float32 \[48, 32\] "),
+        (half, r"weights: .*embed_tokens.weight .float32 .* before, .bfloat16"),
+        (frozen, "names were 28 and are 14"),
+        (embeddings, "weights: .*embed_tokens.weight"),
+        (configured(rms_norm_eps=1e-5), r"model.config: rms_norm_eps was 1e-06 and is 1e-05;"),
+        (configured(sliding_window=4), "model.config: sliding_window was absent and is 4;"),
+        (
+            configured(rope_parameters={"rope_theta": 5e5, "rope_type": "default"}),
+            "model.config: rope_parameters.rope_theta was 10000.0 and is 500000.0;",
+        ),
+        (attention, "model.config: attn_implementation was 'sdpa' and is 'eager';"),
+        (epsilon, r"modules: .*model.norm.variance_epsilon was \[1e-06\] and is \[0.0001\];"),
+        (training, "model: training was False and is True;"),
+        (frequencies, "buffers: .*rotary_emb.inv_freq"),
+        (a_hook, r"model: the gradient of response \d is not what it was .*something else has ch"),
+    ],
+)  # fmt: skip
+def test_what_is_left_must_be_of_the_same_model(tiny, tmp_path, monkeypatch, change, message):
+    responses = tiny.responses(9)
 
     def collect(model):
         collector = sketch.LoraGradients(model, 128)
-        return sketch.collect(collector, responses, tmp_path / "p", progress=False)
+        return sketch.collect(collector, responses, tmp_path / "p", max_tokens=60, progress=False)
 
     with monkeypatch.context() as patch:
-        patch.setattr(_pool, "_write", stop)
+        stopped(patch, after=1)
         with pytest.raises(KeyboardInterrupt):
             collect(tiny.lora())
     model = tiny.lora()
     change(model)
-    with pytest.raises(ValueError, match="left by a call with other weights, tokens or settings"):
+    with pytest.raises(ValueError, match=message):
         collect(model)
     assert (collect(tiny.lora()).squared_norms > 0).all()
 
 
-def test_a_fingerprint_looks_into_every_column_of_a_large_parameter(tiny):
-    model = tiny.lora(tiny.model(vocab_size=16384), target_modules=["q_proj"])
-    collector, responses = sketch.LoraGradients(model, 128), tiny.responses(3)
-    found = {_pool._fingerprint(collector, responses, 100)}
+def test_a_fingerprint_looks_at_every_number(tiny):
+    model = tiny.lora(tiny.model(vocab_size=40000), target_modules=["q_proj"])
+    collector = sketch.LoraGradients(model, 128)
     weight = model.get_input_embeddings().weight.data
-    assert weight.numel() > 4 * _pool._SAMPLE
-    for column in range(32):
-        weight[:, column] += 1
-        found.add(_pool._fingerprint(collector, responses, 100))
-    assert len(found) == 33
+    assert weight.numel() > _fingerprint._WHOLE
+    found = {json.dumps(_fingerprint.fingerprint(collector))}
+    for number in range(1, 40000, 3001):
+        weight[number, number % 32] += 1
+        found.add(json.dumps(_fingerprint.fingerprint(collector)))
+    weight[[11, 22]] = weight[[22, 11]]  # the same numbers elsewhere
+    found.add(json.dumps(_fingerprint.fingerprint(collector)))
+    assert len(found) == 2 + len(range(1, 40000, 3001))
 
 
 def test_a_fingerprint_is_the_same_in_another_process(tiny):
-    def digest():
-        collector = sketch.LoraGradients(tiny.lora(), 128)
-        return _pool._fingerprint(collector, tiny.responses(3), 100)
-
-    out, into = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            torch.set_num_threads(1)
-            os.write(into, digest().encode())
-        finally:
-            os._exit(0)
-    os.waitpid(child, 0)
-    torch.set_num_threads(2)
-    assert os.read(out, 100).decode() == digest()
-    os.close(out)
-    os.close(into)
+    script = (
+        "import sys, json, hashlib, warnings; warnings.simplefilter('ignore')\n"
+        "sys.path.insert(0, sys.argv[1]); import conftest\n"
+        "from pyfast import sketch; from pyfast.sketch import _fingerprint\n"
+        "collector = sketch.LoraGradients(conftest.make_lora(), 128)\n"
+        "print(json.dumps(_fingerprint.fingerprint(collector)))"
+    )
+    command = [sys.executable, "-c", script, str(Path(__file__).parent)]
+    out = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stdout
+    collector = sketch.LoraGradients(tiny.lora(), 128)
+    assert json.loads(out) == _fingerprint.fingerprint(collector)
 
 
-@pytest.mark.parametrize("at", [1, 4, 7])
+@pytest.mark.parametrize("at", range(12))
 def test_a_stop_while_finishing_loses_nothing(tiny, tmp_path, monkeypatch, at):
-    collector, responses = sketch.LoraGradients(tiny.lora(), 128), tiny.responses(9)
-    plain, calls = _pool.fsync, []
+    collector, responses = sketch.LoraGradients(tiny.lora(), 128), tiny.responses(5)
+    calls = []
 
-    def stop(path):
-        calls.append(path)
-        if len(calls) == at:
-            raise KeyboardInterrupt
-        plain(path)
+    def counted(plain):
+        def call(*arguments, **others):
+            calls.append(plain)
+            if len(calls) == at + 1:
+                raise KeyboardInterrupt
+            return plain(*arguments, **others)
 
-    monkeypatch.setattr(_pool, "fsync", stop)
-    with pytest.raises(KeyboardInterrupt):
-        sketch.collect(collector, responses, tmp_path / "p", progress=False)
-    monkeypatch.setattr(_pool, "_write", None)  # all work is done
+        return call
+
+    with monkeypatch.context() as patch:
+        for name in ("save_array", "write_json", "clear", "fsync"):
+            patch.setattr(_finish, name, counted(getattr(_finish, name)))
+        patch.setattr(Path, "rename", counted(Path.rename))
+        try:
+            sketch.collect(collector, responses, tmp_path / "p", progress=False)
+        except KeyboardInterrupt:
+            assert at < len(calls)
+    monkeypatch.setattr(_store.Store, "write", None)  # all work is done
     pool = sketch.collect(collector, responses, tmp_path / "p", progress=False)
     assert (pool.squared_norms > 0).all()
-
-
-def test_a_stop_after_the_rename_leaves_the_pool(tiny, tmp_path, monkeypatch):
-    collector, responses = sketch.LoraGradients(tiny.lora(), 128), tiny.responses(9)
-    plain = _pool.fsync
-
-    def stop(path):
-        plain(path)
-        if path == tmp_path:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(_pool, "fsync", stop)
-    with pytest.raises(KeyboardInterrupt):
-        sketch.collect(collector, responses, tmp_path / "p", progress=False)
-    assert (sketch.SketchPool.open(tmp_path / "p").squared_norms > 0).all()
+    assert sketch.SketchPool.open(tmp_path / "p").fidelity.responses == 5
+    assert [path.name for path in tmp_path.iterdir()] == ["p"]
+    assert not set(_store.PARTS) & {path.name for path in (tmp_path / "p").iterdir()}
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="cannot reserve room here")
@@ -308,13 +393,13 @@ def test_room_on_the_disk_is_taken_before_any_work(tiny, tmp_path, monkeypatch):
     def look(*_):
         names = {"sketches": 9 * 4096, "gradients": 9 * collector.size}
         taken = [
-            (tmp_path / ".p.partial" / f"{name}.npy").stat().st_blocks * 512 >= count * 4
+            (tmp_path / ".p.partial" / "0-of-1" / f"{name}.npy").stat().st_blocks * 512 >= count * 4
             for name, count in names.items()
         ]
         raise RuntimeError(f"taken: {all(taken)}")
 
     with monkeypatch.context() as patch:
-        patch.setattr(_pool, "_write", look)
+        patch.setattr(_store.Store, "write", look)
         with pytest.raises(RuntimeError, match="taken: True"):
             sketch.collect(collector, responses, tmp_path / "p", progress=False)
 
@@ -322,27 +407,80 @@ def test_room_on_the_disk_is_taken_before_any_work(tiny, tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "no room")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(OSError, match=r"no room: .*\.npy"):
+    with pytest.raises(OSError, match=r"no room; what is done is kept.*: .*\.npy"):
         sketch.collect(collector, responses, tmp_path / "p", resume=False, progress=False)
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] in ([], [".p.partial"])
+    assert not list(tmp_path.glob("*/*"))
+
+
+@pytest.mark.parametrize("what", ["write", "pwrite", "fsync"])
+@pytest.mark.parametrize("at", [2, 5, 9, 14])
+def test_a_full_disk_keeps_what_is_done(tiny, tmp_path, monkeypatch, what, at):
+    collector, responses = sketch.LoraGradients(tiny.lora(), 128), tiny.responses(17)
+    settings = {"max_tokens": 60, "progress": False}
+    sketch.collect(collector, responses, tmp_path / "a", **settings)
+    plain, calls, most = getattr(os, what), [], {"write": 6, "pwrite": 36, "fsync": 40}[what]
+
+    def full(handle, *arguments):
+        calls.append(1)
+        if len(calls) < at:
+            return plain(handle, *arguments)
+        if what == "pwrite":  # half of it fits
+            plain(handle, arguments[0][: len(arguments[0]) // 2], *arguments[1:])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, what, full)
+        with contextlib.ExitStack() as expected:
+            if at <= most:
+                message = r"^.Errno 28. No space left on device(; what is done is kept, [^\n]*)?: "
+                expected.enter_context(pytest.raises(OSError, match=message))
+            sketch.collect(collector, responses, tmp_path / "b", **settings)
+    sketch.collect(collector, responses, tmp_path / "b", **settings)
+    assert content(tmp_path / "a") == content(tmp_path / "b")
 
 
 def test_what_cannot_be_removed_is_not_resumed(tiny, tmp_path, monkeypatch):
-    def rmtree(path, ignore_errors=False):
-        if not ignore_errors:
+    collector = sketch.LoraGradients(tiny.lora(), 128)
+
+    def unlink(path, missing_ok=False):
+        if path.suffix == ".npy":
             raise PermissionError(f"{path} stays")
 
-    def stop(*_):
-        raise KeyboardInterrupt
-
-    collector = sketch.LoraGradients(tiny.lora(), 128)
     with monkeypatch.context() as patch:
-        patch.setattr(_pool, "_write", stop)
+        stopped(patch)
         with pytest.raises(KeyboardInterrupt):
             sketch.collect(collector, tiny.responses(3), tmp_path / "p", progress=False)
-    monkeypatch.setattr(shutil, "rmtree", rmtree)
-    with pytest.raises(PermissionError, match="partial stays"):
+    monkeypatch.setattr(Path, "unlink", unlink)
+    with pytest.raises(PermissionError, match="npy stays"):
         sketch.collect(collector, tiny.responses(3), tmp_path / "p", resume=False, progress=False)
+
+
+def test_what_is_not_ours_stays(tiny, tmp_path, monkeypatch):
+    collector, responses = sketch.LoraGradients(tiny.lora(), 128), tiny.responses(3)
+    with monkeypatch.context() as patch:
+        stopped(patch)
+        with pytest.raises(KeyboardInterrupt):
+            sketch.collect(collector, responses, tmp_path / "p", progress=False)
+    precious = tmp_path / ".p.partial" / "0-of-1" / "precious.txt"
+    precious.write_text("all")
+    with pytest.raises(OSError, match="not empty"):
+        sketch.collect(collector, responses, tmp_path / "p", resume=False, progress=False)
+    assert precious.read_text() == "all"
+    precious.rename(tmp_path / "precious.txt")
+    shutil.rmtree(tmp_path / ".p.partial")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / ".p.partial").mkdir()
+    (tmp_path / ".p.partial" / "0-of-1").symlink_to(tmp_path / "elsewhere")
+    for resume in (True, False):
+        with pytest.raises((OSError, ValueError), match="0-of-1"):
+            sketch.collect(collector, responses, tmp_path / "p", resume=resume, progress=False)
+    assert not list((tmp_path / "elsewhere").iterdir())
+    (tmp_path / ".p.partial" / "0-of-1").unlink()
+    (tmp_path / ".p.partial" / "0-of-1").mkdir()
+    (tmp_path / ".p.partial" / "0-of-1" / "sketches.npy").symlink_to(tmp_path / "precious.txt")
+    sketch.collect(collector, responses, tmp_path / "p", progress=False)  # the link alone goes
+    assert (tmp_path / "precious.txt").read_text() == "all"
 
 
 def test_responses_are_checked_before_any_work(tiny, tmp_path):
@@ -350,6 +488,8 @@ def test_responses_are_checked_before_any_work(tiny, tmp_path):
     for bad, error, message in [
         (([], [1, 2]), ValueError, "expected a prompt of at least one token, at 13"),
         (([1, 2.5], [3]), TypeError, "expected integer token ids, got torch.float32 at 13"),
+        (([1, 2], [3, 60]), ValueError, "0 to 59, got 60 at 13, token 1 of the response"),
+        (([1, -100], [3]), ValueError, "0 to 59, got -100 at 13, token 1 of the prompt"),
     ]:
         responses[13] = bad
         with pytest.raises(error, match=message):
@@ -371,47 +511,107 @@ def test_broken_pools_are_refused(tiny, tmp_path):
     sketch.collect(
         sketch.LoraGradients(tiny.lora(), 128), tiny.responses(5), tmp_path / "p", progress=False
     )
-    info = json.loads((tmp_path / "p" / "pool.json").read_text())
-    (tmp_path / "p" / "pool.json").write_text(json.dumps({**info, "version": 2}))
-    with pytest.raises(ValueError, match=r"folder: expected .*'version': 1"):
+    path = tmp_path / "p" / "pool.json"
+    text = path.read_text()
+    info = json.loads(text)
+
+    def refused(message, **changes):
+        path.write_text(json.dumps(_pool.sealed({**info, **changes})))
+        with pytest.raises(ValueError, match=message):
+            sketch.SketchPool.open(tmp_path / "p")
+
+    refused("folder: expected .*'version': 2", version=3)
+    for count in (4, 6):
+        refused(r"npy is not what was written", count=count)
+    for count in (None, "5"):
+        refused("folder: expected int count", count=count)
+    refused("expected digests of", files={**info["files"], "../../etc/passwd": "0"})
+    refused("logps.npy is not what was written", files={**info["files"], "logps.npy": "0"})
+    for content in ("[]", "", "{"):
+        path.write_text(content)
+        with pytest.raises(ValueError, match=r"folder: expected"):
+            sketch.SketchPool.open(tmp_path / "p")
+    path.write_text(text.replace('"seed": 0', '"seed": 1'))
+    with pytest.raises(ValueError, match=r"pool.json is not what was written"):
         sketch.SketchPool.open(tmp_path / "p")
-    (tmp_path / "p" / "pool.json").write_text(json.dumps({**info, "count": 4}))
-    with pytest.raises(ValueError, match=r"do not have the shapes of pool.json"):
-        sketch.SketchPool.open(tmp_path / "p")
-    (tmp_path / "p" / "pool.json").write_text(json.dumps({**info, "count": None}))
-    with pytest.raises(ValueError, match=r"do not have the shapes of pool.json"):
-        sketch.SketchPool.open(tmp_path / "p")
-    del (fewer := dict(info))["count"]
-    (tmp_path / "p" / "pool.json").write_text(json.dumps(fewer))
-    with pytest.raises(ValueError, match=r"do not have the shapes of pool.json"):
-        sketch.SketchPool.open(tmp_path / "p")
-    (tmp_path / "p" / "pool.json").write_text("[]")
-    with pytest.raises(ValueError, match=r"folder: expected .*'version': 1"):
-        sketch.SketchPool.open(tmp_path / "p")
-    (tmp_path / "p" / "pool.json").write_text(json.dumps(info))
+    path.write_text(text)
     plain = np.load(tmp_path / "p" / "sketches.npy")
     np.save(tmp_path / "p" / "sketches.npy", plain.astype(np.int8))
-    with pytest.raises(ValueError, match=r"expected float32 \(5, 128\) in sketches, got int8"):
+    with pytest.raises(ValueError, match=r"sketches.npy"):
         sketch.SketchPool.open(tmp_path / "p")
     np.save(tmp_path / "p" / "sketches.npy", plain)
+    logps = (tmp_path / "p" / "logps.npy").read_bytes()
     for content in (b"", b"PK\x05\x06" + 18 * b"\0", b"\x93NUMPY\x01\x00"):
         (tmp_path / "p" / "logps.npy").write_bytes(content)
-        with pytest.raises(ValueError, match=r"expected a sketch pool at "):
+        with pytest.raises(ValueError, match=r"logps.npy is not what was written"):
             sketch.SketchPool.open(tmp_path / "p")
-    (tmp_path / "p" / "fidelity.json").rename(tmp_path / "report.json")
-    np.save(tmp_path / "p" / "logps.npy", np.zeros(5))
-    for content in ("", "[]", "{}", '{"drift": 3}'):
+    np.save(tmp_path / "p" / "logps.npy", np.array([{}]), allow_pickle=True)
+    with pytest.raises(ValueError, match=r"logps.npy is not what was written"):
+        sketch.SketchPool.open(tmp_path / "p")
+    (tmp_path / "p" / "logps.npy").write_bytes(logps)
+    report = (tmp_path / "p" / "fidelity.json").read_text()
+    for content in ("", "[]", "{}", '{"drift": 3}', report.replace("pairs", "paris")):
         (tmp_path / "p" / "fidelity.json").write_text(content)
-        with pytest.raises(ValueError, match=r"expected a fidelity report at .*fidelity.json"):
+        with pytest.raises(ValueError, match=r"fidelity.json"):
             sketch.SketchPool.open(tmp_path / "p")
     (tmp_path / "p" / "fidelity.json").unlink()
-    with pytest.raises(ValueError, match=r"expected a fidelity report at .*fidelity.json"):
+    with pytest.raises(ValueError, match=r"expected a sketch pool at .*fidelity.json"):
         sketch.SketchPool.open(tmp_path / "p")
-    (tmp_path / "report.json").rename(tmp_path / "p" / "fidelity.json")
+    (tmp_path / "p" / "fidelity.json").write_text(report)
     assert sketch.SketchPool.open(tmp_path / "p").fidelity.responses == 5
-    np.save(tmp_path / "p" / "logps.npy", np.array([{}]), allow_pickle=True)
-    with pytest.raises(ValueError, match=r"expected a sketch pool at .*Python objects"):
+
+
+def test_any_byte_that_changes_is_seen(tiny, tmp_path):
+    collector = sketch.LoraGradients(tiny.lora(target_modules=["q_proj"]), 128)
+    sketch.collect(collector, tiny.responses(4), tmp_path / "p", progress=False)
+    generator = np.random.default_rng(0)
+    for path in sorted((tmp_path / "p").iterdir()):
+        content = path.read_bytes()
+        for place in {0, len(content) - 1, *generator.integers(len(content), size=12).tolist()}:
+            changed = bytearray(content)
+            changed[place] ^= 1 << int(generator.integers(8))
+            path.write_bytes(changed)
+            with pytest.raises(ValueError, match=r"folder: |path: "):
+                sketch.SketchPool.open(tmp_path / "p")
+        for less in (2, len(content) // 2):
+            path.write_bytes(content[:-less])
+            with pytest.raises(ValueError, match=r"folder: |path: "):
+                sketch.SketchPool.open(tmp_path / "p")
+        path.write_bytes(content + b"\0" * 100)
+        with pytest.raises(ValueError, match=r"folder: |path: "):
+            sketch.SketchPool.open(tmp_path / "p")
+        path.write_bytes(content)
+    rows = tmp_path / "p" / "sketches.npy"
+    changed = bytearray(rows.read_bytes())
+    changed[-300] ^= 4
+    rows.write_bytes(changed)
+    with pytest.raises(ValueError, match=r"1 rows of .*sketches.npy are not .* differ\): 3"):
         sketch.SketchPool.open(tmp_path / "p")
+    assert len(sketch.SketchPool.open(tmp_path / "p", verify=False)) == 4
+
+
+def test_pools_of_version_1_open_and_say_what_they_lack(tiny, tmp_path):
+    rows = np.arange(6, dtype=np.float32).reshape(3, 2)
+    (tmp_path / "p").mkdir()
+    for name, array in (("sketches", rows), ("squared_norms", rows[:, 0].astype(np.float64)),
+                        ("logps", np.zeros(3)), ("lengths", np.ones(3, np.int64))):  # fmt: skip
+        np.save(tmp_path / "p" / f"{name}.npy", array)
+    info = {**_pool.FORMAT, "version": 1, "count": 3, "dim": 2, "report_on": []}
+    (tmp_path / "p" / "pool.json").write_text(json.dumps(info))
+    with pytest.warns(UserWarning, match="version 1, which has no checksums"):
+        pool = sketch.SketchPool.open(tmp_path / "p")
+    assert np.array_equal(pool.sketches, rows)
+    assert pool.flags.tolist() == [0, 0, 0]
+    collector = sketch.LoraGradients(tiny.lora(), 128)
+    with pytest.warns(UserWarning, match="version 1"), pytest.raises(ValueError, match="another f"):
+        sketch.collect(collector, tiny.responses(3), tmp_path / "p", progress=False)
+    (tmp_path / ".q.partial").mkdir()
+    for name in ("done.npy", "sketches.npy", "pool.json"):
+        (tmp_path / ".q.partial" / name).write_text("1")
+    with pytest.raises(ValueError, match=r"q.partial was left by version 1; pass resume=False"):
+        sketch.collect(collector, tiny.responses(3), tmp_path / "q", progress=False)
+    sketch.collect(collector, tiny.responses(3), tmp_path / "q", resume=False, progress=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["p", "q"]
 
 
 def test_gradients_of_zero_are_named(tiny):
@@ -423,28 +623,77 @@ def test_gradients_of_zero_are_named(tiny):
         sketch.LoraGradients(model, 128).responses([([1], []), ([2], [3, 4])])
 
 
-def test_a_gradient_that_is_not_finite_is_named_by_its_number(tiny, tmp_path):
+def test_a_bad_gradient_costs_its_own_row_only(tiny, tmp_path):
+    """Not finite, zero and empty among others, whose rows are those of a pool without them."""
     model = tiny.lora()
     model.get_base_model().model.embed_tokens.weight.data[59] = torch.nan
-    responses = [([1, 2], [3] * (i + 1)) for i in range(8)]
-    responses[5] = ([1, 59], [3] * 6)
+    responses = [([1, 2], [3] * (i + 1)) for i in range(9)]
+    responses[5], responses[7] = ([1, 59], [3] * 6), ([4], [])
+    collector = sketch.LoraGradients(model, 128)
     with pytest.raises(ValueError, match=r"gradient of response 5 is not finite in .*layers.1.mlp"):
-        sketch.collect(
-            sketch.LoraGradients(model, 128), responses, tmp_path / "p", max_tokens=30,
-            progress=False,
-        )  # fmt: skip
+        list(collector.stream(responses, 30))
+    with pytest.warns(UserWarning, match=r"gradients of 1 of 9 responses are not finite .*: 5$"):
+        pool = sketch.collect(collector, responses, tmp_path / "p", max_tokens=30, progress=False)
+    assert pool.flags.tolist() == [0, 0, 0, 0, 0, 2, 0, 0, 0]
+    assert pool.fidelity.responses == 7
+    assert pool.info["report_on"] == [0, 1, 2, 3, 4, 6, 8]
+    good = [n for n in range(9) if n not in (5, 7)]
+    exact = reference.lora_gradients(model, [responses[n] for n in good], collector.names)
+    want = sum(
+        sketch.project(exact[:, place], 128, module=m) for m, place in enumerate(collector.places)
+    )
+    assert np.abs(pool.sketches[good] - want).max() < 1e-4 * np.abs(want).max()
+    assert np.isnan(pool.sketches[5]).all()
+    assert not pool.sketches[7].any()
+    pairs = sketch.response_pairs([0, 3, 6, 9])
+    with pytest.raises(ValueError, match="sketches: expected a finite number, got nan at row 5"):
+        select.active_dpo(pool.sketches, pairs, k=2)
+    kept = sketch.response_pairs([0, 3, 6, 9], leave_out=pool.flags)
+    assert kept.tolist() == [p for p in pairs.tolist() if 5 not in p]
+    chosen = select.active_dpo(pool.sketches, kept, k=len(kept))
+    finite = np.nan_to_num(pool.sketches)
+    assert chosen.indices.tolist() == select.active_dpo(finite, kept, k=7).indices.tolist()
+    for bad, error in (([1, 2], ValueError), (np.zeros(9), TypeError)):
+        with pytest.raises(error, match="leave_out: expected"):
+            sketch.response_pairs([0, 3, 6, 9], leave_out=bad)
 
 
-def test_gradients_that_are_all_equal_are_refused(tiny, tmp_path):
+def test_gradients_that_are_zero_are_flagged(tiny, tmp_path):
+    model = tiny.lora()
+    model.get_base_model().lm_head.weight.data[:] = 1  # every token as likely, whatever came before
+    collector = sketch.LoraGradients(model, 128)
+    with pytest.warns(UserWarning, match=r"exactly zero in all matrices .*: 0, 1, 2$"):
+        pool = sketch.collect(collector, tiny.responses(3), tmp_path / "p", progress=False)
+    assert pool.flags.tolist() == [1, 1, 1]
+    assert not pool.sketches.any()
+    assert pool.fidelity is None
+
+
+def test_equal_responses_are_no_error(tiny, tmp_path):
     collector = sketch.LoraGradients(tiny.lora(), 128)
-    same = [([1, 2], [3, 4])] * 4
-    with pytest.raises(ValueError, match="gradients of all 4 responses equal that of response 0"):
-        sketch.collect(collector, same, tmp_path / "p", progress=False)
-    rows = np.ones((3, 128), np.float32)
-    _guards.check_distinct(rows[:2], np.ones(2), np.ones(2, np.int64))
-    _guards.check_distinct(rows, np.ones(3), np.array([1, 1, 0]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        pool = sketch.collect(collector, [([1, 2], [3, 4])] * 4, tmp_path / "p", progress=False)
+    assert (pool.sketches == pool.sketches[0]).all()
+    rows, tokens = np.ones((3, 128), np.float32), [([1], [2]), ([1], [3]), ([1], [4])]
+    _guards.check_distinct(rows, tokens[:1] * 3)
+    with pytest.raises(ValueError, match="gradients of 3 different responses are all the same"):
+        _guards.check_distinct(rows, tokens)
     rows[2, 5] = 2
-    _guards.check_distinct(rows, np.ones(3), np.ones(3, np.int64))
+    _guards.check_distinct(rows, tokens)
+
+
+def test_different_responses_of_equal_gradients_are_told(tiny, tmp_path, monkeypatch):
+    collector, plain = sketch.LoraGradients(tiny.lora(), 128), sketch.LoraGradients.sketch_numbers
+
+    def same(self, responses, numbers, gradients):
+        batch = plain(self, responses, numbers, gradients)
+        batch.sketches[:] = torch.arange(128)
+        return batch
+
+    monkeypatch.setattr(sketch.LoraGradients, "sketch_numbers", same)
+    with pytest.warns(UserWarning, match="gradients of all 4 responses are equal, although"):
+        sketch.collect(collector, tiny.responses(4), tmp_path / "p", progress=False)
 
 
 def test_pairs_of_a_pool_are_chosen_over_rounds(tiny, tmp_path):
