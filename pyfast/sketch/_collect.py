@@ -199,7 +199,7 @@ def _share(job: Job, rank: int, world: int, progress: bool) -> SketchPool | bool
         try:
             held.enter_context(_held(work.lock, work.pool, shared=True))
         except BlockingIOError:
-            if work.is_done():
+            if work.is_done() or work.is_complete() or work.finished() >= len(job.responses):
                 return False  # another rank is putting it together
             raise
         if work.is_complete():
