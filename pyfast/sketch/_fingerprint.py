@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pyfast.sketch._batches import Response
 from pyfast.sketch._collector import LoraGradients
 from pyfast.sketch._parts import lora_layers
+from pyfast.sketch._unwrap import base_of
 
 _WHOLE = 1 << 20  # numbers up to which all bytes of a tensor are digested
 _SAMPLE = 1 << 16  # of a larger one: so many, and a checksum over all of them
@@ -37,7 +38,7 @@ def fingerprint(collector: LoraGradients) -> dict[str, dict[str, Any]]:
     was changed, and hooks.
     """
     model = collector.model
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = base_of(model)
     kind = collector.device.type
     autocast = str(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else "off"
     rope = json.dumps(_plain(_as_dict(base.config)))

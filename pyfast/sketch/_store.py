@@ -191,7 +191,7 @@ class Rows:
         self._total = self._start + count * self._size
         with _room(path):
             os.ftruncate(self._handle, self._total)
-            os.pwrite(self._handle, self.header, 0)
+            _write_all(self._handle, self.header, 0)
 
     def reserve(self, rows: Sequence[int]) -> None:
         """Take the blocks of rows from the disk, so that what does not fit is told at once."""
@@ -214,7 +214,7 @@ class Rows:
         """Return a row's bytes."""
         parts, place, left = [], self._start + row * self._size, self._size
         while left > 0:
-            part = os.pread(self._handle, left, place)
+            part = _read_at(self._handle, left, place)
             if not part:
                 raise OSError(errno.EIO, "is shorter than it was", str(self.path))
             parts.append(part)
@@ -303,13 +303,28 @@ def _line(entry: Entry) -> bytes:
 
 def _open(path: Path, flags: int) -> int:
     """Open a file of ours for writing, made if need be; links are not followed."""
-    return os.open(path, flags | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+    flags |= os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    return os.open(path, flags, 0o666)
+
+
+def _read_at(handle: int, count: int, place: int) -> bytes:
+    if hasattr(os, "pread"):
+        return os.pread(handle, count, place)
+    os.lseek(handle, place, os.SEEK_SET)  # Windows
+    return os.read(handle, count)
+
+
+def _write_at(handle: int, content: memoryview, place: int) -> int:
+    if hasattr(os, "pwrite"):
+        return os.pwrite(handle, content, place)
+    os.lseek(handle, place, os.SEEK_SET)
+    return os.write(handle, content)
 
 
 def _write_all(handle: int, content: bytes, place: int | None = None) -> None:
     view = memoryview(content)
     while view:
-        count = os.write(handle, view) if place is None else os.pwrite(handle, view, place)
+        count = os.write(handle, view) if place is None else _write_at(handle, view, place)
         view, place = view[count:], None if place is None else place + count
 
 
@@ -319,7 +334,7 @@ def _room(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno not in (errno.ENOSPC, getattr(errno, "EDQUOT", None), errno.EFBIG):
             raise
         reason = f"{error.strerror}; what is done is kept, and the same call goes on with it"
         raise OSError(error.errno, reason, str(path)) from None

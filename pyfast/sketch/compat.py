@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pyfast._files import write_folder
-from pyfast.sketch._pool import SketchPool
+from pyfast.sketch._fingerprint import listed
+from pyfast.sketch._pool import NOT_FINITE, SketchPool
 from pyfast.sketch._project import check_dim, project
 
 
@@ -108,13 +111,23 @@ def write_less(pool: SketchPool, folder: str | Path) -> Path:
 
     Notes
     -----
+    A gradient that is not finite becomes a row of zeros, with a warning: LESS would rank NaN first.
+
     LESS's gradient is of the mean loss over tokens, ours of the summed log-probability: rows are
     divided by minus the response's length. Its Adam-preconditioned variant is not this.
     """
     target = Path(folder) / f"dim{pool.sketches.shape[1]}"
     if target.exists():
         raise ValueError(f"folder: {target} is there already")
-    rows = torch.from_numpy(pool.sketches.copy())
+    bad = np.flatnonzero(pool.flags == NOT_FINITE).tolist()
+    if bad:
+        warnings.warn(
+            f"pool: the gradients of {len(bad)} responses are not finite; their rows become "
+            f"zeros, which have a score of 0 with everything: {listed(bad, 8)}",
+            stacklevel=2,
+        )
+    rows = torch.from_numpy(pool.rows(slice(None)))
+    rows[bad] = 0
     rows /= -torch.from_numpy(pool.lengths).clamp(min=1)[:, None]
 
     def fill(beside: Path) -> None:

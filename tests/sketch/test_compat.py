@@ -55,3 +55,18 @@ def test_less_layout(tiny, tmp_path):
     assert sorted(p.name for p in (tmp_path / "grads").iterdir()) == ["dim512"]
     with pytest.raises(ValueError, match=r"folder: .*dim512 is there already"):
         write_less(pool, tmp_path / "grads")
+
+
+def test_less_gets_zeros_for_what_is_not_finite(tiny, tmp_path):
+    model = tiny.lora()
+    model.get_base_model().model.embed_tokens.weight.data[59] = torch.nan
+    collector = sketch.LoraGradients(model, 128)
+    responses = [([1], [2, 3]), ([59], [2, 3]), ([4], [5])]
+    with pytest.warns(UserWarning, match="are not finite"):
+        pool = sketch.collect(collector, responses, tmp_path / "pool", progress=False)
+    with pytest.warns(UserWarning, match="gradients of 1 responses are not finite.*: 1$"):
+        folder = write_less(pool, tmp_path / "grads")
+    for name in ("all_orig.pt", "all_unormalized.pt"):
+        rows = torch.load(folder / name, weights_only=True)
+        assert rows.isfinite().all()
+        assert rows.any(dim=1).tolist() == [True, False, True]

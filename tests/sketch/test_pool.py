@@ -721,3 +721,95 @@ def test_response_pairs_refuses_bad_offsets():
         sketch.response_pairs([0, 2, 2])
     with pytest.raises(ValueError, match="offsets: expected shape"):
         sketch.response_pairs(np.zeros(0, int))
+
+
+@pytest.mark.parametrize("size", [1, 1e-12])
+def test_half_precision_keeps_rows_of_any_length(tiny, tmp_path, size):
+    model = tiny.lora()
+    for layer in model.modules():
+        if isinstance(getattr(layer, "scaling", None), dict):
+            layer.scaling["default"] *= size
+    model.get_base_model().lm_head.weight.data[:] *= size
+    collector, responses = sketch.LoraGradients(model, 512), tiny.responses(9)
+    pools = [
+        sketch.collect(collector, responses, tmp_path / dtype, dtype=dtype, progress=False)
+        for dtype in ("float32", "float16")
+    ]
+    exact, rounded = (np.array(pool.sketches, np.float64) for pool in pools)
+    lengths = np.linalg.norm(exact, axis=1)
+    errors = np.linalg.norm(rounded - exact, axis=1) / lengths
+    assert (errors < 2**-11).all()
+    assert (errors > 0).all()
+    assert pools[1].stored.dtype == np.float16
+    largest = np.abs(pools[1].stored.astype(np.float64)).max(axis=1)
+    assert ((largest >= 2**14) & (largest <= 2**15)).all()
+    assert not pools[1].sketches.flags.writeable
+    assert np.array_equal(pools[1].rows([3, 5]), pools[1].sketches[[3, 5]])
+    assert np.array_equal(pools[0].squared_norms, pools[1].squared_norms)
+    sizes = [(tmp_path / d / "sketches.npy").stat().st_size for d in ("float32", "float16")]
+    assert sizes == [128 + 9 * 512 * 4, 128 + 9 * 512 * 2]
+    rows = rounded / np.sqrt(pools[1].squared_norms)[:, None]
+    above = np.triu_indices(9, 1)
+    unit = reference.lora_gradients(model, responses, collector.names).astype(np.float64)
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    error = (rows @ rows.T - unit @ unit.T)[above]
+    assert pools[1].fidelity.rms_error == pytest.approx(np.sqrt(np.mean(error**2)), rel=2e-3)
+
+
+@pytest.mark.parametrize("size", [1e-37, 1e-20, 1.0, 1e20, 3e37])
+def test_half_precision_of_rows_that_float16_does_not_hold(size):
+    rows = np.random.default_rng(0).uniform(-1, 1, (4, 256)).astype(np.float32) * np.float32(size)
+    rows[1] = 0
+    rows[2] = np.nan
+    back = _pool.decode(*_pool.encode(rows, "float16"), "float16", 256)
+    assert np.abs(back - rows)[[0, 3]].max() <= 2**-11 * np.abs(rows[[0, 3]]).max()
+    assert not back[1].any()
+    assert np.isnan(back[2]).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_scores_compare_each_with_each(tiny, tmp_path, monkeypatch, dtype):
+    collector = sketch.LoraGradients(tiny.lora(), 256)
+    responses = [*tiny.responses(11), ([3], [])]
+    settings = {"progress": False, "dtype": dtype}
+    pool = sketch.collect(collector, responses, tmp_path / "p", **settings)
+    other = sketch.collect(collector, responses[3:8], tmp_path / "q", **settings)
+    monkeypatch.setattr(_pool, "_BLOCK", 3 * 256)
+    products, cosines = pool.scores(other, normalize=False), pool.scores(other)
+    assert products.shape == cosines.shape == (5, 12)
+    rows, others = (np.array(p.sketches, np.float64) for p in (pool, other))
+    np.testing.assert_allclose(products, others @ rows.T, rtol=1e-12)
+    for i in range(5):
+        for j in range(12):
+            lengths = np.sqrt(other.squared_norms[i] * pool.squared_norms[j])
+            want = others[i] @ rows[j] / lengths if lengths else 0
+            assert cosines[i, j] == pytest.approx(want, rel=1e-12)
+    exact = reference.lora_gradients(collector.model, responses[:11], collector.names)
+    exact = exact / np.linalg.norm(exact, axis=1, keepdims=True)
+    error = cosines[:, :11] - exact[3:8] @ exact.T
+    assert np.sqrt(np.mean(error**2)) < 2 / np.sqrt(256)
+    for dim, seed, name in ((128, 0, "dim"), (256, 1, "seed")):
+        there = sketch.collect(
+            sketch.LoraGradients(tiny.lora(), dim, seed), responses, tmp_path / name, progress=False
+        )
+        with pytest.raises(ValueError, match=f"other: its {name} is not that of this pool"):
+            pool.scores(there)
+    fewer = sketch.LoraGradients(tiny.lora(target_modules=["q_proj"]), 256)
+    there = sketch.collect(fewer, responses, tmp_path / "fewer", progress=False)
+    with pytest.raises(ValueError, match="other: its names is not that of this pool: got 4 of"):
+        pool.scores(there)
+    with pytest.raises(TypeError, match="other: expected a SketchPool, got ndarray"):
+        pool.scores(rows)
+
+
+def test_scores_of_what_is_not_finite_are_not_numbers(tiny, tmp_path):
+    model = tiny.lora()
+    model.get_base_model().model.embed_tokens.weight.data[59] = torch.nan
+    collector = sketch.LoraGradients(model, 128)
+    with pytest.warns(UserWarning, match="are not finite"):
+        pool = sketch.collect(
+            collector, [([1], [2, 3]), ([59], [2, 3]), ([4], [5])], tmp_path / "p", progress=False
+        )
+    assert np.isnan(pool.scores(pool)).tolist() == [
+        [False, True, False], [True, True, True], [False, True, False],
+    ]  # fmt: skip
