@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <stdexcept>
 #include <vector>
 
@@ -12,17 +13,24 @@ namespace pyfast {
 
 namespace {
 
+constexpr double kShortByRest = 1e-6;
+
+// Goes through the subsets S of k, or, where nearly all are chosen, through what they leave out:
+// with P = ridge (ridge I + V V^T)^{-1} and C the complement of S,
+//   det(I + (V V^T)_SS / ridge) = det(I + V V^T / ridge) det P_CC,
+// and the largest C come first, so that S still come in lexicographic order.
 template <int N>
 class Search {
  public:
-  Search(index n, index k, double gamma, double scale)
+  Search(index n, index k, bool by_rest, double gamma, double scale)
       : n_(n),
-        k_(k),
+        k_(by_rest ? n - k : k),
+        by_rest_(by_rest),
         ridge_(Wide<N>(gamma) * Wide<N>(scale).inverse()),
         inverse_ridge_(ridge_.inverse()),
         products_(static_cast<std::size_t>(n * n)),
-        levels_(static_cast<std::size_t>(k)),
-        path_(static_cast<std::size_t>(k)) {
+        levels_(static_cast<std::size_t>(k_)),
+        path_(static_cast<std::size_t>(k_)) {
     for (Level& level : levels_) {
       level.z.resize(static_cast<std::size_t>(n));
       level.rho.resize(static_cast<std::size_t>(n));
@@ -31,8 +39,9 @@ class Search {
 
   void run(const std::vector<double>& rows, MatrixView<double> before, index* picks, Token& token) {
     multiply(rows, before, token);
+    const double value = by_rest_ ? invert(token) : 0.0;
     for (index j = 0; j < n_; ++j) levels_[0].rho[j] = product(j, j);
-    extend(0, 0, 0.0, picks, token);
+    extend(0, 0, value, picks, token);
   }
 
  private:
@@ -86,6 +95,68 @@ class Search {
     }
   }
 
+  // Makes P of the products, and returns log det(I + V V^T / ridge).
+  double invert(Token& token) {
+    double value = 0;
+    std::vector<Wide<N>> pivots;
+    for (index s = 0; s < n_; ++s) {  // L D L^T of ridge I + products, L below the diagonal
+      for (index j = 0; j < s; ++j) {
+        token.spend(32 * j);
+        for (index q = 0; q < j; ++q) {
+          product(s, j) = product(s, j) - product(s, q) * product(j, q) * pivots[q];
+        }
+      }
+      Wide<N> pivot = ridge_ + product(s, s);
+      for (index q = 0; q < s; ++q) pivot = pivot - product(s, q) * product(s, q) * pivots[q];
+      value += std::log1p(((pivot - ridge_) * inverse_ridge_).value());
+      pivots.push_back(pivot.inverse());
+    }
+    std::vector<Wide<N>> inverse(products_.size());  // of L
+    for (index j = 0; j < n_; ++j) {
+      inverse[j * n_ + j] = Wide<N>(1.0);
+      for (index s = j + 1; s < n_; ++s) {
+        token.spend(32 * (s - j));
+        Wide<N> entry;
+        for (index q = j; q < s; ++q) {
+          entry = entry - product(s, q) * pivots[q] * inverse[q * n_ + j];
+        }
+        inverse[s * n_ + j] = entry;
+      }
+    }
+    for (index i = 0; i < n_; ++i) {
+      for (index j = 0; j <= i; ++j) {
+        token.spend(32 * (n_ - i));
+        Wide<N> entry;
+        for (index s = i; s < n_; ++s) {
+          entry = entry + inverse[s * n_ + i] * inverse[s * n_ + j] * pivots[s];
+        }
+        product(i, j) = entry * ridge_;
+      }
+    }
+    return value;
+  }
+
+  Wide<N> pivot_of(const Wide<N>& rho) const { return by_rest_ ? rho : ridge_ + rho; }
+  double gain_of(const Wide<N>& rho) const {
+    if (!by_rest_) return std::log1p((rho * inverse_ridge_).value());
+    const double value = rho.value();  // at most 1, and often nearly
+    return value < 0.5 ? std::log(value) : std::log1p((rho - Wide<N>(1.0)).value());
+  }
+
+  void take(index* picks) const {
+    if (!by_rest_) {
+      std::copy(path_.begin(), path_.end(), picks);
+      return;
+    }
+    for (index i = 0, c = 0; i < n_; ++i) {
+      if (c < k_ && path_[c] == i) {
+        ++c;
+      } else {
+        *picks++ = i;
+      }
+    }
+  }
+
   // Brings candidate j past the first t of the path, and before it those that come before it.
   void bring_up(index j, index t, Token& token) {
     for (index s = 0; s < t; ++s) {
@@ -103,31 +174,35 @@ class Search {
   void extend(index t, index from, double value, index* picks, Token& token) {
     Level& level = levels_[t];
     const index until = n_ - (k_ - 1 - t);  // so many have to follow
-    for (index i = from; i < until; ++i) {
+    for (index next = from; next < until; ++next) {
+      const index i = by_rest_ ? from + until - 1 - next : next;
       bring_up(i, t, token);
       path_[t] = i;
-      const double with = value + std::log1p((level.rho[i] * inverse_ridge_).value());
+      const double with = value + gain_of(level.rho[i]);
       if (t + 1 < k_) {
-        level.inverse_pivot = (ridge_ + level.rho[i]).inverse();
+        level.inverse_pivot = pivot_of(level.rho[i]).inverse();
         level.row.clear();
         for (index s = 0; s < t; ++s) {
           level.row.push_back(levels_[s].z[i] * levels_[s].inverse_pivot);
         }
         level.known = i + 1;
         extend(t + 1, i + 1, with, picks, token);
-      } else if (best_ < 0 || with > best_ * (1 + kSubsetTie)) {
+      } else if (!found_ || with > best_ * (1 + kSubsetTie)) {
+        found_ = true;
         best_ = with;
-        std::copy(path_.begin(), path_.end(), picks);
+        take(picks);
       }
     }
   }
 
-  index n_, k_;
+  index n_, k_;  // k_ of them are looked for
+  bool by_rest_;
   Wide<N> ridge_, inverse_ridge_;
   std::vector<Wide<N>> products_;
   std::vector<Level> levels_;
   std::vector<index> path_;
-  double best_ = -1;
+  bool found_ = false;
+  double best_ = 0;
 };
 
 }  // namespace
@@ -135,8 +210,12 @@ class Search {
 void best_subset(const Candidates& candidates, index k, double gamma, double scale,
                  MatrixView<double> before, index* picks, Token& token) {
   const index n = candidates.count(), d = candidates.dims();
+  if (k == n) {
+    std::iota(picks, picks + k, index{0});
+    return;
+  }
   std::vector<double> rows(static_cast<std::size_t>(n * d));
-  double longest = 1;
+  double longest = 0;
   for (index i = 0; i < n + before.rows; ++i) {
     token.spend(8 * d);
     if (i < n) candidates.copy(i, rows.data() + i * d);
@@ -147,9 +226,14 @@ void best_subset(const Candidates& candidates, index k, double gamma, double sca
     longest = std::max(longest, length);
   }
   const MatrixView<double> first{before.data, before.rows, d};
-  const double bits = std::log2(longest) + std::log2(static_cast<double>(k + before.rows)) + 2;
-  with_words(bits, [&](auto words) {
-    Search<decltype(words)::value>(n, k, gamma, scale).run(rows, first, picks, token);
+  const double bits =
+      std::log2(std::max(longest, 1.0)) + std::log2(static_cast<double>(n + before.rows)) + 2;
+  // A determinant of P is as small as 1 / kappa, so that errors of kappa count twice as many bits;
+  // and it tells no vectors apart that are so short that it is nearly 1.
+  const bool by_rest =
+      2 * (n - k) < k && longest > kShortByRest && 2 * bits + kSpareBits <= 64 * kMostWords;
+  with_words(by_rest ? 2 * bits : bits, [&](auto words) {
+    Search<decltype(words)::value>(n, k, by_rest, gamma, scale).run(rows, first, picks, token);
   });
 }
 

@@ -26,6 +26,7 @@ constexpr double kSieveShortest = 1e-20, kSieveLongest = 1e30;
 constexpr double kShortest = 1e-300, kLongest = 1e304;
 constexpr double kRoundOff = 0x1.0p-53;
 constexpr double kMostError = 1.0 / 16;  // of e kappa: see logdet.hpp
+constexpr double kSieveError = 1.04;     // what an error of L that large makes of the sieve's own
 
 }  // namespace
 
@@ -486,8 +487,8 @@ void LogDetGreedy::absorb(Layer& layer, index i, index from, index to, double* p
 // each but for what is flushed to zero.
 double LogDetGreedy::sieve_error(index i) const {
   const index known = sieve_.known[i];
-  return 1.04 * (sieve_errors_[known] * std::sqrt(lengths_[i]) +
-                 ratio_ * kRoughLeast * static_cast<double>(candidates_->dims() * known));
+  return kSieveError * (sieve_errors_[known] * std::sqrt(lengths_[i]) +
+                        ratio_ * kRoughLeast * static_cast<double>(candidates_->dims() * known));
 }
 
 // One more chosen vector.
@@ -517,6 +518,12 @@ void LogDetGreedy::choose(index i, Token& token) {
     for (index q = 0; q < chosen_; ++q) factor_[q * capacity_ + chosen_] = u[q];
   }
   pivots_[chosen_] = std::sqrt(1 + settled_[i]);
+  // The sieve's interval is as wide as the value once this holds, and from then on: it tells
+  // nothing.
+  const double length = lengths_[i], root = std::sqrt(std::max(length - settled_[i], 0.0));
+  if (sieved_ && 2 * root * kSieveError * sieve_errors_.back() * std::sqrt(length) > settled_[i]) {
+    sieved_ = false;
+  }
   if (narrow_) {
     candidates_->copy(i, narrow_column(chosen_));
   } else {

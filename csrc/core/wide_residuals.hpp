@@ -18,6 +18,7 @@
 namespace pyfast {
 
 constexpr int kSpareBits = 100;
+constexpr int kMostWords = 18;
 
 // body(std::integral_constant<int, words>) for kappa of so many bits; kappa is finite, so there are
 // enough.
@@ -27,7 +28,7 @@ void with_words(double bits, Body&& body) {
   if (enough(3)) return body(std::integral_constant<int, 3>());
   if (enough(5)) return body(std::integral_constant<int, 5>());
   if (enough(9)) return body(std::integral_constant<int, 9>());
-  body(std::integral_constant<int, 18>());
+  body(std::integral_constant<int, kMostWords>());
 }
 
 class WideResiduals {

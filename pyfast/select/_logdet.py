@@ -179,7 +179,7 @@ def logdet(
     Memory per group in work: 2 n (m + k + 4) + (m + k) (m + k + d + 640) float64, with m vectors in
     `state`; the result holds (m + k) d more. Where digits run out, 5 (m + k) more for each
     candidate that is worked out (20 at worst), and (m + k) d. With ``exact=True`` also, of the
-    largest group, n (d + 5 n + 10 k + 5 m) float64 (20 instead of 5 at worst).
+    largest group, n (d + 10 n + 10 k + 5 m) float64 (20 instead of 5 at worst).
 
     Examples
     --------

@@ -117,6 +117,16 @@ def test_squares_that_double_does_not_hold(size: float, gamma: float) -> None:
         assert_is_best(V, best, gamma, 1.0)
 
 
+def test_all_but_a_few_of_many() -> None:
+    """Ties of what is left out go to the first subset too."""
+    V = design(np.random.default_rng(3), "plane", 1e9, 9, 4)
+    V[5] = V[2]
+    assert_is_best(V, select.logdet(V, 7, 0.1, exact=True), 0.1, 1.0)
+    assert select.logdet(np.ones((9, 2)), 7, exact=True).indices.tolist() == list(range(7))
+    assert select.logdet(np.zeros((9, 2)), 8, exact=True).indices.tolist() == list(range(8))
+    assert select.logdet(V, 9, exact=True).indices.tolist() == select.logdet(V, 9).indices.tolist()
+
+
 def assert_is_best(V: np.ndarray, found: select.LogDetResult, gamma: float, scale: float, old=None):
     """Of all subsets, by the sum of the gains in any order; the first of those within 1e-10."""
     k = len(found.indices)
@@ -137,7 +147,9 @@ def test_the_best_subset(kind: str, size: float) -> None:
     n, d, k = 6, 3, 3
     V = design(rng, kind, size, n, d)
     assert_is_best(V, select.logdet(V, k, 0.3, exact=True), 0.3, 1.0)
+    assert_is_best(V, select.logdet(V, 5, 0.3, exact=True), 0.3, 1.0)  # by what is left out
     state = select.logdet(V[:2], 2, 0.3).state
+    assert_is_best(V[2:], select.logdet(V[2:], 3, 0.3, state=state, exact=True), 0.3, 1.0, V[:2])
     assert_is_best(V[2:], select.logdet(V[2:], 2, 0.3, state=state, exact=True), 0.3, 1.0, V[:2])
 
 
