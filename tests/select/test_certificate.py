@@ -1,8 +1,10 @@
 """Lower bounds and optima of k-medoids, against brute force over all subsets and another solver."""
 
 import sys
+from fractions import Fraction
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 from pyfast import select
 from pyfast.select import _certificate
 from pyfast.select import reference as ref
+from pyfast.select._p_median import lower_bound
 
 KINDS = ["plain", "ties", "duplicates", "zero weights", "huge weights", "all weights zero"]
 
@@ -237,3 +240,73 @@ def test_the_bound_of_large_float32_groups_is_of_exact_distances() -> None:
         found = select.opt_select(X, rewards, k=4, n_init=1, search="eager", certify=True)
         better = select.opt_select(X, rewards, k=4, n_init=60)
         assert found.bound <= better.cost * (1 + 1e-13)
+
+
+def spread_problem(seed: int) -> tuple[np.ndarray, np.ndarray, int, dict]:
+    """Weights, points or distances over many decades."""
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(5, 10))
+    k = int(rng.integers(1, min(4, n - 1) + 1))
+    X, w, options = rng.normal(size=(n, 2)), np.ones(n), {}
+    kind = seed % 6
+    if kind in (0, 2):
+        w = 10.0 ** rng.integers(-30, 31, n)
+    if kind in (1, 2):
+        X = X * 10.0 ** rng.integers(-30, 31, (n, 1))
+    if kind == 3:
+        X, w = np.round(X), 10.0 ** rng.integers(-12, 13, n)
+    if kind == 4:
+        X, w = X * 1e-300, 10.0 ** rng.integers(-5, 6, n)
+    if kind == 5:
+        X = 10.0 ** rng.uniform(-30, 30, (n, n))
+        X = np.minimum(X, X.T)
+        np.fill_diagonal(X, 0)
+        options = {"metric": "precomputed"}
+    return X, w, k, options
+
+
+@pytest.mark.parametrize("how", ["certify", "exact"])
+def test_no_gap_of_zero_is_claimed_that_brute_force_disproves(how: str) -> None:
+    pytest.importorskip("scipy")
+    for seed in range(72):
+        X, w, k, options = spread_problem(seed)
+        D = X if options else ref.euclidean_distances(X)
+        n = len(D)
+        products = [[Fraction(w[i]) * Fraction(D[i, j]) for j in range(n)] for i in range(n)]
+
+        def cost(medoids: tuple, rows: list = products) -> Fraction:
+            return sum(min(row[j] for j in medoids) for row in rows)
+
+        optimum = min(cost(s) for s in combinations(range(n), k))
+        found = select.kmedoids(X, k, weights=w, seed=seed, **{how: True}, **options)
+        true = cost(tuple(found.medoids.tolist()))
+        assert abs(Fraction(found.cost) - true) <= true * Fraction(1e-11)
+        assert Fraction(found.bound) <= optimum * Fraction(1 + 1e-9)
+        if found.gap < 1e-9:
+            assert true <= optimum * Fraction(1 + 2e-9)
+        if how == "exact":
+            assert found.gap == 0
+
+
+def test_bounds_by_duals_hold_whatever_the_solver_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Duals that are a little or entirely wrong lower the bound; they never lift it."""
+    optimize = pytest.importorskip("scipy.optimize")
+    solve = optimize.linprog
+    rng = np.random.default_rng(0)
+    for seed in range(12):
+        costs = rng.random((9, 7))
+        cheapest = min(costs[:, list(s)].min(axis=1).sum() for s in combinations(range(7), 3))
+        unit = costs / (cheapest * (1.2 if seed % 3 == 0 else 1))
+
+        def off(*args: Any, noise: float = 10.0 ** -(seed % 6), **options: Any) -> Any:
+            solved = solve(*args, **options)
+            solved.eqlin.marginals += noise * rng.normal(size=len(solved.eqlin.marginals))
+            return solved
+
+        monkeypatch.setattr(optimize, "linprog", off)
+        bound, found = lower_bound(unit, 3)
+        least = cheapest / (cheapest * (1.2 if seed % 3 == 0 else 1))
+        assert bound <= least * (1 + 1e-9)
+        if seed % 3 == 0:
+            assert found is not None
+            assert unit[:, found].min(axis=1).sum() == pytest.approx(least)
