@@ -24,6 +24,7 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
+from pyfast._results import ByValue
 from pyfast.losses import _tiles, reference
 from pyfast.losses._checks import check_choice, check_number
 from pyfast.losses._tokens import ScoredTokens, check_head, scored_tokens
@@ -32,7 +33,7 @@ from pyfast.losses.precision import as_given
 
 
 @dataclass(frozen=True, eq=False)
-class SequenceLogps:
+class SequenceLogps(ByValue):
     """What :func:`sequence_logps` found out.
 
     Attributes

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyfast import _arguments as args
+from pyfast._results import ByValue
 from pyfast._threads import get_num_threads
 from pyfast.models.causal_lm import CausalLM
 from pyfast.sketch._batches import Response, pad, plan
@@ -31,8 +32,8 @@ from pyfast.sketch._unwrap import base_of, unwrap
 _MODES = 32  # of the model, and kinds of rows in it, that are remembered
 
 
-@dataclass(frozen=True)
-class GradientBatch:
+@dataclass(frozen=True, eq=False)
+class GradientBatch(ByValue):
     """What one pass gives for its R responses.
 
     Attributes

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pyfast import _arguments as args
+from pyfast._results import ByValue
 from pyfast.sketch._fidelity import FidelityReport
 from pyfast.sketch._fingerprint import listed
 
@@ -30,8 +31,8 @@ _KINDS = {"count": int, "dim": int, "dtype": str, "report_on": list, "files": di
 _BLOCK = 1 << 24  # numbers that are widened at a time
 
 
-@dataclass(frozen=True)
-class SketchPool:
+@dataclass(frozen=True, eq=False)
+class SketchPool(ByValue):
     """Sketches of N responses, memory-mapped from a folder of .npy files and a pool.json.
 
     Pass ``sketches`` to `select.active_dpo`, which reads them where they lie, normalises each

@@ -15,6 +15,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pyfast._results import ByValue
 from pyfast.train.errors import UserError
 from pyfast.train.files import parse_json, to_json
 
@@ -132,8 +133,8 @@ def check_heldout(prompts: Sequence[str], heldout: Sequence[str], path: str | Pa
             raise UserError(f"{path}: held-out prompt is also a training prompt: {prompt!r}")
 
 
-@dataclass(frozen=True)
-class Group:
+@dataclass(frozen=True, eq=False)
+class Group(ByValue):
     """One prompt with its N candidate responses; one line of a groups file.
 
     What is not known is None. Log-probabilities are sums over response tokens (end token

@@ -437,3 +437,11 @@ def test_triton_needs_a_gpu_or_the_interpreter(monkeypatch):
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match=r"^backend triton cannot be used: .*(GPU|triton)"):
             sequence_logps(H, W, Y, backend="triton")
+
+
+def test_what_sequence_logps_found_is_equal_by_value() -> None:
+    hidden, head = torch.randn(2, 3, 4), torch.randn(7, 4)
+    labels = torch.randint(0, 7, (2, 3))
+    one, other = (sequence_logps(hidden, head, labels, details=True) for _ in range(2))
+    assert one == other
+    assert one != sequence_logps(hidden + 1, head, labels, details=True)
