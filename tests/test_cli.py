@@ -69,15 +69,17 @@ def test_help_is_for_strangers(capsys, command):
 def test_every_setting_has_a_flag_with_help_and_default(capsys):
     from dataclasses import fields
 
-    from pyfast.train.config import SECTIONS
+    from pyfast.train.recipes.ampo import AmpoSettings
 
     cli.main(["train", "ampo", "--help"])
     text = " ".join(capsys.readouterr().out.split())
-    for name, kind in SECTIONS.items():
+    for name, kind in AmpoSettings.sections().items():
         for item in fields(kind):
             flag = item.name.replace("_", "-")
             assert f"--{'eval-' if name == 'evaluation' else ''}{flag}" in text
-    assert text.count("(default: ") >= sum(len(fields(kind)) for kind in SECTIONS.values())
+    assert text.count("(default: ") >= sum(
+        len(fields(kind)) for kind in AmpoSettings.sections().values()
+    )
 
 
 def test_version(capsys):
@@ -105,7 +107,7 @@ def test_version(capsys):
         (["train", "ampo", "--demo", "--steps"], "argument --steps: expected one argument"),
         (["train", "ampo", "--nonsense"], "unrecognized arguments: --nonsense"),
         (["select", "nowhere.jsonl"], "nowhere.jsonl: No such file"),
-        (["plot", "nowhere"], "nowhere: no metrics.jsonl here"),
+        (["plot", "nowhere"], "nowhere: no config.json here"),
     ],
 )
 def test_mistakes_are_told_in_one_line(capsys, tmp_path, monkeypatch, arguments, message):

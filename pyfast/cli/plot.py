@@ -36,8 +36,9 @@ def add(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Draw, and print the pictures' paths."""
     need("matplotlib")
-    from pyfast.train.plots import plot_run
+    from pyfast.cli.train import recipe_of
 
-    for path in plot_run(Path(arguments.folder), arguments.group):
+    out = Path(arguments.folder)
+    for path in recipe_of(out).plots(out, group=arguments.group):
         print(path)
     return 0

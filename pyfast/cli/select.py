@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from pyfast.cli._common import Help, need
-from pyfast.train import config as configs
 from pyfast.train.errors import UserError
+from pyfast.train.recipes import ampo
 
 
 def add(commands: Any) -> None:
     """Add the command to the parser."""
-    defaults = configs.SelectionConfig()
+    defaults = ampo.SelectionConfig()
     select = commands.add_parser(
         "select",
         formatter_class=Help,
@@ -44,7 +44,7 @@ def add(commands: Any) -> None:
     )
     select.add_argument(
         "--selector",
-        choices=configs.SELECTORS,
+        choices=ampo.SELECTORS,
         default=defaults.selector,
         help="how the negatives are chosen (default: %(default)s)",
     )
@@ -83,10 +83,9 @@ def run(arguments: argparse.Namespace) -> int:
     from pyfast._files import written_whole
     from pyfast.tables.json_text import with_fields
     from pyfast.train import group_lines
-    from pyfast.train.recipes import ampo
     from pyfast.train.seeds import derive
 
-    config = configs.SelectionConfig(
+    config = ampo.SelectionConfig(
         arguments.selector, arguments.k, arguments.n_init, arguments.deduplicate
     )
     name = "standard input" if arguments.groups == "-" else arguments.groups
@@ -138,7 +137,7 @@ def _run_files(arguments: argparse.Namespace) -> int:
     settings = {"selector": name, "k": arguments.k, "seed": arguments.seed}
     if name == "opt-select":
         settings["n_init"] = arguments.n_init
-    configs.SelectionConfig(name, arguments.k, arguments.n_init)  # checks them
+    ampo.SelectionConfig(name, arguments.k, arguments.n_init)  # checks them
     work = Work(
         "select",
         lambda table: stages.select(table, **settings),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib
+import inspect
 import os
 import typing
 from pathlib import Path
@@ -11,8 +13,37 @@ from typing import Any
 
 from pyfast.cli._common import Help, need
 from pyfast.train import config as configs
+from pyfast.train.errors import UserError
 
-DEMO_CONFIG = Path(configs.__file__).parent / "demo" / "ampo.json"
+if typing.TYPE_CHECKING:
+    from pyfast.train.recipe import Recipe
+
+RECIPES = {"ampo": "pyfast.train.recipes.ampo:Ampo"}
+"""The recipes by name: module and class."""
+
+DEMOS = Path(configs.__file__).parent / "demo"
+DEMO_CONFIG = DEMOS / "ampo.json"
+
+
+def recipe(name: str) -> type[Recipe]:
+    """Return a recipe by its name."""
+    module, _, attribute = RECIPES[name].partition(":")
+    found: type[Recipe] = getattr(importlib.import_module(module), attribute)
+    return found
+
+
+def recipe_of(run: Path) -> type[Recipe]:
+    """Return the recipe of a run folder."""
+    from pyfast.train.files import read_json
+
+    path = run / "config.json"
+    if not path.exists():
+        raise UserError(f"{run}: no config.json here; expected a run folder with a step done")
+    values = read_json(path)
+    name = values.get("recipe") if isinstance(values, dict) else None
+    if not isinstance(name, str) or name not in RECIPES:
+        raise UserError(f"{path}: recipe: expected one of {', '.join(RECIPES)}; got {name!r}")
+    return recipe(name)
 
 
 def add(commands: Any) -> None:
@@ -20,54 +51,50 @@ def add(commands: Any) -> None:
     train = commands.add_parser(
         "train",
         formatter_class=Help,
-        help="align a language model on its own responses",
-        description="Align a language model on responses that it samples itself.",
+        help="align a language model on preferences",
+        description="Align a language model on preferences by one of the papers' recipes.",
         epilog="example:\n  pyfast train ampo --demo",
     )
     recipes = train.add_subparsers(required=True, metavar="RECIPE")
-    ampo = recipes.add_parser(
-        "ampo",
+    for name in RECIPES:
+        _add_recipe(recipes, name, recipe(name))
+
+
+def _add_recipe(recipes: Any, name: str, kind: type[Recipe]) -> None:
+    title, _, description = (inspect.getdoc(kind) or "").partition("\n\n")
+    parser = recipes.add_parser(
+        name,
         formatter_class=Help,
-        help="best response against k actively selected negatives (AMPO)",
+        help=title.rstrip("."),
         description=(
-            "AMPO: for each prompt, sample N responses, score and embed them, keep the best one\n"
-            "and k selected negatives, and update a LoRA adapter with the SWEPO loss. Held-out\n"
-            "prompts are answered before and after. The run folder receives the settings,\n"
-            "metrics, groups, adapter and pictures. Run the same command again to go on after\n"
-            "an interruption; the result is the same as without it."
+            f"{title}\n\n{description}\n\n"
+            "The run folder receives the settings, metrics, adapter and pictures. Run the same\n"
+            "command again to go on after an interruption; the result is the same as without it."
         ),
-        epilog=(
-            "examples:\n"
-            "  pyfast train ampo --demo\n"
-            "  pyfast train ampo --demo --selector coreset --seed 1 --out runs/coreset-1\n"
-            "  pyfast train ampo --prompts prompts.jsonl --heldout heldout.jsonl \\\n"
-            "      --model ./my-model --reward my_rewards:helpfulness --steps 200 --out runs/mine\n"
-            "  pyfast train ampo --config runs/mine/config.json --seed 1 --out runs/mine-1"
-        ),
+        epilog=f"examples:\n{kind.examples}",
     )
-    source = ampo.add_mutually_exclusive_group()
+    source = parser.add_mutually_exclusive_group()
     source.add_argument(
         "--demo",
         action="store_true",
-        help="use the shipped demo settings (a 135M model, everyday prompts, VADER sentiment); "
-        "flags go over them",
+        help="use the shipped demo settings; flags go over them",
     )
     source.add_argument(
         "--config",
         metavar="FILE",
         help="settings as JSON, such as a run's config.json; flags go over them",
     )
-    ampo.add_argument(
+    parser.add_argument(
         "--out",
         metavar="FOLDER",
-        help="run folder (default: runs/ampo-SELECTOR-SEED, or runs/demo-SELECTOR-SEED)",
+        help=f"run folder (default: runs/{name}-LABEL-SEED, or runs/demo-LABEL-SEED)",
     )
-    for name, kind in configs.SECTIONS.items():
-        section = ampo.add_argument_group(name, kind.__doc__)
-        hints = typing.get_type_hints(kind)
-        for item in dataclasses.fields(kind):  # type: ignore[arg-type]
-            _add_setting(section, name, item, hints[item.name])
-    ampo.set_defaults(run=run)
+    for section_name, section_kind in kind.Settings.sections().items():
+        section = parser.add_argument_group(section_name, section_kind.__doc__)
+        hints = typing.get_type_hints(section_kind)
+        for item in dataclasses.fields(section_kind):  # type: ignore[arg-type]
+            _add_setting(section, section_name, item, hints[item.name])
+    parser.set_defaults(run=run, recipe=name)
 
 
 def _add_setting(section: Any, name: str, item: dataclasses.Field[Any], hint: Any) -> None:
@@ -94,30 +121,32 @@ def _add_setting(section: Any, name: str, item: dataclasses.Field[Any], hint: An
 
 def run(arguments: argparse.Namespace) -> int:
     """Train, or go on; print the comparison."""
+    kind = recipe(arguments.recipe)
     changes = {key: value for key, value in vars(arguments).items() if "." in key}
-    path = DEMO_CONFIG if arguments.demo else arguments.config
+    path = DEMOS / f"{arguments.recipe}.json" if arguments.demo else arguments.config
+    settings: Any
     if path is None:
-        config = configs.from_dict({"recipe": "ampo"}, changes)
+        settings = configs.from_dict(kind.Settings, {}, changes)
     else:
-        config = configs.from_file(Path(path), changes)
-    kind = "demo" if arguments.demo else config.recipe
-    default = Path("runs") / f"{kind}-{config.selection.selector}-{config.run.seed}"
-    out = Path(arguments.out) if arguments.out else default
+        settings = configs.from_file(kind.Settings, Path(path), changes)
+    if arguments.out:
+        out = Path(arguments.out)
+    else:
+        name = "demo" if arguments.demo else settings.recipe
+        out = Path("runs") / f"{name}-{kind.label(settings)}-{settings.run.seed}"
 
     need("torch", "transformers", "peft", "safetensors", "tqdm", "matplotlib")
-    from pyfast.train.inputs import read_inputs
-
-    inputs = read_inputs(config)  # bad input is told at once, before the heavy imports
+    inputs = kind.read(settings)  # bad input is told at once, before the heavy imports
     finished = (out / "summary.json").exists()
     # OpenMP's threads spin while they wait for each other. On a machine that is busy with other
     # work that slows sampling tenfold, so let them sleep soon; it is read when torch is loaded.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "2000")
-    from pyfast.train import loop, report
+    from pyfast.train import loop
 
-    summary = loop.run(config, inputs, out)
+    summary = loop.run(kind, settings, inputs, out)
     if finished:
         print(f"{out} is a finished run with these settings; nothing was trained again.\n")
-    print(report.table(summary))
+    print(kind.table(summary))
     print(f"\nmetrics, groups, adapter and pictures: {out}")
     return 0

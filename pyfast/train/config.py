@@ -1,7 +1,9 @@
-"""The settings of a run: one frozen dataclass for each concern.
+"""The settings of a run: one frozen dataclass for each concern, a section.
 
 Every field carries its own help text, unit and range. The command line, the validation and the
-error messages are all made from these, so a setting is described in one place.
+error messages are all made from these, so a setting is described in one place. Here are the
+sections that several recipes have; a recipe's own stand beside its equations, and its `Settings`
+lists all.
 """
 
 from __future__ import annotations
@@ -22,8 +24,6 @@ from pyfast.train.files import read_json
 _MOST = 2**53
 """Whole numbers beyond it are slips; as a float, one is another number."""
 
-SELECTORS = ("opt-select", "coreset", "bottom-k", "random")
-
 
 def setting(
     default: Any,
@@ -39,7 +39,7 @@ def setting(
     return field(default=default, metadata={"help": text, **limits})
 
 
-class _Section:
+class Section:
     """A group of settings that checks itself when it is made."""
 
     section: typing.ClassVar[str]
@@ -95,7 +95,7 @@ def _check_text(name: str, value: str) -> None:
 
 
 @dataclass(frozen=True)
-class DataConfig(_Section):
+class DataConfig(Section):
     """Where the prompts are."""
 
     section: typing.ClassVar[str] = "data"
@@ -108,7 +108,7 @@ class DataConfig(_Section):
 
 
 @dataclass(frozen=True)
-class PolicyConfig(_Section):
+class PolicyConfig(Section):
     """The model that is trained, and its adapter."""
 
     section: typing.ClassVar[str] = "policy"
@@ -136,7 +136,7 @@ class PolicyConfig(_Section):
 
 
 @dataclass(frozen=True)
-class SamplingConfig(_Section):
+class SamplingConfig(Section):
     """How responses are drawn from the policy."""
 
     section: typing.ClassVar[str] = "sampling"
@@ -151,7 +151,7 @@ class SamplingConfig(_Section):
 
 
 @dataclass(frozen=True)
-class ScoringConfig(_Section):
+class ScoringConfig(Section):
     """What makes one response better than, or different from, another."""
 
     section: typing.ClassVar[str] = "scoring"
@@ -167,32 +167,7 @@ class ScoringConfig(_Section):
 
 
 @dataclass(frozen=True)
-class SelectionConfig(_Section):
-    """Which negatives stand beside the best response."""
-
-    section: typing.ClassVar[str] = "selection"
-    selector: str = setting("opt-select", "how the negatives are chosen", choices=SELECTORS)
-    k: int = setting(7, "negatives for each prompt (k)", least=1)
-    n_init: int = setting(10, "starts of opt-select's swap search; the best is kept", least=1)
-    deduplicate: bool = setting(
-        False, "choose among distinct texts alone, so that no negative is a copy of the best"
-    )
-
-
-@dataclass(frozen=True)
-class LossConfig(_Section):
-    """SWEPO (AMPO, equation 4)."""
-
-    section: typing.ClassVar[str] = "loss"
-    beta: float = setting(0.1, "weight of the log-ratio to the reference", above=0)
-    alpha: float = setting(1.0, "weight of the score's deviation from its group's mean", least=0)
-    positives: str = setting(
-        "top", "the positive set: the top response, or all above the mean", choices=("top", "mean")
-    )
-
-
-@dataclass(frozen=True)
-class OptimisationConfig(_Section):
+class OptimisationConfig(Section):
     """AdamW with linear warm-up and cosine decay."""
 
     section: typing.ClassVar[str] = "optimisation"
@@ -206,17 +181,36 @@ class OptimisationConfig(_Section):
 
 
 @dataclass(frozen=True)
-class EvaluationConfig(_Section):
+class EpochsConfig(OptimisationConfig):
+    """AdamW with linear warm-up and cosine decay, over a data set."""
+
+    steps: int | None = setting(  # type: ignore[assignment]
+        None, "optimiser steps; default: those of all epochs", least=1
+    )
+    epochs: float = setting(1.0, "times that every group is learnt from", above=0)
+
+    def steps_of(self, groups: int) -> int:
+        """Return the optimiser steps for a data set of so many groups."""
+        if self.steps is not None:
+            return self.steps
+        return math.ceil(self.epochs * groups / self.groups_per_step)
+
+
+@dataclass(frozen=True)
+class EvaluationConfig(Section):
     """The held-out comparison of the model before and after."""
 
     section: typing.ClassVar[str] = "evaluation"
     responses: int = setting(8, "responses sampled for each held-out prompt", least=1)
+    every: int | None = setting(
+        None, "steps between evaluations; default: before and after training alone", least=1
+    )
     confidence: float = setting(0.95, "level of the bootstrap intervals", above=0, most=0.9999)
     bootstrap: int = setting(10_000, "bootstrap resamples of the held-out prompts", least=100)
 
 
 @dataclass(frozen=True)
-class RunConfig(_Section):
+class RunConfig(Section):
     """What belongs to the run as a whole."""
 
     section: typing.ClassVar[str] = "run"
@@ -228,58 +222,39 @@ class RunConfig(_Section):
     )
 
 
-@dataclass(frozen=True)
-class TrainConfig:
-    """All the settings of one run of one recipe."""
+class Settings:
+    """All the settings of one run: a recipe's subclass is a frozen dataclass of sections."""
 
-    recipe: str = "ampo"
-    data: DataConfig = DataConfig()
-    policy: PolicyConfig = PolicyConfig()
-    sampling: SamplingConfig = SamplingConfig()
-    scoring: ScoringConfig = ScoringConfig()
-    selection: SelectionConfig = SelectionConfig()
-    loss: LossConfig = LossConfig()
-    optimisation: OptimisationConfig = OptimisationConfig()
-    evaluation: EvaluationConfig = EvaluationConfig()
-    run: RunConfig = RunConfig()
+    recipe: typing.ClassVar[str]
 
-    def __post_init__(self) -> None:
-        """Check what no single section can see."""
-        if self.recipe != "ampo":
-            raise UserError(f"recipe: expected one of ampo; got {self.recipe!r}")
-        k, n = self.selection.k, self.sampling.responses
-        if k > n - 1:
-            raise UserError(
-                f"selection.k: expected at most sampling.responses - 1 = {n - 1} "
-                f"(one response is the positive), got {k}"
-            )
+    @classmethod
+    def sections(cls) -> dict[str, type[Section]]:
+        """Return the kinds of the sections by name, in order."""
+        hints = typing.get_type_hints(cls)
+        return {item.name: hints[item.name] for item in dataclasses.fields(cls)}  # type: ignore[arg-type]
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain nested dictionaries, as in the JSON file."""
-        return dataclasses.asdict(self)
+        return {"recipe": self.recipe, **dataclasses.asdict(self)}  # type: ignore[call-overload]
+
+    def get(self, path: str) -> Any:
+        """Return the value of ``"section.field"``; None where the recipe has no such setting."""
+        section, _, key = path.partition(".")
+        return getattr(getattr(self, section, None), key, None)
 
 
-SECTIONS: dict[str, type[_Section]] = {
-    kind.section: kind
-    for kind in (
-        DataConfig,
-        PolicyConfig,
-        SamplingConfig,
-        ScoringConfig,
-        SelectionConfig,
-        LossConfig,
-        OptimisationConfig,
-        EvaluationConfig,
-        RunConfig,
-    )
-}
+Kind = typing.TypeVar("Kind", bound=Settings)
 
 
-def from_dict(values: Any, changes: typing.Mapping[str, Any] | None = None) -> TrainConfig:
-    """Make a configuration of nested dictionaries.
+def from_dict(
+    kind: type[Kind], values: Any, changes: typing.Mapping[str, Any] | None = None
+) -> Kind:
+    """Make a recipe's settings of nested dictionaries.
 
     Parameters
     ----------
+    kind : type
+        The recipe's `Settings`.
     values : dict
         ``{"recipe": ..., section: {field: value}}``; what is missing takes its default.
     changes : dict, optional
@@ -292,49 +267,50 @@ def from_dict(values: Any, changes: typing.Mapping[str, Any] | None = None) -> T
     """
     if not isinstance(values, dict):
         raise UserError(f"expected an object of settings, got {type(values).__name__}")
-    merged: dict[str, Any] = {name: {} for name in SECTIONS}
+    sections = kind.sections()
+    merged: dict[str, Any] = {name: {} for name in sections}
     for name, section in values.items():
         if name == "recipe":
-            merged[name] = section
-        elif name not in SECTIONS:
-            known = ", ".join(["recipe", *SECTIONS])
+            if section != kind.recipe:
+                raise UserError(f"recipe: expected {kind.recipe}, got {reprlib.repr(section)}")
+        elif name not in sections:
+            known = ", ".join(["recipe", *sections])
             raise UserError(f"{name}: unknown setting; expected one of {known}")
         elif not isinstance(section, dict):
-            raise UserError(f"{name}: expected an object of settings, got {section!r}")
+            raise UserError(f"{name}: expected an object of settings, got {reprlib.repr(section)}")
         else:
             merged[name] = dict(section)
     for path, value in (changes or {}).items():
         name, _, key = path.partition(".")
         merged[name][key] = value
-    for name, kind in SECTIONS.items():
-        known_keys = [item.name for item in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    for name, section_kind in sections.items():
+        known_keys = [item.name for item in dataclasses.fields(section_kind)]  # type: ignore[arg-type]
         for key in merged[name]:
             if key not in known_keys:
                 expected = ", ".join(known_keys)
                 raise UserError(f"{name}.{key}: unknown setting; expected one of {expected}")
-        merged[name] = kind(**merged[name])
-    return TrainConfig(**merged)
+        merged[name] = section_kind(**merged[name])
+    return kind(**merged)
 
 
-def from_file(path: Path, changes: typing.Mapping[str, Any] | None = None) -> TrainConfig:
-    """Read a configuration from a JSON file; every error names the file."""
+def from_file(
+    kind: type[Kind], path: Path, changes: typing.Mapping[str, Any] | None = None
+) -> Kind:
+    """Read a recipe's settings from a JSON file; every error names the file."""
     values = read_json(path)
     try:
-        from_dict(values)
+        from_dict(kind, values)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    return from_dict(values, changes)
+    return from_dict(kind, values, changes)
 
 
-def differences(old: TrainConfig, new: TrainConfig) -> dict[str, tuple[Any, Any]]:
+def differences(old: Settings, new: Settings) -> dict[str, tuple[Any, Any]]:
     """Return ``{"section.field": (old value, new value)}`` of the settings that differ."""
     found = {}
-    if old.recipe != new.recipe:
-        found["recipe"] = old.recipe, new.recipe
-    for name in SECTIONS:
-        before = dataclasses.asdict(getattr(old, name))
-        after = dataclasses.asdict(getattr(new, name))
-        for key, value in before.items():
-            if value != after[key]:
-                found[f"{name}.{key}"] = value, after[key]
+    before, after = old.to_dict(), new.to_dict()
+    for name in old.sections():
+        for key, value in before[name].items():
+            if value != after[name][key]:
+                found[f"{name}.{key}"] = value, after[name][key]
     return found

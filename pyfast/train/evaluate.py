@@ -11,7 +11,6 @@ from tqdm import tqdm
 
 from pyfast._files import written_whole
 from pyfast.train import rewards
-from pyfast.train.config import TrainConfig
 from pyfast.train.data import Group, read_groups, write_groups
 from pyfast.train.errors import UserError
 from pyfast.train.metrics import bootstrap_interval
@@ -20,7 +19,7 @@ from pyfast.train.seeds import derive
 
 
 def answer(
-    policy: Policy, prompts: list[str], reward: rewards.Reward, config: TrainConfig, path: Path
+    policy: Policy, prompts: list[str], reward: rewards.Reward, config: Any, path: Path
 ) -> None:
     """Answer and score the held-out prompts, and write them as a groups file.
 
@@ -32,7 +31,8 @@ def answer(
     policy : Policy
     prompts : list of str
     reward : callable
-    config : TrainConfig
+    config : Settings
+        With the sections sampling, evaluation and run.
     path : Path
         Written whole or not at all.
     """
@@ -54,7 +54,7 @@ def answer(
         write_groups(beside, groups)
 
 
-def compare(before: Path, after: Path, config: TrainConfig) -> dict[str, Any]:
+def compare(before: Path, after: Path, config: Any) -> dict[str, Any]:
     """Compare two evaluations of the same prompts.
 
     The statistic is the mean over prompts of each prompt's mean score; the difference is paired by
@@ -65,7 +65,8 @@ def compare(before: Path, after: Path, config: TrainConfig) -> dict[str, Any]:
     ----------
     before, after : Path
         What `answer` wrote.
-    config : TrainConfig
+    config : Settings
+        With the sections sampling, evaluation and run.
 
     Returns
     -------

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pyfast.train import data, files, rewards
-from pyfast.train.config import TrainConfig
 from pyfast.train.errors import UserError
 
 if TYPE_CHECKING:
@@ -34,7 +33,7 @@ class Inputs:
     places: dict[str, list[str]]
 
 
-def read_inputs(config: TrainConfig) -> Inputs:
+def read_inputs(config: Any) -> Inputs:
     """Read and check everything the user wrote, before any model is loaded."""
     if config.data.prompts is None:
         raise UserError("data.prompts: expected a prompts file")

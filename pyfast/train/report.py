@@ -7,14 +7,15 @@ from typing import Any
 
 from pyfast.train.errors import UserError
 from pyfast.train.files import read_json
+from pyfast.train.recipe import Recipe
 
 
-def read_summary(run: Path) -> dict[str, Any]:
-    """Read the summary of a finished run, and check that `table` can show it."""
+def read_summary(kind: type[Recipe], run: Path) -> dict[str, Any]:
+    """Read the summary of a finished run, and check that its recipe can show it."""
     path = run / "summary.json"
     summary: dict[str, Any] = read_json(path)
     try:
-        table(summary)
+        kind.table(summary)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError):
         raise UserError(
             f"{path}: expected the summary of a finished run; without the file it is made again"
@@ -22,20 +23,21 @@ def read_summary(run: Path) -> dict[str, Any]:
     return summary
 
 
-def table(summary: dict[str, Any]) -> str:
-    """Format a run's summary for the terminal.
+def table(title: str, summary: dict[str, Any]) -> str:
+    """Format the comparison of held-out scores for the terminal.
 
     Parameters
     ----------
+    title : str
+        What the run was.
     summary : dict
-        The content of ``summary.json``.
+        ``steps``, and ``heldout`` as `evaluate.compare` makes it, or None.
 
     Returns
     -------
     str
         Several lines, without a final newline.
     """
-    title = f"{summary['recipe']} · {summary['selector']} · seed {summary['seed']}"
     title += f" · {summary['steps']} steps"
     result = summary["heldout"]
     if result is None:

@@ -18,9 +18,9 @@ from pyfast._files import clear_leftovers, locked
 from pyfast._threads import MOST_THREADS
 from pyfast.train import checkpoint, files
 from pyfast.train import config as configs
-from pyfast.train.config import TrainConfig
+from pyfast.train.config import Settings
 from pyfast.train.errors import UserError
-from pyfast.train.inputs import Inputs
+from pyfast.train.recipe import Inputs
 
 RUN_MARK = "environment.json"
 """The first file of a run folder, by which it is known as one."""
@@ -30,12 +30,12 @@ FILES = (
     "eval_after.jsonl", "summary.json", "training_curves.png", "heldout_scores.png",
     "selected_responses.png",
 )  # fmt: skip
-FOLDERS = ("adapter", "checkpoint")
+FOLDERS = ("adapter", "checkpoint", "evaluation", "kept")
 
 STEPS = "optimisation.steps"
 FREE = frozenset({
     "policy.device", "policy.gradient_checkpointing", "run.checkpoint_every", "run.threads",
-    "run.save_embeddings", "evaluation.bootstrap", "evaluation.confidence",
+    "run.save_embeddings", "evaluation.bootstrap", "evaluation.confidence", "evaluation.every",
 })  # fmt: skip
 """Settings that a run may go on without: they change no mathematics of the training."""
 
@@ -46,7 +46,7 @@ SUMMARISED = frozenset({"evaluation.bootstrap", "evaluation.confidence"})
 MODELS = {"policy.model": "policy", "scoring.encoder": "encoder"}
 
 
-def open_run(config: TrainConfig, inputs: Inputs, out: Path) -> bool:
+def open_run(config: Settings, inputs: Inputs, steps: int, out: Path) -> bool:
     """Start a run folder, or check that the one that is there can be gone on with.
 
     Returns
@@ -66,15 +66,16 @@ def open_run(config: TrainConfig, inputs: Inputs, out: Path) -> bool:
             read_environment(out)  # a stranger's file of that name is not overwritten
         _start(config, inputs, out)
         return False
-    old, environment = configs.from_file(out / "config.json"), read_environment(out)
+    old = configs.from_file(type(config), out / "config.json")
+    environment = read_environment(out)
     done, finished = checkpoint.latest_step(out), (out / "summary.json").exists()
     changes = configs.differences(old, config)
-    reason = _why_not(changes, environment, inputs, out, done)
+    reason = _why_not(changes, environment, inputs, steps, out, done)
     if reason is not None and (done or finished):
         raise UserError(reason)
     if reason is not None:
         sys.stderr.write(f"pyfast: {out} has no step done; starting it again, as it is asked now\n")
-        _remove(out, "eval_before.jsonl")
+        _remove(out, "eval_before.jsonl", "evaluation", "kept")
         _start(config, inputs, out)
         return False
     if changes:
@@ -83,14 +84,13 @@ def open_run(config: TrainConfig, inputs: Inputs, out: Path) -> bool:
     torch.set_num_threads(environment["threads"])  # more would sum in another order
     if not finished:
         _tell_versions(environment["versions"])
-        steps = config.optimisation.steps
         sys.stderr.write(f"pyfast: resuming {out} after step {done} of {steps}\n")
     return finished
 
 
-def _start(config: TrainConfig, inputs: Inputs, out: Path) -> None:
-    if config.run.threads is not None:
-        torch.set_num_threads(config.run.threads)
+def _start(config: Settings, inputs: Inputs, out: Path) -> None:
+    if config.get("run.threads") is not None:
+        torch.set_num_threads(config.get("run.threads"))
     threads = torch.get_num_threads()
     environment = {"versions": versions(), "threads": threads, "inputs": inputs.hashes}
     files.write_json(out / RUN_MARK, environment)
@@ -101,6 +101,7 @@ def _why_not(
     changes: Mapping[str, tuple[Any, Any]],
     environment: Mapping[str, Any],
     inputs: Inputs,
+    steps: int,
     out: Path,
     done: int,
 ) -> str | None:
@@ -114,10 +115,10 @@ def _why_not(
             continue  # another way to the same prompts
         if name in MODELS and MODELS[name] in environment.get("models", {}):
             continue  # perhaps another way to the same weights: `check_models` looks at them
-        if name == STEPS and new >= done:
+        if name == STEPS and steps >= done:
             continue
         if name == STEPS:
-            return f"{out} has done {done} steps; expected {STEPS} >= {done}, got {new}"
+            return f"{out} has done {done} steps; expected {STEPS} >= {done}, got {steps}"
         return (
             f"{out} was started with {name} = {old!r}, not {new!r}; "
             "give the same settings to go on with it, or another --out"
@@ -131,7 +132,7 @@ def _why_not(
 def _take_up(
     changes: Mapping[str, tuple[Any, Any]],
     environment: dict[str, Any],
-    config: TrainConfig,
+    config: Settings,
     out: Path,
     done: int,
 ) -> None:
@@ -151,8 +152,8 @@ def _take_up(
         names = ", ".join(sorted(changes.keys() & ROUNDING))
         sys.stderr.write(f"pyfast: {names} changed: the run may differ in its last bits\n")
     _remove(out, *outdated)
-    if "run.threads" in changes and config.run.threads is not None:
-        environment["threads"] = config.run.threads
+    if "run.threads" in changes and config.get("run.threads") is not None:
+        environment["threads"] = config.get("run.threads")
     if done:
         entry = {
             "after_step": done,
@@ -163,6 +164,16 @@ def _take_up(
             history.append(entry)
     files.write_json(out / RUN_MARK, environment)
     files.write_json(out / "config.json", config.to_dict())
+
+
+def is_trained(steps: int, out: Path) -> bool:
+    """Tell whether only the summary of a run is missing: the adapter is written last."""
+    return checkpoint.latest_step(out) == steps and (out / "adapter").is_dir()
+
+
+def tidy(out: Path) -> None:
+    """Keep of a finished run the last checkpoint alone."""
+    checkpoint.keep(out, 1)
 
 
 def _remove(out: Path, *names: str) -> None:
@@ -191,7 +202,7 @@ def check_models(out: Path, found: dict[str, dict[str, str]]) -> None:
         setting, part = next(
             (setting, part)
             for setting, name in MODELS.items()
-            for part in found[name]
+            for part in found.get(name, {})
             if recorded.get(name, {}).get(part) != found[name][part]
         )
         if checkpoint.latest_step(out):
@@ -199,7 +210,7 @@ def check_models(out: Path, found: dict[str, dict[str, str]]) -> None:
                 f"{setting}: {out} was started with a model of another content: the {part} differ; "
                 "give the same model to go on with it, or another --out"
             )
-        _remove(out, "eval_before.jsonl")
+        _remove(out, "eval_before.jsonl", "evaluation", "kept")
     environment["models"] = found
     files.write_json(out / RUN_MARK, environment)
 

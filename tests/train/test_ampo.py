@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from pyfast import select
-from pyfast.train.config import SELECTORS, LossConfig, SelectionConfig
 from pyfast.train.recipes import ampo
+from pyfast.train.recipes.ampo import SELECTORS, LossConfig, SelectionConfig
 
 
 @pytest.fixture

@@ -4,19 +4,20 @@ import pytest
 
 from pyfast.train import config as configs
 from pyfast.train.errors import UserError
+from pyfast.train.recipes.ampo import AmpoSettings
 
 
 def test_defaults_are_valid_and_survive_json(tmp_path):
-    made = configs.TrainConfig()
+    made = AmpoSettings()
     path = tmp_path / "config.json"
     path.write_text(json.dumps(made.to_dict()))
-    assert configs.from_file(path) == made
+    assert configs.from_file(AmpoSettings, path) == made
 
 
 def test_demo_settings_are_valid():
     from pyfast.cli import DEMO_CONFIG
 
-    made = configs.from_file(DEMO_CONFIG)
+    made = configs.from_file(AmpoSettings, DEMO_CONFIG)
     assert made.selection.k == 7
     assert made.sampling.responses == 32
 
@@ -28,7 +29,7 @@ def test_demo_settings_are_valid():
         ({"polcy": {}}, "polcy: unknown setting; expected one of recipe, data, policy"),
         ({"loss": {"betta": 1}}, "loss.betta: unknown setting; expected one of beta, alpha"),
         ({"loss": 3}, "loss: expected an object of settings, got 3"),
-        ({"recipe": "dpo"}, "recipe: expected one of ampo; got 'dpo'"),
+        ({"recipe": "dpo"}, "recipe: expected ampo, got 'dpo'"),
         ({"loss": {"beta": 0}}, "loss.beta: expected a number > 0, got 0"),
         ({"loss": {"beta": "x"}}, "loss.beta: expected a number, got 'x'"),
         ({"loss": {"beta": float("nan")}}, "loss.beta: expected a finite number, got nan"),
@@ -54,12 +55,14 @@ def test_demo_settings_are_valid():
 )
 def test_bad_settings_are_named(values, message):
     with pytest.raises(UserError) as caught:
-        configs.from_dict(values)
+        configs.from_dict(AmpoSettings, values)
     assert message in str(caught.value)
 
 
 def test_flags_go_over_the_file():
-    made = configs.from_dict({"loss": {"beta": 1}}, {"loss.alpha": 2.0, "run.seed": 7})
+    made = configs.from_dict(
+        AmpoSettings, {"loss": {"beta": 1}}, {"loss.alpha": 2.0, "run.seed": 7}
+    )
     assert (made.loss.beta, made.loss.alpha, made.run.seed) == (1.0, 2.0, 7)
     assert type(made.loss.beta) is float
 
@@ -68,21 +71,21 @@ def test_errors_of_a_file_name_it_and_errors_of_flags_do_not(tmp_path):
     path = tmp_path / "c.json"
     path.write_text('{"run": {"sed": 1}}')
     with pytest.raises(UserError, match=r"c\.json: run\.sed: unknown setting"):
-        configs.from_file(path)
+        configs.from_file(AmpoSettings, path)
     path.write_text("{}")
     with pytest.raises(UserError, match=r"^run\.seed: expected"):
-        configs.from_file(path, {"run.seed": -1})
+        configs.from_file(AmpoSettings, path, {"run.seed": -1})
     path.write_text('{\n"run": }')
     with pytest.raises(UserError, match=r"c\.json:2: expected JSON"):
-        configs.from_file(path)
+        configs.from_file(AmpoSettings, path)
     with pytest.raises(UserError, match="No such file"):
-        configs.from_file(tmp_path / "missing.json")
+        configs.from_file(AmpoSettings, tmp_path / "missing.json")
 
 
 def test_differences_name_the_fields():
-    old = configs.from_dict({})
-    assert configs.differences(old, configs.from_dict({})) == {}
-    new = configs.from_dict({"loss": {"beta": 0.5}, "run": {"seed": 1}})
+    old = configs.from_dict(AmpoSettings, {})
+    assert configs.differences(old, configs.from_dict(AmpoSettings, {})) == {}
+    new = configs.from_dict(AmpoSettings, {"loss": {"beta": 0.5}, "run": {"seed": 1}})
     assert configs.differences(old, new) == {"loss.beta": (0.1, 0.5), "run.seed": (0, 1)}
 
 
@@ -104,6 +107,6 @@ def test_differences_name_the_fields():
 )
 def test_settings_that_nothing_can_hold(values, message):
     with pytest.raises(UserError) as caught:
-        configs.from_dict(values)
+        configs.from_dict(AmpoSettings, values)
     assert message in str(caught.value)
     assert len(str(caught.value)) < 200

@@ -10,6 +10,7 @@ from pyfast.train import loading, loop
 from pyfast.train.data import read_groups
 from pyfast.train.errors import UserError
 from pyfast.train.inputs import read_inputs
+from pyfast.train.recipes.ampo import Ampo, AmpoSettings
 
 
 @pytest.fixture(autouse=True)
@@ -20,8 +21,10 @@ def same_threads_afterwards():
 
 
 def run(settings, out, **changes):
-    config = configs.from_dict(settings, {k.replace("__", "."): v for k, v in changes.items()})
-    return loop.run(config, read_inputs(config), out)
+    config = configs.from_dict(
+        AmpoSettings, settings, {k.replace("__", "."): v for k, v in changes.items()}
+    )
+    return loop.run(Ampo, config, Ampo.read(config), out)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +53,9 @@ def test_a_run_leaves_all_its_files(finished):
         "timings.jsonl",
         "training_curves.png",
     }
-    assert configs.from_file(out / "config.json") == configs.from_dict(settings)
+    assert configs.from_file(AmpoSettings, out / "config.json") == configs.from_dict(
+        AmpoSettings, settings
+    )
     assert [path.name for path in (out / "checkpoint").iterdir()] == ["step-6"]
     assert summary == json.loads((out / "summary.json").read_text())
     assert summary["heldout"]["prompts"] == 3
@@ -89,7 +94,7 @@ def test_the_adapter_that_is_saved_is_the_one_that_was_evaluated(finished):
     with torch.no_grad():
         for name, parameter in tuned.trainable().items():
             parameter.copy_(saved[name.replace(".default", "")])
-    config = configs.from_dict(settings)
+    config = configs.from_dict(AmpoSettings, settings)
     for name in ("before", "after"):
         answers = read_groups(out / f"eval_{name}.jsonl")
         assert [len(group.responses) for group in answers] == [4, 4, 4]

@@ -7,7 +7,8 @@ from pyfast.train import config as configs
 from pyfast.train import evaluate, metrics
 from pyfast.train.config import OptimisationConfig
 from pyfast.train.data import Group, write_groups
-from pyfast.train.loop import learning_rate, prompts_of_step
+from pyfast.train.loop import learning_rate
+from pyfast.train.recipes.ampo import AmpoSettings, prompts_of_step
 
 
 def test_sample_metrics_by_hand():
@@ -48,7 +49,7 @@ def test_comparison_is_paired_by_prompt(tmp_path):
     after = [Group(f"p{i}", ["a", "b"], [i + 1.0, i + 1.0]) for i in range(10)]
     write_groups(tmp_path / "b", before)
     write_groups(tmp_path / "a", after)
-    found = evaluate.compare(tmp_path / "b", tmp_path / "a", configs.from_dict({}))
+    found = evaluate.compare(tmp_path / "b", tmp_path / "a", configs.from_dict(AmpoSettings, {}))
     assert found["difference"] == {"mean": 1.0, "low": 1.0, "high": 1.0}
     assert found["before"]["mean"] == 4.5
     assert found["before"]["high"] - found["before"]["low"] > 2
@@ -57,21 +58,20 @@ def test_comparison_is_paired_by_prompt(tmp_path):
 
 def test_learning_rate_warms_up_and_follows_the_cosine():
     config = OptimisationConfig(steps=10, lr=1.0, warmup=0.2, min_lr_ratio=0.1)
-    rates = [learning_rate(config, step) for step in range(10)]
+    rates = [learning_rate(config, step, 10) for step in range(10)]
     assert rates[:3] == [0.5, 1.0, 1.0]
     for step in range(2, 10):
         cosine = (1 + math.cos(math.pi * (step - 2) / 8)) / 2
         assert rates[step] == pytest.approx(0.1 + 0.9 * cosine)
     assert rates[6] == pytest.approx(0.55)
-    assert learning_rate(OptimisationConfig(steps=4, lr=1.0, warmup=0.0), 0) == 1.0
-    assert learning_rate(OptimisationConfig(steps=4, lr=1.0, warmup=1.0), 3) == 1.0
+    assert learning_rate(OptimisationConfig(steps=4, lr=1.0, warmup=0.0), 0, 4) == 1.0
+    assert learning_rate(OptimisationConfig(steps=4, lr=1.0, warmup=1.0), 3, 4) == 1.0
 
 
 def test_every_epoch_goes_through_all_prompts_in_its_own_order():
     prompts = list("abcdefg")
-    config = configs.from_dict({"optimisation": {"groups_per_step": 3}})
-    stream = [p for step in range(14) for p in prompts_of_step(prompts, config, step)]
+    stream = [p for step in range(14) for p in prompts_of_step(prompts, 3, 0, step)]
     epochs = [stream[i : i + 7] for i in range(0, 42, 7)]
     assert all(sorted(epoch) == prompts for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) > 1
-    assert epochs[0] == [p for s in range(3) for p in prompts_of_step(prompts, config, s)][:7]
+    assert epochs[0] == [p for s in range(3) for p in prompts_of_step(prompts, 3, 0, s)][:7]

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from matplotlib import image
 
-from pyfast.train import plots, report
+from pyfast.train import plots
 from pyfast.train.data import Group, write_groups
 from pyfast.train.errors import UserError
+from pyfast.train.recipes.ampo import Ampo
 
 
 @pytest.fixture
@@ -87,10 +88,10 @@ def test_the_table_has_its_numbers_in_columns():
             "confidence": 0.95,
         },
     }
-    lines = report.table(summary).splitlines()
+    lines = Ampo.table(summary).splitlines()
     assert lines[0] == "ampo · coreset · seed 4 · 24 steps"
     assert "95 % CI" in lines[2]
     assert lines[4].split() == ["before", "0.500", "[0.250,", "0.750]"]
     assert lines[6].split()[-3:] == ["-0.100", "[-0.200,", "+0.050]"]
     assert len({len(line) for line in lines[1:8]}) == 1
-    assert "no held-out prompts" in report.table({**summary, "heldout": None})
+    assert "no held-out prompts" in Ampo.table({**summary, "heldout": None})

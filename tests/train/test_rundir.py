@@ -13,6 +13,8 @@ from pyfast.train import checkpoint, loop, rundir
 from pyfast.train import config as configs
 from pyfast.train.errors import DivergedError, UserError
 from pyfast.train.inputs import read_inputs
+from pyfast.train.recipes import ampo
+from pyfast.train.recipes.ampo import Ampo, AmpoSettings
 
 STEPS = "optimisation.steps"
 
@@ -25,8 +27,8 @@ def same_threads_afterwards():
 
 
 def run(settings, out, changes=None):
-    config = configs.from_dict(settings, changes)
-    return loop.run(config, read_inputs(config), out)
+    config = configs.from_dict(AmpoSettings, settings, changes)
+    return loop.run(Ampo, config, Ampo.read(config), out)
 
 
 def stopped(settings, out, monkeypatch, after):
@@ -62,10 +64,10 @@ def bare(settings, tmp_path):
     """A run folder as a kill before the first step leaves it."""
     out = tmp_path / "run"
     out.mkdir()
-    config = configs.from_dict(settings)
+    config = configs.from_dict(AmpoSettings, settings)
     inputs = read_inputs(config)
     with rundir.claim(out):
-        assert not rundir.open_run(config, inputs, out)
+        assert not rundir.open_run(config, inputs, 4, out)
     return settings, out
 
 
@@ -81,7 +83,7 @@ def test_a_folder_with_no_step_done_takes_new_settings(
     tiny_settings, tmp_path, capsys, monkeypatch
 ):
     out = tmp_path / "run"
-    monkeypatch.setattr(loop, "train", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(loop, "learn", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         run(tiny_settings, out)
     assert (out / "eval_before.jsonl").exists()
@@ -115,7 +117,8 @@ def test_settings_that_change_no_mathematics_may_differ(begun, tmp_path, capsys,
     run(settings, out, changes)
     assert adapter(out) == adapter(tmp_path / "run-whole")
     assert (out / "groups.jsonl").read_bytes() == (tmp_path / "run-whole/groups.jsonl").read_bytes()
-    assert configs.from_file(out / "config.json") == configs.from_dict(settings, changes)
+    written = configs.from_file(AmpoSettings, out / "config.json")
+    assert written == configs.from_dict(AmpoSettings, settings, changes)
     (entry,) = json.loads((out / "environment.json").read_text())["history"]
     assert entry["after_step"] == 2
     assert entry["changed"]["data.prompts"] == [prompts, "./copy.jsonl"]
@@ -150,8 +153,8 @@ def test_more_steps_extend_a_run(settings, tmp_path, capsys, monkeypatch, finish
     assert f"from step {done + 1} on the learning rate is that of a run of 6 steps" in error
     rates = [json.loads(x)["lr"] for x in (out / "metrics.jsonl").read_text().splitlines()]
     for steps, part in ((4, range(done)), (6, range(done, 6))):
-        schedule = configs.from_dict(settings, {STEPS: steps}).optimisation
-        assert [rates[i] for i in part] == [loop.learning_rate(schedule, i) for i in part]
+        schedule = configs.from_dict(AmpoSettings, settings, {STEPS: steps}).optimisation
+        assert [rates[i] for i in part] == [loop.learning_rate(schedule, i, steps) for i in part]
     history = json.loads((out / "environment.json").read_text())["history"]
     assert history == [{"after_step": done, "changed": {STEPS: [4, 6]}}]
     saved = load_file(out / "adapter" / "adapter_model.safetensors")
@@ -267,7 +270,7 @@ def test_divergence_stops_the_run_and_keeps_what_was_good(settings, tmp_path):
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("where", ["loss", "gradient", "step"])
 def test_each_number_is_watched(settings, tmp_path, monkeypatch, bad, where):
-    plain_loss, plain_step = loop.ampo.loss, torch.optim.AdamW.step
+    plain_loss, plain_step = ampo.loss, torch.optim.AdamW.step
     calls = []
 
     def loss(*arguments):
@@ -287,7 +290,7 @@ def test_each_number_is_watched(settings, tmp_path, monkeypatch, bad, where):
             with torch.no_grad():
                 self.param_groups[0]["params"][-1].view(-1)[-1] = bad
 
-    monkeypatch.setattr(loop.ampo, "loss", loss)
+    monkeypatch.setattr(ampo, "loss", loss)
     monkeypatch.setattr(torch.optim.AdamW, "step", step)
     with pytest.raises(DivergedError) as caught:
         run(settings, tmp_path / "run")

@@ -1,23 +1,263 @@
 """AMPO: the best response against k actively selected negatives (AMPO, Algorithm 1).
 
-The numbers in the comments are the lines of Algorithm 1. The loop around it samples and scores
-the responses (the algorithm's input) and takes the gradient step (line 13).
+The numbers in the comments are the lines of Algorithm 1. Its input, sampled and scored responses,
+is made in `Ampo.groups`; the loop takes the gradient step (line 13).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pyfast import select
-from pyfast.train.config import LossConfig, SelectionConfig
+from pyfast.train import inputs as prompt_inputs
+from pyfast.train import metrics, rewards
+from pyfast.train.config import (
+    DataConfig,
+    EvaluationConfig,
+    OptimisationConfig,
+    PolicyConfig,
+    RunConfig,
+    SamplingConfig,
+    ScoringConfig,
+    Section,
+    Settings,
+    setting,
+)
+from pyfast.train.data import Group
+from pyfast.train.errors import UserError
+from pyfast.train.recipe import Recipe, Scored, TrainingGroup
+from pyfast.train.seeds import derive
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from pyfast.train.context import Context
+
+SELECTORS = ("opt-select", "coreset", "bottom-k", "random")
+
+
+@dataclass(frozen=True)
+class SelectionConfig(Section):
+    """Which negatives stand beside the best response."""
+
+    section: ClassVar[str] = "selection"
+    selector: str = setting("opt-select", "how the negatives are chosen", choices=SELECTORS)
+    k: int = setting(7, "negatives for each prompt (k)", least=1)
+    n_init: int = setting(10, "starts of opt-select's swap search; the best is kept", least=1)
+    deduplicate: bool = setting(
+        False, "choose among distinct texts alone, so that no negative is a copy of the best"
+    )
+
+
+@dataclass(frozen=True)
+class LossConfig(Section):
+    """SWEPO (AMPO, equation 4)."""
+
+    section: ClassVar[str] = "loss"
+    beta: float = setting(0.1, "weight of the log-ratio to the reference", above=0)
+    alpha: float = setting(1.0, "weight of the score's deviation from its group's mean", least=0)
+    positives: str = setting(
+        "top", "the positive set: the top response, or all above the mean", choices=("top", "mean")
+    )
+
+
+@dataclass(frozen=True)
+class AmpoSettings(Settings):
+    """Settings of AMPO."""
+
+    recipe: ClassVar[str] = "ampo"
+    data: DataConfig = DataConfig()
+    policy: PolicyConfig = PolicyConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    scoring: ScoringConfig = ScoringConfig()
+    selection: SelectionConfig = SelectionConfig()
+    loss: LossConfig = LossConfig()
+    optimisation: OptimisationConfig = OptimisationConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    run: RunConfig = RunConfig()
+
+    def __post_init__(self) -> None:
+        """Check what no single section can see."""
+        k, n = self.selection.k, self.sampling.responses
+        if k > n - 1:
+            raise UserError(
+                f"selection.k: expected at most sampling.responses - 1 = {n - 1} "
+                f"(one response is the positive), got {k}"
+            )
+
+
+class Ampo(Recipe):
+    """The best response against k actively selected negatives, on policy (AMPO).
+
+    For each prompt, sample N responses, score and embed them, keep the best one and k selected
+    negatives, and update a LoRA adapter with the SWEPO loss. Held-out prompts are answered before
+    and after.
+    """
+
+    Settings = AmpoSettings
+    examples = (
+        "  pyfast train ampo --demo\n"
+        "  pyfast train ampo --demo --selector coreset --seed 1 --out runs/coreset-1\n"
+        "  pyfast train ampo --prompts prompts.jsonl --heldout heldout.jsonl \\\n"
+        "      --model ./my-model --reward my_rewards:helpfulness --steps 200 --out runs/mine\n"
+        "  pyfast train ampo --config runs/mine/config.json --seed 1 --out runs/mine-1"
+    )
+
+    def __init__(self, settings: AmpoSettings, inputs: prompt_inputs.Inputs, ctx: Context) -> None:
+        from pyfast.train.encoder import SentenceEncoder
+
+        super().__init__(settings, inputs, ctx)
+        prompt_inputs.check_lengths(inputs, ctx.policy, settings.sampling.max_new_tokens)
+        self.encoder = SentenceEncoder(settings.scoring.encoder, ctx.policy.device)
+
+    @staticmethod
+    def read(settings: AmpoSettings) -> prompt_inputs.Inputs:
+        """Read prompts and find the reward."""
+        return prompt_inputs.read_inputs(settings)
+
+    @staticmethod
+    def steps(settings: AmpoSettings, inputs: prompt_inputs.Inputs) -> int:
+        """Return the steps that are asked for."""
+        return settings.optimisation.steps
+
+    @staticmethod
+    def label(settings: AmpoSettings) -> str:
+        """Return the selector."""
+        return settings.selection.selector
+
+    def fingerprints(self) -> dict[str, dict[str, str]]:
+        """Return the encoder's."""
+        from pyfast.train import fingerprint
+
+        return {"encoder": fingerprint.of(self.encoder.model, self.encoder.tokenizer)}
+
+    def groups(self, step: int) -> list[TrainingGroup]:
+        """Sample, score, embed and select for the prompts of a step."""
+        count = self.settings.optimisation.groups_per_step
+        prompts = prompts_of_step(self.inputs.prompts, count, self.settings.run.seed, step)
+        return [self._group(prompt, step, slot) for slot, prompt in enumerate(prompts)]
+
+    def _group(self, prompt: str, step: int, slot: int) -> TrainingGroup:
+        ctx, config = self.ctx, self.settings
+        ids = ctx.policy.prompt_ids(prompt)
+        seeds = [ctx.seed("sample", step, slot)]
+        (samples,) = ctx.policy.answer([ids], config.sampling.responses, config.sampling, seeds)
+        scores = rewards.score(self.inputs.reward, prompt, samples.texts)
+        embeddings = self.encoder.encode(samples.texts)
+        seed = ctx.seed("select", step, slot)
+        chosen = choose(config.selection, scores, embeddings, seed, samples.texts)
+        lengths = [len(tokens) for tokens in samples.token_ids]
+        measured = metrics.sample_metrics(
+            scores, chosen.positive, chosen.negatives, lengths, samples.finished, samples.texts
+        )
+        if chosen.cost is not None:
+            measured["selection/cost"] = chosen.cost
+        tied = max(scores) == min(scores) or not chosen.negatives  # equals prefer nothing
+        measured["groups/tied"] = float(tied)
+
+        def line(x: Scored | None) -> str:
+            """Return the group with what was thought of its selected responses."""
+            policy = _spread(x.policy_logps if x else None, chosen.indices, len(scores))
+            reference = _spread(x.ref_logps if x else None, chosen.indices, len(scores))
+            return Group(
+                prompt,
+                samples.texts,
+                scores,
+                embeddings if config.run.save_embeddings else None,
+                samples.token_ids,
+                policy,
+                reference,
+                chosen.positive,
+                chosen.negatives,
+                {"step": step + 1, "selector": config.selection.selector},
+            ).to_json()
+
+        return TrainingGroup(
+            ids,
+            [samples.token_ids[i] for i in chosen.indices],
+            [scores[i] for i in chosen.indices],
+            prefers=not tied,
+            measured=measured,
+            line=line,
+        )
+
+    def loss(self, x: Scored, step: int, metrics: dict[str, Tensor]) -> Tensor:
+        """Contrast the chosen response with its negatives."""
+        assert x.scores is not None
+        return loss(self.settings.loss, x.policy_logps, x.ref_logps, x.scores, metrics)
+
+    def evaluate(self, step: int) -> None:
+        """Answer the held-out prompts, once for each of these steps."""
+        from pyfast.train import evaluate
+
+        path = evaluation_file(self.ctx.folder, step, self.steps(self.settings, self.inputs))
+        if self.inputs.heldout and not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            inputs = self.inputs
+            evaluate.answer(self.ctx.policy, inputs.heldout, inputs.reward, self.settings, path)
+
+    @staticmethod
+    def summary(settings: AmpoSettings, inputs: prompt_inputs.Inputs, out: Path) -> dict[str, Any]:
+        """Compare the answers before and after."""
+        from pyfast.train import evaluate
+
+        compared = None
+        if inputs.heldout:
+            before, after = out / "eval_before.jsonl", out / "eval_after.jsonl"
+            compared = evaluate.compare(before, after, settings)
+        return {
+            "selector": settings.selection.selector,
+            "seed": settings.run.seed,
+            "steps": settings.optimisation.steps,
+            "heldout": compared,
+        }
+
+    @staticmethod
+    def plots(out: Path, **options: Any) -> list[Path]:
+        """Draw training curves, held-out scores, and one prompt's responses in the plane."""
+        from pyfast.train import plots
+
+        return plots.plot_run(out, **options)
+
+    @staticmethod
+    def table(summary: dict[str, Any]) -> str:
+        """Return the table of held-out scores."""
+        from pyfast.train import report
+
+        title = f"ampo · {summary['selector']} · seed {summary['seed']}"
+        return report.table(title, summary)
+
+
+def evaluation_file(folder: Path, step: int, steps: int) -> Path:
+    """Return where the answers after so many of all steps are."""
+    if step in (0, steps):
+        return folder / ("eval_before.jsonl" if step == 0 else "eval_after.jsonl")
+    return folder / "evaluation" / f"step-{step}.jsonl"
+
+
+def prompts_of_step(prompts: Sequence[str], count: int, seed: int, step: int) -> list[str]:
+    """Return the prompts of one step: each epoch goes through all, in a seeded order."""
+    chosen = []
+    for position in range(step * count, (step + 1) * count):
+        epoch, index = divmod(position, len(prompts))
+        generator = np.random.default_rng(derive(seed, "order", epoch))
+        chosen.append(prompts[generator.permutation(len(prompts))[index]])
+    return chosen
+
+
+def _spread(values: Tensor | None, indices: list[int], n: int) -> list[float | None]:
+    """Put the values of selected responses, if there are any, at their places among all n."""
+    spread: list[float | None] = [None] * n
+    if values is not None:
+        for index, value in zip(indices, values.tolist(), strict=True):
+            spread[index] = value
+    return spread
 
 
 @dataclass(frozen=True)
