@@ -168,6 +168,7 @@ def _check_shard(shard: tuple[int, int] | None) -> tuple[int, int]:
 def _alone(job: Job, resume: bool, progress: bool) -> SketchPool:
     """Do all that is missing, in one process that no other writes beside, and put it in place."""
     with _held(job.work.lock, job.work.pool):
+        put_in_place(job.work)  # what was complete when its process was killed
         if not resume:
             if job.work.pool.exists():
                 raise ValueError(
@@ -175,7 +176,6 @@ def _alone(job: Job, resume: bool, progress: bool) -> SketchPool:
                     "finished pool; open it with SketchPool.open, or remove it"
                 )
             job.work.clear()
-        put_in_place(job.work)  # what was complete when its process was killed
         finished = job.settle()
         if finished is None:
             everything = range(len(job.responses))

@@ -156,7 +156,7 @@ class SketchPool(ByValue):
         folder : str or Path
             Where it is.
         verify : bool
-            Read all rows and compare their checksums, at about 4 GB/s from memory or as fast as
+            Read all rows and compare their checksums, at 1 to 4 GB/s from memory or as fast as
             the disk. Sizes and all other files are always checked.
 
         Raises

@@ -271,6 +271,8 @@ def test_a_kill_between_the_renames_of_a_growing_pool(tiny, collector, tmp_path,
     if at == 1:
         with pytest.raises(ValueError, match="it is complete; the same call of collect puts it in"):
             sketch.SketchPool.open(tmp_path / "p")
+    with pytest.raises(ValueError, match="resume=False removes no finished pool"):
+        sketch.collect(collector, responses, tmp_path / "p", **SETTINGS, resume=False)
     sketch.collect(collector, responses, tmp_path / "p", **SETTINGS)
     assert content(tmp_path / "p") == content(tmp_path / "q")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["p", "q"]
