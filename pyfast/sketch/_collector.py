@@ -431,22 +431,23 @@ class LoraGradients:
 
     def _pieces(self, tokens: Tokens) -> Iterator[tuple[list[int] | None, Tokens]]:
         """Share a batch out to passes: which responses (None for all, as they are), and tokens."""
-        way, rope = self._verdict("rows").way, self._passes.rope
+        way, regime = self._verdict("rows").way, self._passes.regime
         fits = way == "together" and (
             tokens.kind == "rows" or self._verdict(tokens.kind).way == "together"
         )
-        if fits and not rope.switches:
+        if fits and regime is None:
             yield None, tokens
             return
         rows = tokens.apart()
         lengths = np.array([len(row) for row in rows])
-        regimes = {rope.regime(int(length)) for length in lengths if length}
-        if tokens.position_ids is None:  # positions go to the end of the padding
-            regimes.add(rope.regime(tokens.input_ids.shape[1]))
-        if fits and len(regimes) == 1:
-            yield None, tokens
-            return
-        for numbers in share_out(lengths, tokens.input_ids.numel(), way, rope.regime):
+        if fits and regime is not None:
+            regimes = {regime(int(length)) for length in lengths if length}
+            if tokens.position_ids is None:  # positions go to the end of the padding
+                regimes.add(regime(tokens.input_ids.shape[1]))
+            if len(regimes) == 1:
+                yield None, tokens
+                return
+        for numbers in share_out(lengths, tokens.input_ids.numel(), way, regime):
             yield numbers, join([rows[number] for number in numbers])
 
 
@@ -512,11 +513,6 @@ def _causal_lm(model: Any, base: Any) -> CausalLM:
         return CausalLM(base)
     except ValueError as error:
         _refuse_noise(model, base, error)
-        for name, parameter in model.named_parameters():
-            if parameter.is_floating_point() and not bool(torch.isfinite(parameter).all()):
-                raise ValueError(
-                    f"model: its parameters are not finite; the first that is not is {name}"
-                ) from error
         raise
 
 

@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pyfast.models.causal_lm import CausalLM
+from pyfast.models.head import is_plain
+from pyfast.models.length import find_regime, forget
 from pyfast.sketch._capture import Capture
 from pyfast.sketch._frozen import Frozen, unhook
 from pyfast.sketch._layout import Layout, Tokens
 from pyfast.sketch._parts import Part
 from pyfast.sketch._randomness import Watch
-from pyfast.sketch._rope import Rope
 
 
 class Sink(Protocol):
@@ -49,7 +50,8 @@ class Passes:
 
     def __init__(self, model: Any, lm: CausalLM, parts: list[Part]) -> None:
         self.model, self.lm, self.parts = model, lm, parts
-        self.rope, self.watch = Rope(lm.backbone), Watch()
+        self.regime = find_regime(lm.backbone, lm.base.config.get_text_config())
+        self.watch = Watch()
         taken = inspect.signature(lm.backbone.forward).parameters.values()
         self._all_taken = any(p.kind is p.VAR_KEYWORD for p in taken)
         self._taken = {p.name for p in taken}
@@ -87,6 +89,7 @@ class Passes:
         """
         frozen = Frozen(self.model)
         capture = Capture(self.parts, sink.factors, unused=unused)
+        self._forget()
         try:
             with torch.enable_grad(), frozen, capture:
                 capture.layout = tokens.layout
@@ -119,6 +122,7 @@ class Passes:
             return shake(output)
 
         embeddings = self.embeddings
+        self._forget()
         try:
             with torch.enable_grad(), frozen:
                 if shake is not None:
@@ -142,11 +146,16 @@ class Passes:
         """Return the last hidden states, (rows, T, H)."""
         given = {"attention_mask": tokens.attention_mask, "position_ids": tokens.position_ids}
         inputs = {name: value for name, value in given.items() if self.takes(name)}
-        with self.rope.fresh(), self.watch:
+        with self.lm.autocast(), self.watch:
             found: Tensor = self.lm.backbone(
                 input_ids=tokens.input_ids, use_cache=False, **inputs
             ).last_hidden_state
         return found
+
+    def _forget(self) -> None:
+        """Begin with the frequencies that the model was made with."""
+        if self.regime is not None:
+            forget(self.lm.backbone, self.embeddings.weight.device)
 
     def takes(self, name: str) -> bool:
         """Tell whether the backbone's forward pass has an argument of this name."""
@@ -172,7 +181,7 @@ class Passes:
 
     def _token_logps(self, place: Tensor, targets: Tensor) -> Tensor:
         """Return log pi of each target, (n,), from the hidden state (n, H) that predicts it."""
-        if isinstance(self.lm.head, nn.Linear):  # in tiles: no logits
+        if is_plain(self.lm.head):  # in tiles: no logits
             return self.lm.logps(place, targets, [1] * len(targets))
         logits = self.lm.logits(place)  # a head with parts in it, for example
         return -nn.functional.cross_entropy(logits, targets, reduction="none")

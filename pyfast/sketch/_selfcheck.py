@@ -205,7 +205,9 @@ class SelfCheck:
         usual = np.array([t for t in range(min(known, 1 << 20)) if t not in special] or [0])
         generator = np.random.default_rng(seed)
         longest = getattr(base.config.get_text_config(), "max_position_embeddings", None) or 64
-        longest = min([longest, *self._passes.rope.switches])  # longer rows keep apart from these
+        regime = self._passes.regime
+        if regime is not None:  # longer rows keep apart from these
+            longest = next(n for n in range(LONGEST, 0, -1) if regime(n) == regime(1))
         rows = []
         for length in lengths:
             length = max(2, min(length, int(longest)))

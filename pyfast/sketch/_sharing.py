@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 
 def share_out(
-    lengths: NDArray[np.int64], budget: int, way: str, regime: Callable[[int], int]
+    lengths: NDArray[np.int64], budget: int, way: str, regime: Callable[[int], int] | None
 ) -> list[list[int]]:
     """Share the rows of a batch out to passes that keep apart what may not be together.
 
@@ -21,8 +21,8 @@ def share_out(
         Padded tokens of a pass, at most, unless it has one row.
     way : {"together", "equal", "alone"}
         Whether rows of any lengths, of equal lengths or no two rows share a pass.
-    regime : callable
-        Of a length: what rows of a pass must have in common.
+    regime : callable, optional
+        Of a length: what rows of a pass must have in common, whatever the way.
     """
     passes: list[list[int]] = []
     kinds: list[int | None] = []
@@ -30,7 +30,7 @@ def share_out(
         length = int(lengths[number])
         if length == 0:
             continue
-        kind = {"together": regime(length), "equal": length, "alone": None}[way]
+        kind = {"together": regime(length) if regime else 0, "equal": length, "alone": None}[way]
         full = not passes or (len(passes[-1]) + 1) * int(lengths[passes[-1][0]]) > budget
         if full or kind is None or kind != kinds[-1]:
             passes.append([])
