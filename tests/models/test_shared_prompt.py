@@ -2,6 +2,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from made_up import one_at_a_time, small
 from peft import PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, get_peft_model
 from transformers import (
     AttentionInterface,
@@ -36,17 +37,6 @@ GROUPS = [
 
 SMALL = {"vocab_size": 32, "hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2}
 VOCABULARY = 34  # of `tiny`
-
-
-def one_at_a_time(model, groups):
-    """Score one response after the other: all the logits, no padding, no mask."""
-    found = []
-    for prompt, responses in groups:
-        for response in responses:
-            logits = model(input_ids=torch.tensor([prompt + response])).logits[0]
-            logps = logits.log_softmax(-1)[len(prompt) - 1 : -1]
-            found.append(logps.gather(1, torch.tensor(response)[:, None]).sum())
-    return torch.stack(found)
 
 
 def assert_scores(model, groups, **tolerance):
@@ -193,12 +183,6 @@ def test_bfloat16(tiny):
     # No farther from float32 than the same type one response a row, but for a rounding.
     error, allowed = (scorer.logps(GROUPS) - exact).abs(), (apart - exact).abs().max()
     assert error.max() <= 2 * allowed + 0.05
-
-
-def small(kind, config, **settings):
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return kind(config(**settings)).eval()
 
 
 def test_absolute_positions_start_anew_like_any_other():
