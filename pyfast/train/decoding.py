@@ -8,7 +8,6 @@ of one row without padding or cache.
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pyfast.models.causal_lm import CausalLM, in_evaluation
+from pyfast.models.length import Regime, find_regime, forget
 from pyfast.train import closeness
 from pyfast.train.errors import DivergedError, UserError
 
@@ -67,7 +67,7 @@ class Cached:
         for row, prompt in enumerate(prompts):
             tokens[row, longest - len(prompt) :] = torch.tensor(prompt)
             mask[row, longest - len(prompt) :] = 1
-        device = self.lm.head.weight.device
+        device = self.lm.device
         self._mask = mask.to(device)
         positions = (self._mask.cumsum(dim=1) - 1).clamp(min=0)
         self._cache = None
@@ -122,6 +122,7 @@ class Recomputed:
         self.lm, self.together = lm, together
         accepted = inspect.signature(lm.backbone.forward).parameters
         self._given = {"use_cache": False} if "use_cache" in accepted else {}
+        self._regime = regime_of(lm)
 
     def start(self, prompts: list[list[int]], n: int) -> Tensor:
         """Read prompts, n rows each; return the last hidden states (rows, H)."""
@@ -147,7 +148,9 @@ class Recomputed:
         found: dict[int, Tensor] = {}
         for indices in alike.values():
             tokens = torch.tensor([self._rows[i] for i in indices])
-            out = self.lm.backbone(input_ids=tokens.to(self.lm.head.weight.device), **self._given)
+            if self._regime(tokens.shape[1]):  # as if it had read nothing longer before
+                forget(self.lm.backbone, self.lm.device)
+            out = self.lm.backbone(input_ids=tokens.to(self.lm.device), **self._given)
             found |= dict(zip(indices, out.last_hidden_state[:, -1], strict=True))
         return torch.stack([found[i] for i in range(len(self._rows))])
 
@@ -197,6 +200,7 @@ def choose(lm: CausalLM) -> tuple[Way, str | None]:
     """
     with in_evaluation(lm.base):
         prompts, forced = _problem(lm)
+        forget(lm.backbone, lm.device)  # what was read before, if it is remembered
         rows = [p + f for p, f in zip(_twice(prompts), forced, strict=True)]
         truth = [_plain(lm, row)[-6:-1] for row in rows]  # what predicts the five forced tokens
         if not all(torch.isfinite(logits.amax(-1)).all() for logits in truth):
@@ -214,22 +218,14 @@ def choose(lm: CausalLM) -> tuple[Way, str | None]:
     raise UserError(f"sampling: the model cannot be sampled: {reasons[-1]}")
 
 
-def turn(lm: CausalLM) -> tuple[float, str]:
-    """Return the longest row whose tokens are all read alike, and the kind of RoPE that ends it.
+def regime_of(lm: CausalLM) -> Regime:
+    """Return the regime of a row's length; 0 is one in which a cache holds what a plain pass reads.
 
     Rotary embeddings that are scaled by the length of what is read (dynamic, longrope) change with
-    the next token, of the keys that a cache holds, too.
+    one more token, of the keys that a cache holds, too.
     """
-    found: tuple[float, str] = (math.inf, "")
-    config = lm.base.config.get_text_config()
-    given = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    for rope in [given, *(value for value in given.values() if isinstance(value, dict))]:
-        kind = rope.get("rope_type", rope.get("type"))
-        if kind in ("dynamic", "longrope"):
-            first = rope.get("original_max_position_embeddings") if kind == "longrope" else None
-            first = first or getattr(config, "original_max_position_embeddings", None)
-            found = min(found, (first or config.max_position_embeddings, kind))
-    return found
+    found = find_regime(lm.backbone, lm.base.config.get_text_config())
+    return found if found is not None else lambda length: 0
 
 
 def _twice(prompts: list[list[int]]) -> list[list[int]]:
@@ -246,9 +242,12 @@ def _problem(lm: CausalLM) -> tuple[list[list[int]], list[list[int]]]:
     windows = [getattr(config, name, None) for name in names]
     window = min((w for w in windows if isinstance(w, int) and 1 < w <= _WINDOW), default=16)
     most = getattr(config, "max_position_embeddings", None) or 10**9
-    most = min(most, turn(lm)[0])  # so that one forward pass tells of all lengths
-    lengths = [int(min(length, max(1, most - 5))) for length in (window - 2, window + 5, 2)]
-    lengths = [max(length, 1) for length in lengths]
+    regime = regime_of(lm)  # of one regime, so that one forward pass tells of all lengths
+    lengths = [min(max(length, 1), max(1, most - 5)) for length in (window - 2, window + 5, 2)]
+    lengths = [
+        max((n for n in range(1, length + 1) if regime(n + 5) == 0), default=1)
+        for length in lengths
+    ]
     rows = min(part.weight.shape[0] for part in (lm.base.get_input_embeddings(), lm.head))
     padding = getattr(config, "pad_token_id", None)
     ids = [i for i in range(min(rows, 4096)) if i != padding] or [0]
@@ -261,7 +260,7 @@ def _problem(lm: CausalLM) -> tuple[list[list[int]], list[list[int]]]:
 
 
 def _plain(lm: CausalLM, row: list[int]) -> Tensor:
-    tokens = torch.tensor([row], device=lm.head.weight.device)
+    tokens = torch.tensor([row], device=lm.device)
     return lm.base(input_ids=tokens).logits[0].float()  # type: ignore[no-any-return]
 
 
@@ -289,7 +288,7 @@ def _try(
 
 def _run(lm: CausalLM, way: Way, prompts: list[list[int]], forced: list[list[int]]) -> list[Tensor]:
     """Return each row's logits at each token, (tokens, V); a row of each two ends after two."""
-    device = lm.head.weight.device
+    device = lm.device
     found: list[list[Tensor]] = [[] for _ in forced]
     parts = [[i] for i in range(len(prompts))] if way.alone else [list(range(len(prompts)))]
     for part in parts:

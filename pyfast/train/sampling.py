@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pyfast.models.causal_lm import CausalLM
 from pyfast.train import decoding
-from pyfast.train.errors import DivergedError, UserError
+from pyfast.train.errors import DivergedError
 
 GREEDY_BELOW = 1e-6
 """Temperatures below this are 0: rounding of the logits alone would decide between the best."""
@@ -139,18 +139,12 @@ class Sampler:
         if self._way is None:
             self._way, self.why_slower = decoding.choose(self.lm)
         way, reason = self._way, self.why_slower
-        alike, kind = decoding.turn(self.lm)
-        if longest > alike and kind == "dynamic":
-            raise UserError(
-                f"sampling: expected prompts and responses of at most {alike} tokens together, got "
-                f"{longest}: longer ones change the model's dynamic rotary embeddings for good"
-            )
-        if longest > alike and way is not decoding.WAYS[-1]:
+        if decoding.regime_of(self.lm)(longest) != 0 and way is not decoding.WAYS[-1]:
             way = decoding.WITHOUT_CACHE
-            reason = f"{way.what}: its rotary embeddings change in rows longer than {alike}"
+            reason = f"{way.what}: its rotary embeddings change in rows as long as {longest}"
             self.why_slower = self.why_slower or reason
-        if reason is not None and reason not in self._told:
-            self._told.add(reason)
+        if reason is not None and way.what not in self._told:
+            self._told.add(way.what)
             sys.stderr.write(f"pyfast: sampling {reason}\n")
         return way
 
@@ -166,7 +160,7 @@ class Sampler:
         temperature: float,
     ) -> list[Samples]:
         """Sample prompts, of which the first is number `first`, all together."""
-        device = self.lm.head.weight.device
+        device = self.lm.device
         # One uniform number for each row and position, drawn beforehand: neither the other prompts
         # nor the rows that have ended change the numbers of a row.
         uniform = torch.cat([_uniform(seed, n, max_new_tokens) for seed in seeds]).to(device)

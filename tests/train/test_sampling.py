@@ -297,16 +297,32 @@ def test_rotary_embeddings_that_change_with_the_length(tiny):
     policy = shaken_policy(model, tiny.tokenizer())
     assert_as_one_at_a_time(policy, PROMPTS)  # across the length of 12, and short of it
     assert policy.why_slower is not None
-    assert "rotary embeddings change in rows longer than 12" in policy.why_slower
+    assert "rotary embeddings change in rows as long as 17" in policy.why_slower
     assert policy._sampler._way is decoding.FAST  # for rows short of it
 
 
 def test_rotary_embeddings_that_remember_the_longest_row(tiny):
+    """A response is what a fresh model says, whatever was read before."""
     policy = shaken_policy(with_rope(tiny, "dynamic"), tiny.tokenizer())
-    with pytest.raises(UserError, match="at most 12 tokens together, got 13"):
-        sample(policy, [[4, 5, 6]])
-    assert_as_one_at_a_time(policy, [[4, 5], [6], [7, 8, 9]])
-    assert policy.why_slower is None
+    fresh = shaken_policy(with_rope(tiny, "dynamic"), tiny.tokenizer())
+
+    def forgetful(input_ids):
+        fresh.model(input_ids=input_ids[:, :1])  # a short row has it forget a long one
+        return fresh.model(input_ids=input_ids)
+
+    for prompts in (PROMPTS, [[4, 5], [6], [7, 8, 9]]):
+        found = policy.sample(prompts, 2, max_new_tokens=8, temperature=1.0, seeds=[1, 2, 3])
+        for prompt, seed, samples in zip(prompts, [1, 2, 3], found, strict=True):
+            generator = torch.Generator().manual_seed(seed)
+            uniform = torch.rand(2, 8, generator=generator, dtype=torch.float64)
+            for row in range(2):
+                with torch.no_grad():
+                    expected = slow_sample(forgetful, prompt, uniform[row], 3)
+                assert samples.token_ids[row] == expected
+    assert policy.why_slower is not None
+    assert policy.why_slower.startswith("without a cache: its rotary embeddings change")
+    policy.sample([[4, 5, 6]], 1, max_new_tokens=3, temperature=1.0, seeds=[1])
+    assert policy._sampler._way is decoding.FAST
 
 
 @pytest.mark.parametrize("broken", ["padding", "cache", "batch", "memory", "all"])
