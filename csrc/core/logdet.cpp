@@ -205,6 +205,9 @@ void LogDetGreedy::start_sieve() {
 
 index LogDetGreedy::next(Token& token) {
   floor_ = 0;
+  const double spare = shown_ == chosen_ ? 11 * errors_[shown_] : 0;  // 2.75 error_of()
+  spare_of_length_ = spare;
+  spare_of_bound_ = spare * kappas_[shown_];
   if (chosen_ > 0) {  // if not, all are up to date
     const auto wanted = [&](index i) { return may_win(i, floor_); };
     Layer& first = sieved_ ? sieve_ : exact_;
@@ -243,7 +246,7 @@ double LogDetGreedy::close_error_of(index i) {
 // 2 error_of() above what i is bound by, and the floor at most what they make of the best.
 bool LogDetGreedy::may_win(index i, double floor) const {
   if (bound_[i] == kTaken) return false;
-  const double spare = shown_ == chosen_ ? 2.75 * error_of(i, bound_[i], shown_) : 0;
+  const double spare = spare_of_length_ * lengths_[i] + spare_of_bound_ * bound_[i];
   return bound_[i] + spare >= floor * (1 - kLogDetTie);
 }
 

@@ -134,11 +134,12 @@ class LogDetGreedy {
   bool narrow_ = false, sieved_ = false;
   bool regular_ = true;  // no square nears the ends of double's range
 
-  std::vector<double> lengths_;   // ratio_ v_i^T v_i
-  std::vector<double> bound_;     // no r_i is above it; kTaken once chosen
-  std::vector<double> settled_;   // r_i of the contenders, and then of the pick
-  std::vector<double> least_;     // nor below this, if the sieve is up to date with it
-  std::atomic<double> floor_{0};  // the largest r_i is at least this
+  std::vector<double> lengths_;  // ratio_ v_i^T v_i
+  std::vector<double> bound_;    // no r_i is above it; kTaken once chosen
+  std::vector<double> settled_;  // r_i of the contenders, and then of the pick
+  std::vector<double> least_;    // nor below this, if the sieve is up to date with it
+  double spare_of_length_ = 0, spare_of_bound_ = 0;  // what may_win() allows for
+  std::atomic<double> floor_{0};                     // the largest r_i is at least this
   Layer exact_;
   Layer sieve_;                        // from float products; unused unless sieved_
   std::vector<double> factor_;         // L^T: row q holds entry q of every chosen u
