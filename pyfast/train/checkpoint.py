@@ -28,12 +28,7 @@ from torch import Tensor
 from pyfast._files import fsync, write_folder, written_whole
 from pyfast.train.errors import DivergedError, UserError
 from pyfast.train.files import parse_json, read_json, sha256, to_json, write_json
-
-APPENDED = ("metrics.jsonl", "groups.jsonl")
-"""The files of a run folder that grow by a line a step or a group."""
-
-TIMES = "timings.jsonl"
-"""Seconds of each step: a file that grows too, but differs from run to run."""
+from pyfast.train.layout import APPENDED, TIMES
 
 _TENSORS = ("adapter.safetensors", "optimiser.safetensors")
 _KEPT = 2
@@ -224,9 +219,15 @@ def _read_state(path: Path, step: int) -> tuple[dict[str, int], dict[str, str]]:
         raise _DamagedError(f"{path}: sizes: expected whole numbers >= 0")
     digest = state.pop("state_sha256", None)
     digests = state.get("sha256")
-    if not isinstance(digests, dict) or set(digests) != set(_TENSORS) or digest is None:
+    if (
+        not isinstance(digests, dict)
+        or set(digests) != set(_TENSORS)
+        or not all(isinstance(text, str) for text in (*digests.values(), digest))
+    ):
         raise _DamagedError(f"{path}: sha256: expected those of {' and '.join(_TENSORS)}")
-    if state.get("step") != step or digest != _digest(state):
+    if state.keys() != {"step", "sizes", "sha256"} or type(state["step"]) is not int:
+        raise _DamagedError(f"{path}: expected step, sizes and sha256")
+    if state["step"] != step or digest != _digest(state):
         raise _DamagedError(f"{path}: the file has changed since it was written")
     return state["sizes"], digests
 

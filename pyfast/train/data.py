@@ -21,7 +21,11 @@ from pyfast.train.files import parse_json, to_json
 
 
 def lines(
-    path: Path, name: str | None = None, stream: IO[bytes] | None = None
+    path: Path,
+    name: str | None = None,
+    stream: IO[bytes] | None = None,
+    *,
+    growing: bool = False,
 ) -> Iterator[tuple[int, str]]:
     """Yield (line number from 1, text) of UTF-8 text, blank lines left out.
 
@@ -33,11 +37,15 @@ def lines(
         What errors call it; default: its path.
     stream : binary file, optional
         Read instead of the file.
+    growing : bool
+        Lines are still being added: leave out a last one without its end.
     """
     name = name or str(path)
     try:
         with contextlib.nullcontext(stream) if stream else path.open("rb") as source:
             for number, raw in enumerate(source, start=1):
+                if growing and not raw.endswith(b"\n"):
+                    break
                 try:
                     text = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
                 except UnicodeDecodeError:
@@ -190,16 +198,19 @@ def read_groups(path: str | Path) -> list[Group]:
         ``file:line: expected ...`` for the first bad line, or if there is no group at all.
     """
     path = Path(path)
-    groups = []
-    for number, text in lines(path):
-        record = as_object(path, number, text, "a group object")
-        try:
-            groups.append(group_of(record))
-        except UserError as error:
-            raise UserError(f"{path}:{number}: {error}") from None
+    groups = [group_at(path, number, text) for number, text in lines(path)]
     if not groups:
         raise UserError(f"{path}: expected at least one group, the file has none")
     return groups
+
+
+def group_at(path: Path, number: int, text: str) -> Group:
+    """Read the group of one line; errors name the file and the line."""
+    record = as_object(path, number, text, "a group object")
+    try:
+        return group_of(record)
+    except UserError as error:
+        raise UserError(f"{path}:{number}: {error}") from None
 
 
 def write_groups(path: str | Path, groups: Iterable[Group]) -> None:

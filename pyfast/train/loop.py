@@ -16,6 +16,7 @@ from pyfast.train import checkpoint, files, fingerprint, loading, metrics, rundi
 from pyfast.train.config import OptimisationConfig
 from pyfast.train.context import Context
 from pyfast.train.errors import DivergedError
+from pyfast.train.layout import TIMES
 from pyfast.train.recipe import Recipe, TrainingGroup
 from pyfast.train.report import read_summary
 
@@ -115,7 +116,7 @@ def train(recipe: Recipe, settings: Any, steps: int, out: Path) -> None:
             ) from None
         # Times differ from run to run, so they have a file of their own.
         seconds = {"step": step + 1, "seconds": round(time.perf_counter() - started, 3)}
-        checkpoint.append(out / checkpoint.TIMES, files.to_json(seconds))
+        checkpoint.append(out / TIMES, files.to_json(seconds))
     recipe.evaluate(steps)
 
 

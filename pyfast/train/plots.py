@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
+import reprlib
 import textwrap
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from pyfast._files import written_whole
-from pyfast.train.data import Group, read_groups
+from pyfast.train import config as configs
+from pyfast.train.data import Group, as_object, group_at, lines, read_groups
 from pyfast.train.errors import UserError
-from pyfast.train.files import read_json
+from pyfast.train.layout import check_own
 
 BLUE, ORANGE, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "#7f7f7f"
 STYLE: dict[Any, Any] = {
@@ -38,6 +40,13 @@ STYLE: dict[Any, Any] = {
 }
 
 
+MANY = 60
+"""Held-out prompts beyond which they are drawn without their texts."""
+
+_DENSE = 400
+"""Steps beyond which a curve is drawn with its running mean."""
+
+
 def plot_run(run: Path, group: int = 0) -> list[Path]:
     """Draw all the pictures that a run's files allow.
 
@@ -52,32 +61,84 @@ def plot_run(run: Path, group: int = 0) -> list[Path]:
     -------
     list of Path
         The PNG files written in `run`.
+
+    Raises
+    ------
+    UserError
+        If it is no run folder, a file of it is damaged, or there is no such group.
     """
     if not (run / "metrics.jsonl").exists():
         raise UserError(f"{run}: no metrics.jsonl here; expected a run folder with a step done")
+    check_own(run)
     drawn = []
-    with plt.rc_context(STYLE):
-        config = read_json(run / "config.json")
-        records = [json.loads(x) for x in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
-        figure = training_curves(records, k=config["selection"]["k"])
-        drawn.append(_save(figure, run / "training_curves.png"))
+    with plt.rc_context(STYLE), warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.filterwarnings("ignore", "Glyph")  # a script that the font lacks
+        selection = configs.from_file(run / "config.json").selection
+        records = read_metrics(run / "metrics.jsonl")
+        drawn.append(_draw(run / "training_curves.png", training_curves, records, selection.k))
         if (run / "eval_after.jsonl").exists():
-            before = read_groups(run / "eval_before.jsonl")
-            after = read_groups(run / "eval_after.jsonl")
-            drawn.append(_save(score_distributions(before, after), run / "heldout_scores.png"))
-        groups = read_groups(run / "groups.jsonl")
-        if not 0 <= group < len(groups):
-            raise UserError(f"group: expected 0..{len(groups) - 1}, got {group}")
-        if groups[group].embeddings is not None:
-            figure = response_map(groups[group], config["selection"]["selector"])
-            drawn.append(_save(figure, run / "selected_responses.png"))
+            answers = [_answers(run / f"eval_{name}.jsonl") for name in ("before", "after")]
+            if [g.prompt for g in answers[0]] != [g.prompt for g in answers[1]]:
+                raise UserError(f"{run}: eval_before.jsonl and eval_after.jsonl have other prompts")
+            drawn.append(_draw(run / "heldout_scores.png", score_distributions, *answers))
+        shown = _group(run / "groups.jsonl", group)
+        if shown.embeddings is not None:
+            path = run / "selected_responses.png"
+            drawn.append(_draw(path, response_map, shown, selection.selector))
     return drawn
 
 
-def _save(figure: Figure, path: Path) -> Path:
-    with written_whole(path) as beside:
-        figure.savefig(beside)
-    plt.close(figure)
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """Read ``metrics.jsonl``; a line that a kill has cut is left out."""
+    records = []
+    for number, text in lines(path, growing=True):
+        record = as_object(path, number, text, 'an object like {"step": 1, ...}')
+        for name, value in {"step": None, **record}.items():
+            if type(value) not in (int, float) or not abs(value) <= 1e300:
+                raise UserError(
+                    f"{path}:{number}: {name}: expected a finite number, got {reprlib.repr(value)}"
+                )
+        records.append({name: float(value) for name, value in record.items()})
+    if not records:
+        raise UserError(f"{path}: expected a line a step, the file has none")
+    return records
+
+
+def _answers(path: Path) -> list[Group]:
+    groups = read_groups(path)
+    for number, group in enumerate(groups, start=1):
+        if group.scores is None:
+            raise UserError(f"{path}: group {number}: scores are missing")
+    return groups
+
+
+def _group(path: Path, index: int) -> Group:
+    """Read one group of a file that may be larger than memory."""
+    count, found = 0, None
+    for number, text in lines(path, growing=True):
+        if count == index:
+            found = group_at(path, number, text)
+        count += 1
+    if count == 0:
+        raise UserError(f"{path}: expected at least one group, the file has none")
+    if found is None:
+        raise UserError(f"group: expected 0..{count - 1}, got {index}")
+    return found
+
+
+def _draw(path: Path, draw: Callable[..., Figure], *content: Any) -> Path:
+    figure = None
+    try:
+        figure = draw(*content)
+        with written_whole(path) as beside:
+            figure.savefig(beside)
+    except (ValueError, ArithmeticError, np.linalg.LinAlgError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path}: these numbers cannot be drawn: {error}") from None
+    finally:
+        if figure is not None:
+            plt.close(figure)
     return path
 
 
@@ -93,23 +154,25 @@ def training_curves(records: Sequence[dict[str, float]], k: int) -> Figure:
     """
 
     def column(name: str) -> NDArray[np.float64]:
-        return np.array([record[name] for record in records])
+        return np.array([record.get(name, np.nan) for record in records])
 
     step = column("step")
     figure: Figure
     figure, axes = plt.subplots(2, 3, figsize=(11, 5.6), sharex=True)
     loss, scores, rewards, negatives, norm, rate = axes.flat
 
-    loss.plot(step, column("loss"), color=BLUE)
+    _curve(loss, step, column("loss"), color=BLUE)
     loss.set(title="SWEPO loss", ylabel="nats", ylim=(0, None))
 
     mean, spread = column("scores/mean"), column("scores/std")
     scores.fill_between(
         step, mean - spread, mean + spread, color=BLUE, alpha=0.15, lw=0, label="± 1 s.d."
     )
-    scores.plot(step, mean, color=BLUE, label="mean of all sampled")
-    scores.plot(step, column("scores/chosen"), color=GREEN, ls="--", label="chosen")
-    scores.plot(step, column("scores/rejected"), color=ORANGE, ls=":", label="selected negatives")
+    _curve(scores, step, mean, color=BLUE, label="mean of all sampled")
+    _curve(scores, step, column("scores/chosen"), color=GREEN, ls="--", label="chosen")
+    _curve(
+        scores, step, column("scores/rejected"), color=ORANGE, ls=":", label="selected negatives"
+    )
     scores.set(title="Scores of the sampled responses", ylabel="score")
     # the legend gets a band of its own above the data
     low, high = scores.get_ylim()
@@ -117,20 +180,22 @@ def training_curves(records: Sequence[dict[str, float]], k: int) -> Figure:
     scores.legend(fontsize=7.5, ncols=2, loc="upper center")
 
     rewards.axhline(0, color=GREY, lw=0.8)
-    rewards.plot(step, column("rewards/chosen"), color=GREEN, ls="--", label="chosen")
-    rewards.plot(step, column("rewards/rejected"), color=ORANGE, ls=":", label="negatives (mean)")
-    rewards.plot(step, column("rewards/margins"), color=BLUE, label="margin")
+    _curve(rewards, step, column("rewards/chosen"), color=GREEN, ls="--", label="chosen")
+    _curve(
+        rewards, step, column("rewards/rejected"), color=ORANGE, ls=":", label="negatives (mean)"
+    )
+    _curve(rewards, step, column("rewards/margins"), color=BLUE, label="margin")
     rewards.set(title="Implicit rewards", ylabel="β log(π / π_ref)  [nats]")
     rewards.legend(fontsize=7.5)
 
     negatives.axhline(k, color=GREY, lw=0.8, ls="--")
-    negatives.plot(step, column("negatives/effective"), color=BLUE)
+    _curve(negatives, step, column("negatives/effective"), color=BLUE)
     negatives.set(title=f"Effective negatives (of k = {k})", ylabel="exp(entropy)")
     negatives.set(ylim=(0.5, k + 0.5))
 
-    norm.plot(step, column("grad_norm"), color=BLUE)
+    _curve(norm, step, column("grad_norm"), color=BLUE)
     norm.set(title="Gradient norm before clipping", ylabel="L2 norm", ylim=(0, None))
-    rate.plot(step, column("lr"), color=BLUE)
+    _curve(rate, step, column("lr"), color=BLUE)
     rate.set(title="Learning rate", ylabel="lr", ylim=(0, None))
     rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
     for ax in axes[1]:
@@ -139,16 +204,32 @@ def training_curves(records: Sequence[dict[str, float]], k: int) -> Figure:
     return figure
 
 
+def _curve(ax: Any, x: NDArray[np.float64], y: NDArray[np.float64], **look: Any) -> None:
+    """Draw a curve; one of very many steps thin, under its running mean."""
+    if len(x) > _DENSE:
+        ax.plot(x, y, color=look["color"], lw=0.4, alpha=0.25)
+        width = len(x) // 100
+        y = np.convolve(y, np.ones(width) / width, "valid")  # NaN where a step has no number
+        x = x[(width - 1) // 2 :][: len(y)]
+    ax.plot(x, y, **look)
+
+
 def score_distributions(before: Sequence[Group], after: Sequence[Group]) -> Figure:
-    """Draw the held-out scores before and after: all responses, and each prompt's mean."""
+    """Draw the held-out scores before and after: all responses, and each prompt's mean.
+
+    Of more than `MANY` prompts, each one's difference, in order.
+    """
     first = [np.array(group.scores) for group in before]
     second = [np.array(group.scores) for group in after]
     pooled = np.concatenate([*first, *second])
-    height = max(4.0, 1.6 + 0.24 * len(before))
+    many = len(before) > MANY
+    height = 5.0 if many else max(4.0, 1.6 + 0.24 * len(before))
     figure: Figure
     figure, (all_ax, prompt_ax) = plt.subplots(1, 2, figsize=(11, height), width_ratios=(1, 1.1))
 
-    bins = np.linspace(pooled.min(), pooled.max() + 1e-9, 21)
+    low, high = pooled.min(), pooled.max()
+    room = 0.0 if high > low else 0.5 * max(1.0, abs(high))
+    bins = np.linspace(low - room, high + room, 21)
     for values, color, label in ((first, ORANGE, "before"), (second, BLUE, "after")):
         flat = np.concatenate(values)
         label = f"{label}, mean {flat.mean():.2f}"
@@ -157,19 +238,48 @@ def score_distributions(before: Sequence[Group], after: Sequence[Group]) -> Figu
     all_ax.set(title="All held-out responses", xlabel="score", ylabel="responses")
     all_ax.legend(loc="upper left")
 
-    means = sorted(
-        zip([x.mean() for x in first], [x.mean() for x in second], before, strict=True),
-        key=lambda row: row[1] - row[0],
-    )
-    for y, (old, new, _) in enumerate(means):
-        prompt_ax.plot([old, new], [y, y], color=GREY, lw=1, zorder=1)
-    rows = range(len(means))
-    prompt_ax.scatter([m[0] for m in means], rows, color=ORANGE, label="before", zorder=2)
-    prompt_ax.scatter([m[1] for m in means], rows, color=BLUE, label="after", zorder=2)
-    prompt_ax.set_yticks(rows, [_short(m[2].prompt, 60) for m in means], fontsize=7.5)
-    prompt_ax.set(title="Each held-out prompt's mean", xlabel="mean score")
-    prompt_ax.set_ylim(-0.7, len(means) - 0.3)
+    means = np.array([[x.mean() for x in first], [x.mean() for x in second]])
+    order = np.argsort(means[1] - means[0], kind="stable")
+    if many:
+        _differences(prompt_ax, (means[1] - means[0])[order])
+    else:
+        _each_prompt(prompt_ax, means[:, order], [before[i].prompt for i in order])
     return figure
+
+
+def _each_prompt(ax: Any, means: NDArray[np.float64], prompts: list[str]) -> None:
+    rows = np.arange(len(prompts))
+    ax.plot(means, [rows, rows], color=GREY, lw=1, zorder=1)
+    ax.scatter(means[0], rows, color=ORANGE, label="before", zorder=2)
+    ax.scatter(means[1], rows, color=BLUE, label="after", zorder=2)
+    ax.set_yticks(rows, [_short(prompt, 60) for prompt in prompts], fontsize=7.5)
+    ax.set(title="Each held-out prompt's mean", xlabel="mean score")
+    ax.set_ylim(-0.7, len(prompts) - 0.3)
+
+
+def _differences(ax: Any, sorted_differences: NDArray[np.float64]) -> None:
+    """Draw a difference a prompt, in order; where they cross zero says how many improved."""
+    share = 100 * (np.arange(len(sorted_differences)) + 0.5) / len(sorted_differences)
+    better = 100 * float((sorted_differences > 0).mean())
+    worse = 100 * float((sorted_differences < 0).mean())
+    for part, color, label in (
+        (sorted_differences > 0, BLUE, f"better: {better:.0f} %"),
+        (sorted_differences < 0, ORANGE, f"worse: {worse:.0f} %"),
+    ):
+        ax.fill_between(
+            share, 0, sorted_differences, where=part, color=color, alpha=0.45, lw=0, label=label
+        )
+    ax.plot(share, sorted_differences, color=GREY, lw=1)
+    mean = float(sorted_differences.mean())
+    ax.axhline(mean, color=BLUE, ls="--", label=f"mean {mean:+.2f}")
+    ax.axhline(0, color=GREY, lw=0.8)
+    ax.set(
+        title=f"Mean score after - before, of {len(sorted_differences):,} held-out prompts",
+        xlabel="% of the prompts, in order",
+        ylabel="difference",
+        xlim=(0, 100),
+    )
+    ax.legend(loc="upper left")
 
 
 def response_map(group: Group, selector: str) -> Figure:

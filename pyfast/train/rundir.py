@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import platform
 import shutil
-import stat
 import sys
 from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -20,17 +19,8 @@ from pyfast.train import checkpoint, files
 from pyfast.train import config as configs
 from pyfast.train.config import Settings
 from pyfast.train.errors import UserError
+from pyfast.train.layout import FOLDERS, RUN_MARK, check_own
 from pyfast.train.recipe import Inputs
-
-RUN_MARK = "environment.json"
-"""The first file of a run folder, by which it is known as one."""
-
-FILES = (
-    ".lock", RUN_MARK, "config.json", *checkpoint.APPENDED, checkpoint.TIMES, "eval_before.jsonl",
-    "eval_after.jsonl", "summary.json", "training_curves.png", "heldout_scores.png",
-    "selected_responses.png",
-)  # fmt: skip
-FOLDERS = ("adapter", "checkpoint", "evaluation", "kept")
 
 STEPS = "optimisation.steps"
 FREE = frozenset({
@@ -267,26 +257,6 @@ def claim(out: Path) -> Iterator[None]:
         for folder in (out, out / "checkpoint"):
             clear_leftovers(folder)
         yield
-
-
-def check_own(out: Path) -> None:
-    """Refuse a run folder that leads elsewhere: what a run writes or removes lies in its folder.
-
-    The folder itself may be a link. In one that somebody else has made, a link of one of a run's
-    names could stand for any file.
-    """
-    for names, is_right, kind in (
-        (FILES, stat.S_ISREG, "regular file"),
-        (FOLDERS, stat.S_ISDIR, "folder"),
-    ):
-        for path in (out / name for name in names):
-            try:
-                mode = path.lstat().st_mode
-            except FileNotFoundError:
-                continue
-            if not is_right(mode):
-                got = "a symbolic link" if stat.S_ISLNK(mode) else "something else"
-                raise UserError(f"{path}: expected a {kind} of the run, got {got}")
 
 
 def _left_by_a_start(name: str) -> bool:

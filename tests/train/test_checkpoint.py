@@ -6,7 +6,7 @@ import os
 import pytest
 import torch
 
-from pyfast.train import checkpoint, files
+from pyfast.train import checkpoint, files, layout
 from pyfast.train.errors import DivergedError, UserError
 
 
@@ -19,7 +19,7 @@ def run(tmp_path):
     parameters, optimiser = make()
     for step in (2, 4, 6):
         learn(parameters, optimiser)
-        for name in (*checkpoint.APPENDED, checkpoint.TIMES):
+        for name in (*layout.APPENDED, layout.TIMES):
             checkpoint.append(out / name, json.dumps({"step": step, "ä": "x" * step}))
         checkpoint.save(out, step, parameters, optimiser)
         kept[step] = {name: value.detach().clone() for name, value in parameters.items()}
@@ -88,7 +88,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_taken(run, capsys, name
     assert err.startswith(f"pyfast: warning: {out / 'checkpoint' / 'step-6' / name}:")
     assert err.endswith("going on from step-4\n")
     assert err.count("\n") == 1
-    for file in (*checkpoint.APPENDED, checkpoint.TIMES):
+    for file in (*layout.APPENDED, layout.TIMES):
         assert [json.loads(x)["step"] for x in (out / file).read_text("utf-8").splitlines()] == [
             2,
             4,
@@ -204,7 +204,7 @@ def test_lines_are_not_appended_through_links(tmp_path):
 
 def test_times_survive_what_a_kill_left(run):
     out, _ = run
-    path = out / checkpoint.TIMES
+    path = out / layout.TIMES
     lines = path.read_text("utf-8").splitlines()
     again = json.dumps({"step": 4, "seconds": 9.0})
     torn = [*lines[:2], again, "", "\0\0", "[1]", '{"step": "x"}', lines[2], '{"step": 7}', '{"st']

@@ -33,6 +33,17 @@ def test_means_are_over_the_records_that_have_the_key():
     assert metrics.mean_of([{"a": 1.0, "b": 2.0}, {"a": 3.0}]) == {"a": 2.0, "b": 2.0}
 
 
+@pytest.mark.parametrize("at_once", [1, 7, 1000, 10**9])
+def test_bootstrap_draws_the_same_however_it_is_cut(monkeypatch, at_once):
+    """All at once is the definition; 10,000 prompts would take 800 MB so."""
+    values = np.random.default_rng(4).normal(size=50)
+    monkeypatch.setattr(metrics, "_AT_ONCE", at_once)
+    found = metrics.bootstrap_interval(values, confidence=0.9, resamples=300, seed=5)
+    picks = np.random.default_rng(5).integers(50, size=(300, 50))
+    tail = (1 - 0.9) / 2
+    assert found == tuple(np.quantile(values[picks].mean(axis=1), [tail, 1 - tail]))
+
+
 def test_bootstrap_agrees_with_the_normal_interval_and_is_seeded():
     values = np.random.default_rng(0).normal(2.0, 1.0, size=400)
     low, high = metrics.bootstrap_interval(values, confidence=0.95, resamples=4000, seed=1)

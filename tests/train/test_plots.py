@@ -52,6 +52,107 @@ def test_the_group_is_checked(run_folder):
         plots.plot_run(run_folder, group=1)
 
 
+def test_pictures_of_large_runs_are_of_the_same_size(run_folder):
+    """Neither a row a prompt nor 65,536 pixels; the curves show their running means."""
+    generator = np.random.default_rng(1)
+    for name in ("eval_before.jsonl", "eval_after.jsonl"):
+        scores = generator.random((3000, 2))
+        many = [Group(f"p{i}", ["a", "b"], row.tolist()) for i, row in enumerate(scores)]
+        write_groups(run_folder / name, many)
+    line = json.loads((run_folder / "metrics.jsonl").read_text().splitlines()[0])
+    with (run_folder / "metrics.jsonl").open("w") as stream:
+        stream.writelines(json.dumps({**line, "step": i}) + "\n" for i in range(1, 3001))
+    for path in plots.plot_run(run_folder):
+        height, width = image.imread(path).shape[:2]
+        assert height < 1000
+        assert width < 1500
+        assert path.stat().st_size < 500_000
+
+
+def test_the_order_of_differences_says_how_many_improved(run_folder):
+    before = [Group(f"p{i}", ["a"], [0.5]) for i in range(100)]
+    after = [Group(f"p{i}", ["a"], [0.6 if i < 70 else 0.5 - (i >= 80)]) for i in range(100)]
+    figure = plots.score_distributions(before, after)
+    labels = [text.get_text() for text in figure.axes[1].get_legend().get_texts()]
+    assert labels == ["better: 70 %", "worse: 20 %", "mean -0.13"]
+    plots.plt.close(figure)
+
+
+def test_a_running_run_and_a_killed_one_are_drawn_as_far_as_they_are(run_folder):
+    for name in ("metrics.jsonl", "groups.jsonl"):
+        path = run_folder / name
+        path.write_text(path.read_text() + path.read_text().splitlines()[0][:20])
+    assert len(plots.plot_run(run_folder)) == 2
+    with pytest.raises(UserError, match=r"group: expected 0\.\.0, got 1"):
+        plots.plot_run(run_folder, group=1)
+
+
+def test_a_step_without_negatives_leaves_a_gap(run_folder):
+    path = run_folder / "metrics.jsonl"
+    path.write_text(path.read_text() + json.dumps({"step": 6, "scores/mean": 0.5}) + "\n")
+    assert len(plots.plot_run(run_folder)) == 2
+
+
+@pytest.mark.parametrize("scores", [[0.0, 0.0], [1e12, 1e12], [-1e-300, 1e-300], [1e200, -1e200]])
+def test_any_scores_are_drawn(run_folder, scores):
+    for name in ("eval_before.jsonl", "eval_after.jsonl"):
+        write_groups(run_folder / name, [Group("p", ["a", "b"], scores)])
+    assert len(plots.plot_run(run_folder)) == 3
+
+
+@pytest.mark.parametrize("name", ["training_curves.png", "heldout_scores.png", "metrics.jsonl"])
+def test_pictures_are_not_drawn_over_what_a_link_stands_for(run_folder, tmp_path_factory, name):
+    precious = tmp_path_factory.mktemp("elsewhere") / "precious"
+    precious.write_text('{"step": 1}\n')
+    (run_folder / name).unlink(missing_ok=True)
+    (run_folder / name).symlink_to(precious)
+    with pytest.raises(UserError, match=f"{name}: expected a regular file of the run, got a symb"):
+        plots.plot_run(run_folder)
+    assert precious.read_text() == '{"step": 1}\n'
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("metrics.jsonl", "", "expected a line a step"),
+        (
+            "metrics.jsonl",
+            '{"loss": 1}\n',
+            "metrics.jsonl:1: step: expected a finite number, got None",
+        ),
+        ("metrics.jsonl", '{"step": 1, "loss": "x"}\n', "loss: expected a finite number, got 'x'"),
+        ("metrics.jsonl", '{"step": 1, "loss": NaN}\n', "loss: expected a finite number, got nan"),
+        ("metrics.jsonl", f'{{"step": 1{"0" * 400}}}\n', "step: expected a finite number"),
+        ("metrics.jsonl", "[1]\n", "expected an object like"),
+        ("config.json", "{", "config.json:1: expected JSON"),
+        ("config.json", '{"selection": {"k": "many"}}', "selection.k: expected a whole number"),
+        ("config.json", '{"architectures": ["Llama"]}', "architectures: unknown setting"),
+        ("groups.jsonl", "", "groups.jsonl: expected at least one group"),
+        ("groups.jsonl", '{"prompt": 1}\n', "groups.jsonl:1: prompt: expected a string"),
+        (
+            "groups.jsonl",
+            '{"prompt": "p", "responses": ["a"], "embeddings": [[1]]}\n',
+            "the map of responses needs embeddings, scores and a selection",
+        ),
+        ("eval_after.jsonl", '{"prompt": "p", "responses": ["a"]}\n', "scores are missing"),
+        (
+            "eval_after.jsonl",
+            '{"prompt": "q", "responses": ["a"], "scores": [1]}\n',
+            "have other prompts",
+        ),
+        ("eval_before.jsonl", "\n", "expected at least one group"),
+    ],
+)
+def test_a_damaged_run_is_told(run_folder, name, text, message):
+    for evaluated in ("eval_before.jsonl", "eval_after.jsonl"):
+        write_groups(run_folder / evaluated, [Group("p", ["a", "b"], [0.1, 0.7])])
+    (run_folder / name).write_text(text)
+    with pytest.raises(UserError) as caught:
+        plots.plot_run(run_folder)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 def test_principal_plane_is_that_of_the_covariance():
     generator = np.random.default_rng(1)
     points = (generator.normal(size=(50, 4)) * [5, 2, 1, 0.5] + 3).astype(np.float32)

@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from pyfast.train import checkpoint, loop, rundir
+from pyfast.train import checkpoint, layout, loop, rundir
 from pyfast.train import config as configs
 from pyfast.train.errors import DivergedError, UserError
 from pyfast.train.inputs import read_inputs
@@ -304,11 +304,11 @@ def test_each_number_is_watched(settings, tmp_path, monkeypatch, bad, where):
     assert adapter(tmp_path / "run") == adapter(tmp_path / "run-whole")
 
 
-@pytest.mark.parametrize("name", [*rundir.FILES, *rundir.FOLDERS])
+@pytest.mark.parametrize("name", [*layout.FILES, *layout.FOLDERS])
 def test_links_in_a_run_folder_are_not_followed(bare, tmp_path, name):
     settings, out = bare
     precious = tmp_path / "precious"
-    if name in rundir.FOLDERS:
+    if name in layout.FOLDERS:
         (precious / "step-1").mkdir(parents=True)
         shutil.rmtree(out / name, ignore_errors=True)
     else:

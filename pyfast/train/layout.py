@@ -1,0 +1,43 @@
+"""What lies in a run folder, by name; all of it in the folder itself."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+from pyfast.train.errors import UserError
+
+RUN_MARK = "environment.json"
+"""The first file of a run folder, by which it is known as one."""
+
+APPENDED = ("metrics.jsonl", "groups.jsonl")
+"""The files of a run folder that grow by a line a step or a group."""
+
+TIMES = "timings.jsonl"
+"""Seconds of each step: a file that grows too, but differs from run to run."""
+
+FILES = (
+    ".lock", RUN_MARK, "config.json", *APPENDED, TIMES, "eval_before.jsonl", "eval_after.jsonl",
+    "summary.json", "training_curves.png", "heldout_scores.png", "selected_responses.png",
+)  # fmt: skip
+FOLDERS = ("adapter", "checkpoint", "evaluation", "kept")
+
+
+def check_own(out: Path) -> None:
+    """Refuse a run folder that leads elsewhere: what a run writes or removes lies in its folder.
+
+    The folder itself may be a link. In one that somebody else has made, a link of one of a run's
+    names could stand for any file.
+    """
+    for names, is_right, kind in (
+        (FILES, stat.S_ISREG, "regular file"),
+        (FOLDERS, stat.S_ISDIR, "folder"),
+    ):
+        for path in (out / name for name in names):
+            try:
+                mode = path.lstat().st_mode
+            except FileNotFoundError:
+                continue
+            if not is_right(mode):
+                got = "a symbolic link" if stat.S_ISLNK(mode) else "something else"
+                raise UserError(f"{path}: expected a {kind} of the run, got {got}")
