@@ -10,6 +10,7 @@ import pytest
 
 from pyfast import cli
 from pyfast.train import config as configs
+from pyfast.train.recipes.ampo import AmpoSettings
 
 VALUES = [
     None, True, 0, -1, 1.5, 10**30, -(10**400), 1e308, float("nan"), float("inf"), "", "x", "a\0b",
@@ -131,7 +132,7 @@ def no_training(monkeypatch):
     from pyfast.train import loop
 
     summary = {"recipe": "ampo", "selector": "s", "seed": 0, "steps": 1, "heldout": None}
-    monkeypatch.setattr(loop, "run", lambda config, inputs, out: summary)
+    monkeypatch.setattr(loop, "run", lambda kind, settings, inputs, out: summary)
 
 
 def test_prompts_files(one_line, no_training, tmp_path):
@@ -146,7 +147,7 @@ def test_prompts_files(one_line, no_training, tmp_path):
 def test_configs(one_line, no_training, tmp_path):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a day\n")
-    record = configs.from_dict({"data": {"prompts": str(prompts)}}).to_dict()
+    record = configs.from_dict(AmpoSettings, {"data": {"prompts": str(prompts)}}).to_dict()
     path = tmp_path / "config.json"
     command = ["train", "ampo", "--config", path, "--out", tmp_path / "run"]
     values = random.Random(3).sample(list(values_of(record)), 200)
@@ -166,7 +167,7 @@ def run_folder(tmp_path):
     out = tmp_path / "run"
     out.mkdir()
     evaluated = {"prompt": "p", "responses": ["a", "b"], "scores": [0.1, 0.7]}
-    (out / "config.json").write_text(json.dumps(configs.from_dict({}).to_dict()))
+    (out / "config.json").write_text(json.dumps(configs.from_dict(AmpoSettings, {}).to_dict()))
     (out / "metrics.jsonl").write_text(json.dumps(LINE) + "\n")
     (out / "groups.jsonl").write_text(json.dumps(GROUP) + "\n")
     for name in ("eval_before.jsonl", "eval_after.jsonl"):
@@ -222,7 +223,7 @@ def make_begun(monkeypatch):
         (folder / "prompts.txt").write_text("a day\n")
         settings = {"data": {"prompts": str(folder / "prompts.txt")}, "run": {"threads": 1}}
         (folder / "mine.json").write_text(json.dumps(settings))
-        config = configs.from_dict(settings)
+        config = configs.from_dict(AmpoSettings, settings)
         out = folder / "run"
         parameters = {"p": torch.nn.Parameter(torch.ones(4, 3))}
 
@@ -242,7 +243,7 @@ def make_begun(monkeypatch):
                     checkpoint.append(out / name, json.dumps({"step": step}))
                 checkpoint.save(out, step, parameters, optimiser)
 
-        def run(config, inputs, out):
+        def run(kind, config, inputs, out):
             with rundir.claim(out):
                 rundir.open_run(config, inputs, out)
                 train()

@@ -20,9 +20,9 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from pyfast._files import written_whole
-from pyfast.train import config as configs
 from pyfast.train.data import Group, as_object, group_at, lines, read_groups
 from pyfast.train.errors import UserError
+from pyfast.train.files import read_json
 from pyfast.train.layout import check_own
 
 BLUE, ORANGE, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "#7f7f7f"
@@ -73,9 +73,9 @@ def plot_run(run: Path, group: int = 0) -> list[Path]:
     drawn = []
     with plt.rc_context(STYLE), warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.filterwarnings("ignore", "Glyph")  # a script that the font lacks
-        selection = configs.from_file(run / "config.json").selection
+        k, selector = _selection(run / "config.json")
         records = read_metrics(run / "metrics.jsonl")
-        drawn.append(_draw(run / "training_curves.png", training_curves, records, selection.k))
+        drawn.append(_draw(run / "training_curves.png", training_curves, records, k))
         if (run / "eval_after.jsonl").exists():
             answers = [_answers(run / f"eval_{name}.jsonl") for name in ("before", "after")]
             if [g.prompt for g in answers[0]] != [g.prompt for g in answers[1]]:
@@ -84,8 +84,22 @@ def plot_run(run: Path, group: int = 0) -> list[Path]:
         shown = _group(run / "groups.jsonl", group)
         if shown.embeddings is not None:
             path = run / "selected_responses.png"
-            drawn.append(_draw(path, response_map, shown, selection.selector))
+            drawn.append(_draw(path, response_map, shown, selector))
     return drawn
+
+
+def _selection(path: Path) -> tuple[int, str]:
+    """Read how many negatives a run chose, and how."""
+    config = read_json(path)
+    section = config.get("selection") if isinstance(config, dict) else None
+    if not isinstance(section, dict):
+        raise UserError(f"{path}: selection: expected an object of settings")
+    k, selector = section.get("k"), section.get("selector")
+    if type(k) is not int or not 1 <= k <= 2**53:
+        raise UserError(f"{path}: selection.k: expected a whole number, got {reprlib.repr(k)}")
+    if not isinstance(selector, str):
+        raise UserError(f"{path}: selection.selector: expected a string")
+    return k, selector
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:

@@ -126,7 +126,11 @@ def test_pictures_are_not_drawn_over_what_a_link_stands_for(run_folder, tmp_path
         ("metrics.jsonl", "[1]\n", "expected an object like"),
         ("config.json", "{", "config.json:1: expected JSON"),
         ("config.json", '{"selection": {"k": "many"}}', "selection.k: expected a whole number"),
-        ("config.json", '{"architectures": ["Llama"]}', "architectures: unknown setting"),
+        (
+            "config.json",
+            '{"architectures": ["Llama"]}',
+            "selection: expected an object of settings",
+        ),
         ("groups.jsonl", "", "groups.jsonl: expected at least one group"),
         ("groups.jsonl", '{"prompt": 1}\n', "groups.jsonl:1: prompt: expected a string"),
         (
