@@ -235,7 +235,7 @@ def make_begun(monkeypatch):
 
         optimiser = adam()
         with rundir.claim(out):
-            rundir.open_run(config, read_inputs(config), out)
+            rundir.open_run(config, read_inputs(config), 100, out)
             for step in (2, 4):
                 parameters["p"].sum().backward()
                 optimiser.step()
@@ -245,7 +245,7 @@ def make_begun(monkeypatch):
 
         def run(kind, config, inputs, out):
             with rundir.claim(out):
-                rundir.open_run(config, inputs, out)
+                rundir.open_run(config, inputs, 100, out)
                 train()
                 shutil.copytree(keep, out, dirs_exist_ok=True)
             return {"recipe": "ampo", "selector": "s", "seed": 0, "steps": 1, "heldout": None}
