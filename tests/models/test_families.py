@@ -11,6 +11,7 @@ HOW = {
     "bloom": "together",  # ALiBi from the mask
     "gemma2": "shared",  # capped logits, windows
     "llama4_text": "shared",  # chunked attention, a backbone under another name
+    "mamba": "together",  # float32 states into a bfloat16 head
     "mixtral": "shared",
     "mpt": "together",  # ALiBi from places in the row
     "opt": "shared",  # positions with an offset
