@@ -195,7 +195,9 @@ class GroupScorer:
                 attention_mask=self._mask(layout.segments.to(device)),
                 use_cache=False,
             ).last_hidden_state
-        return states.flatten(0, 1)[layout.sources.to(states.device)]  # type: ignore[no-any-return]
+        # Not by [...]: several responses start from one state, and the backward pass of that adds
+        # their gradients in the order in which threads come by.
+        return states.flatten(0, 1).index_select(0, layout.sources.to(states.device))  # type: ignore[no-any-return]
 
     def _mask(self, segments: Tensor) -> Any:
         """Return the attention mask of rows with these segments, as the model takes it."""

@@ -77,15 +77,19 @@ def train(recipe: Recipe, settings: Any, steps: int, out: Path) -> None:
         that are there stay, and nothing that is not finite gets into one.
     """
     optim, every = settings.optimisation, settings.get("evaluation.every")
+
+    def is_due(step: int) -> bool:
+        return step in (0, steps) or bool(every and step % every == 0)
+
     parameters = recipe.ctx.policy.trainable()
     optimiser = torch.optim.AdamW(
         parameters.values(), optim.lr, weight_decay=optim.weight_decay, fused=True
     )
     done = checkpoint.restore(out, parameters, optimiser)
     recipe.prepare()
+    if is_due(done):
+        recipe.evaluate(done)
     for step in tqdm(range(done, steps), "training", steps, unit="step", initial=done):
-        if step == 0 or (every and step % every == 0):
-            recipe.evaluate(step)
         started = time.perf_counter()
         start, end = recipe.schedule(step)
         if step == start:
@@ -117,7 +121,8 @@ def train(recipe: Recipe, settings: Any, steps: int, out: Path) -> None:
         # Times differ from run to run, so they have a file of their own.
         seconds = {"step": step + 1, "seconds": round(time.perf_counter() - started, 3)}
         checkpoint.append(out / TIMES, files.to_json(seconds))
-    recipe.evaluate(steps)
+        if is_due(step + 1):
+            recipe.evaluate(step + 1)
 
 
 def learn(

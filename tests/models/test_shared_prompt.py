@@ -394,3 +394,15 @@ def test_attention_without_block_masks_has_its_reason(tiny):
     model.set_attn_implementation("somebodys")
     scorer = assert_scores(model, GROUPS, rtol=1e-5, atol=1e-5)
     assert scorer.why_not_shared == "its attention, somebodys, takes no block mask"
+
+
+def test_gradients_of_a_shared_state_are_added_in_one_order(tiny):
+    """Indexing by [...] adds them in the order of threads: other bits on a busy machine."""
+    logps = GroupScorer(tiny.model().eval()).logps(GROUPS)
+    nodes, names = [logps.grad_fn], set()
+    while nodes:
+        node = nodes.pop()
+        names.add(node.name())
+        nodes += [above for above, _ in node.next_functions if above is not None]
+    assert any(name.startswith("IndexSelectBackward") for name in names)
+    assert not any(name.startswith(("IndexBackward", "IndexPutBackward")) for name in names)
