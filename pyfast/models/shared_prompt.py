@@ -101,7 +101,7 @@ class GroupScorer:
             found.append(self._score(part, share=reason is None))
             order += numbers
         places = torch.tensor(order, device=found[0].device).argsort()
-        return torch.cat(found)[places]
+        return torch.cat(found).index_select(0, places)
 
     def why_apart(self, groups: Sequence[Group]) -> str | None:
         """Return why `logps` reads a prompt of these groups with every response; None if once."""
