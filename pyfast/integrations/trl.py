@@ -25,6 +25,13 @@ from trl.trainer.utils import hash_module, use_adapter
 
 from pyfast import losses
 from pyfast.integrations._groups import GroupCollator, Selector, prepare
+from pyfast.integrations._reference import (
+    check_adapters,
+    check_reference,
+    complete_copy,
+    probe,
+    starts_elsewhere,
+)
 from pyfast.models.shared_prompt import GroupScorer
 
 Loss = Callable[..., Tensor]
@@ -71,6 +78,14 @@ quantization_config, peft_config
     ``mean_token_accuracy`` are not logged, and `compute_metrics` is refused. With gradient
     accumulation the loss is the mean over prompts if every batch has as many.
 
+    Without `ref_model` the reference is the model as it was given, its adapter included. Where what
+    TRL keeps is something else (one row's logits tell), or shares what is trained (LoRA's
+    ``bias``), that is a ValueError.
+
+    Several processes (DDP) train as one with batches as large together. As in TRL, an evaluation
+    whose rows do not divide among them counts some rows twice, because accelerate fills up the last
+    batches.
+
     Examples
     --------
     >>> trainer = MultiPreferenceTrainer(                                       # doctest: +SKIP
@@ -111,11 +126,38 @@ quantization_config, peft_config
             length = getattr(args, "max_length", 1024)
             keep = getattr(args, "truncation_mode", "keep_start").removeprefix("keep_")
             data_collator = GroupCollator(length, keep)
+        self._given: Tensor | None = None
+        self._reference_unseen = ref_model is None and self._needs_reference
+        self._starts_elsewhere = starts_elsewhere(others.get("peft_config"))
+        if self._reference_unseen:
+            check_adapters(model)
+            self._given = probe(model)
         super().__init__(model, ref_model, args, data_collator=data_collator, **others)
         if getattr(self, "aux_loss_enabled", False):
             raise ValueError(
                 "args.router_aux_loss_coef: expected 0, because the router's loss is not computed"
             )
+        self._see_reference()
+
+    def _see_reference(self) -> None:
+        """See to it, once, that the reference that TRL made is the model as it was given."""
+        if not self._reference_unseen:
+            return
+        self._reference_unseen = False
+        bare = self.accelerator.unwrap_model(self.model)
+        complete_copy(bare)
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            return  # the parts of a reference are with other processes
+        reference = self.ref_model
+        if reference is None and not is_peft_model(bare):
+            return  # it is precomputed
+        if reference is not None:
+            reference = self.accelerator.unwrap_model(reference)
+        given, self._given = self._given, None
+        if given is None and not self._starts_elsewhere:
+            given = probe(bare)  # it was given as a path
+        half = self.args.bf16 or self.args.fp16 or bare.dtype in (torch.bfloat16, torch.float16)
+        check_reference(bare, reference, given, half=half)
 
     # --- rows ------------------------------------------------------------------------------------
 
@@ -178,17 +220,19 @@ quantization_config, peft_config
             raise ValueError("precompute_ref_log_probs: expected False for an IterableDataset")
         if not self._needs_reference:
             return dataset
+        self._see_reference()
         key = (dataset._fingerprint, hash_module(self.ref_model or self.model), repr(self._share))
         fingerprint = [Hasher.hash(key)]
         broadcast_object_list(fingerprint)  # one cache, whatever a process hashes
         cache = dataset._get_cache_file_path(fingerprint[0])
-        if not os.path.exists(cache):
-            column = self._reference_column(dataset, name, batch_size)
-            if self.accelerator.is_main_process:
-                rows = Dataset.from_dict({"ref_logps": column})
-                rows.map(_as_it_is, batched=True, cache_file_name=cache)
+        # of a data set in memory each process has a folder of its own; nodes may share no disk
+        if all(gather_object([os.path.exists(cache)])):
+            return concatenate_datasets([dataset, Dataset.from_file(cache)], axis=1)
+        rows = Dataset.from_dict({"ref_logps": self._reference_column(dataset, name, batch_size)})
+        if self.accelerator.is_main_process:
+            rows.map(_as_it_is, batched=True, cache_file_name=cache)
         self.accelerator.wait_for_everyone()
-        return concatenate_datasets([dataset, Dataset.from_file(cache)], axis=1)
+        return concatenate_datasets([dataset, rows], axis=1)
 
     def _reference_column(self, dataset: Dataset, name: str, batch_size: int) -> list[list[float]]:
         """Score all rows, a share in each process."""
