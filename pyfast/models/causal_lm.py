@@ -48,8 +48,9 @@ class CausalLM:
     ------
     ValueError
         If the model has no head or no hidden states, if its logits are more than one times the
-        other, capped and scaled, if its adapter is virtual tokens (prompt tuning and its kin), or
-        if it is wrapped for several processes or devices (DDP, FSDP, DataParallel).
+        other, capped and scaled, if its adapter is virtual tokens (prompt tuning and its kin) or
+        begins at some tokens (aLoRA), or if it is wrapped for several processes or devices (DDP,
+        FSDP, DataParallel).
     """
 
     def __init__(self, model: Any) -> None:
@@ -62,7 +63,7 @@ class CausalLM:
     @property
     def base(self) -> Any:
         """The transformers model."""
-        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        return base_of(self.model)
 
     @property
     def backbone(self) -> Any:
@@ -112,11 +113,12 @@ class CausalLM:
             As the constructor.
         """
         _refuse_virtual_tokens(self.model)
+        _refuse_later_adapters(self.model)
         base = self.base
         state = self._state(base, self.head)
         if _same(state, self._checked):
             return False
-        with in_evaluation(base), torch.no_grad():  # dropout would differ
+        with in_evaluation(self.model), torch.no_grad():  # dropout would differ
             self.autocast_type = check_head(self)
         self._checked = state
         return True
@@ -184,16 +186,28 @@ class CausalLM:
         """Return all that what was found out about the model hangs on."""
         weight = getattr(head, "weight", None)
         kind = (weight.dtype, weight.device, weight.shape) if isinstance(weight, Tensor) else ()
-        hooks = (
-            (tuple(head._forward_hooks), tuple(head._forward_pre_hooks))
-            if isinstance(head, torch.nn.Module)
-            else ()
+        hooks = tuple(
+            (tuple(module._forward_hooks), tuple(module._forward_pre_hooks))
+            for module in (self.model, base, head)
+            if isinstance(module, torch.nn.Module)
         )
-        own = [vars(module).get("forward") for module in (base, head) if module is not None]
-        classes = (type(base).forward, getattr(type(head), "forward", None))
+        around = self.model
+        own = [vars(module).get("forward") for module in (around, base, head) if module is not None]
+        classes = (type(around).forward, type(base).forward, getattr(type(head), "forward", None))
         implementation = getattr(base.config, "_attn_implementation", None)
         rules = (self.softcap, self.temperature, implementation)
         return (base, head, type(head), *own, *classes, kind, hooks, rules)
+
+
+def base_of(model: Any) -> Any:
+    """Return the transformers model inside a peft model, or the model itself."""
+    if hasattr(model, "get_base_model"):
+        return model.get_base_model()
+    try:
+        from peft import PeftMixedModel
+    except ImportError:  # no peft, or an older one
+        return model
+    return model.base_model.model if isinstance(model, PeftMixedModel) else model
 
 
 def _same(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
@@ -225,6 +239,23 @@ def _refuse_virtual_tokens(model: Any) -> None:
     if getattr(config, "is_prompt_learning", False):
         kind = getattr(config.peft_type, "value", config.peft_type)
         raise ValueError(f"model: its adapter, {kind}, is virtual tokens, which is not supported")
+
+
+def _refuse_later_adapters(model: Any) -> None:
+    """Refuse aLoRA: the peft model alone knows from which token on it counts."""
+    configs: Any = getattr(model, "peft_config", None)
+    if not isinstance(configs, dict):
+        return
+    later = [n for n, c in configs.items() if getattr(c, "alora_invocation_tokens", None)]
+    if not later:
+        return
+    active: Any = model.active_adapters  # transformers has a method of this name
+    for name in active() if callable(active) else active:
+        if name in later:
+            raise ValueError(
+                f"model: its adapter {name!r} is an aLoRA, which begins at its invocation tokens; "
+                "that is not supported"
+            )
 
 
 @contextlib.contextmanager

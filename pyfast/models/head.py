@@ -126,7 +126,9 @@ def _outside_autocast(lm: CausalLM) -> contextlib.AbstractContextManager[Any]:
 
 
 def _logits(lm: CausalLM, tokens: Tensor) -> Tensor:
-    logits: Tensor = lm.base(input_ids=tokens, use_cache=False).logits
+    """Run all of the model: what stands around it (peft, accelerate) may change what comes out."""
+    model = getattr(lm.model, "_orig_mod", lm.model)  # nothing is compiled for a look
+    logits: Tensor = model(input_ids=tokens, use_cache=False).logits
     return logits
 
 

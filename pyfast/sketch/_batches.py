@@ -19,6 +19,7 @@ def pad(
     responses: Sequence[Response], vocabulary: Vocabulary | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return (input_ids, response_mask, attention_mask) of responses, padded on the right."""
+    check_list(responses)
     rows = [_token_ids(response, n, vocabulary) for n, response in enumerate(responses)]
     ids = torch.zeros(len(rows), max(map(len, rows), default=0), dtype=torch.long)
     mask, real = torch.zeros_like(ids), torch.zeros_like(ids)
@@ -32,28 +33,56 @@ def pad(
 
 def _token_ids(response: Response, number: int, vocabulary: Vocabulary | None = None) -> Tensor:
     """Return the tokens of a prompt and its response, checked; `number` names it in errors."""
-    if len(response[0]) == 0:
+    try:
+        prompt, answer = response
+        parts = [torch.as_tensor(tokens) for tokens in (prompt, answer)]
+        flat = all(part.ndim == 1 for part in parts)
+    except (TypeError, ValueError, KeyError, RuntimeError):
+        flat = False
+    if not flat or isinstance(response, dict):
+        raise TypeError(
+            "responses: expected (prompt_ids, response_ids), two lists of token ids, at "
+            f"{number}, got {_shown(response)}"
+        )
+    if len(prompt) == 0:
         raise ValueError(f"responses: expected a prompt of at least one token, at {number}")
-    ids = torch.tensor([*response[0], *response[1]])
-    if ids.dtype == torch.bool or ids.is_floating_point() or ids.is_complex():
-        raise TypeError(f"responses: expected integer token ids, got {ids.dtype} at {number}")
+    for part in parts:
+        wrong = part.dtype == torch.bool or part.is_floating_point() or part.is_complex()
+        if wrong and len(part):
+            raise TypeError(f"responses: expected integer token ids, got {part.dtype} at {number}")
+    ids = torch.cat([part.cpu().long() for part in parts])
     if vocabulary is not None:
         start = len(response[0])
         for tokens, end in zip((ids[:start], ids[start:]), vocabulary, strict=True):
             if len(tokens) and not 0 <= int(tokens.min()) <= int(tokens.max()) < end:
                 at = int(((tokens < 0) | (tokens >= end)).int().argmax())
-                part = "prompt" if tokens.data_ptr() == ids.data_ptr() else "response"
+                whose = "prompt" if tokens.data_ptr() == ids.data_ptr() else "response"
                 raise ValueError(
                     f"responses: expected tokens from 0 to {end - 1}, got {int(tokens[at])} at "
-                    f"{number}, token {at} of the {part}"
+                    f"{number}, token {at} of the {whose}"
                 )
     return ids
+
+
+def check_list(responses: object) -> None:
+    """Refuse what has no numbered rows."""
+    if not (hasattr(responses, "__len__") and hasattr(responses, "__getitem__")):
+        raise TypeError(
+            "responses: expected a list of (prompt_ids, response_ids), got "
+            f"{type(responses).__name__}"
+        )
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
 
 
 def sizes_of(
     responses: Sequence[Response], vocabulary: Vocabulary | None = None
 ) -> NDArray[np.int64]:
     """Return the tokens of each response and its prompt, all checked."""
+    check_list(responses)
     tokens = (_token_ids(r, number, vocabulary) for number, r in enumerate(responses))
     return np.array([len(ids) for ids in tokens], np.int64)
 

@@ -10,7 +10,7 @@ from typing import overload
 
 from pyfast import _arguments as args
 from pyfast._files import locked
-from pyfast.sketch._batches import Response, sizes_of
+from pyfast.sketch._batches import Response, check_list, sizes_of
 from pyfast.sketch._collector import LoraGradients
 from pyfast.sketch._finish import clear_leftovers, finish, put_in_place
 from pyfast.sketch._job import Job
@@ -133,6 +133,7 @@ def collect(
             "resume: expected True beside shard, or a rank would remove the work of the others; "
             f"call without shard, or remove {Work(Path(folder)).folder} before they start"
         )
+    check_list(responses)
     if len(responses) == 0:
         raise ValueError("responses: expected at least one")
     max_tokens = args.check_int(max_tokens, "max_tokens", 1)

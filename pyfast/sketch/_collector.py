@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from torch import Tensor
 from pyfast import _arguments as args
 from pyfast._results import ByValue
 from pyfast._threads import get_num_threads
-from pyfast.models.causal_lm import CausalLM
+from pyfast.models.causal_lm import CausalLM, base_of
 from pyfast.sketch._batches import Response, pad, plan
 from pyfast.sketch._gradients import Passes, Sink
 from pyfast.sketch._guards import check_finite, check_not_zero
@@ -27,7 +28,7 @@ from pyfast.sketch._project import add_projection, check_dim
 from pyfast.sketch._randomness import DRAWS, who_draws
 from pyfast.sketch._selfcheck import LONGEST, SelfCheck, Spot, Verdict
 from pyfast.sketch._sharing import share_out
-from pyfast.sketch._unwrap import base_of, unwrap
+from pyfast.sketch._unwrap import unwrap
 
 _MODES = 32  # of the model, and kinds of rows in it, that are remembered
 
@@ -184,6 +185,10 @@ class LoraGradients:
     def device(self) -> torch.device:
         """Where the model is."""
         return self._passes.embeddings.weight.device  # type: ignore[no-any-return]
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """Return the autocast that passes run in: the model's own, as accelerate gives it."""
+        return self._passes.lm.autocast()
 
     def responses(self, responses: Sequence[Response]) -> GradientBatch:
         """Sketch responses given as token ids; shorter ones are padded on the right.
@@ -510,7 +515,7 @@ def _check_kind(base: Any) -> None:
 
 def _causal_lm(model: Any, base: Any) -> CausalLM:
     try:
-        return CausalLM(base)
+        return CausalLM(model)
     except ValueError as error:
         _refuse_noise(model, base, error)
         raise

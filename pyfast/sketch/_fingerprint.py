@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pyfast.models.causal_lm import base_of
 from pyfast.sketch._batches import Response
 from pyfast.sketch._collector import LoraGradients
 from pyfast.sketch._parts import lora_layers
-from pyfast.sketch._unwrap import base_of
 
 _WHOLE = 1 << 20  # numbers up to which all bytes of a tensor are digested
 _SAMPLE = 1 << 16  # of a larger one: so many, and a checksum over all of them
@@ -40,7 +40,8 @@ def fingerprint(collector: LoraGradients) -> dict[str, dict[str, Any]]:
     model = collector.model
     base = base_of(model)
     kind = collector.device.type
-    autocast = str(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else "off"
+    with collector.autocast():
+        autocast = str(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else "off"
     rope = json.dumps(_plain(_as_dict(base.config)))
     longest = "dynamic" in rope or "longrope" in rope  # whose tables are made anew in each pass
     found = {

@@ -6,6 +6,7 @@ everything else is held to: autograd's own gradient of the weights, whatever the
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Callable, Collection
 from typing import Any, Protocol
@@ -91,7 +92,9 @@ class Passes:
         capture = Capture(self.parts, sink.factors, unused=unused)
         self._forget()
         try:
-            with torch.enable_grad(), frozen, capture:
+            with torch.enable_grad(), frozen, contextlib.ExitStack() as stack:
+                with self.lm.autocast():  # how a layer is caught depends on it
+                    stack.enter_context(capture)
                 capture.layout = tokens.layout
                 hidden = self.hidden(tokens)
                 capture.layout = Layout.of_owners(

@@ -332,8 +332,9 @@ def _eps(passes: Passes) -> float:
     """Return the rounding of the least exact numbers that the model computes with."""
     dtypes = {p.dtype for p in passes.model.parameters() if p.dtype.is_floating_point}
     device = passes.embeddings.weight.device.type
-    if torch.is_autocast_enabled(device):
-        dtypes.add(torch.get_autocast_dtype(device))
+    with passes.lm.autocast():
+        if torch.is_autocast_enabled(device):
+            dtypes.add(torch.get_autocast_dtype(device))
     usual = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
     # What is caught is float32, whatever the model.
     known = [torch.finfo(d).eps for d in dtypes | {torch.float32} if d in usual]

@@ -45,17 +45,6 @@ def unwrap(model: Any) -> Any:
     return model
 
 
-def base_of(model: Any) -> Any:
-    """Return the transformers model inside a peft model, or the model itself."""
-    if hasattr(model, "get_base_model"):
-        return model.get_base_model()
-    try:
-        from peft import PeftMixedModel
-    except ImportError:  # an older peft
-        return model
-    return model.base_model.model if isinstance(model, PeftMixedModel) else model
-
-
 def _refuse(why: str) -> None:
     raise ValueError(
         f"model: {why}; gradients of single responses need all weights in one process, on a device"

@@ -1,5 +1,6 @@
 """Bad batches and settings of the collector, by name and place."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -72,3 +73,36 @@ def test_bad_settings_are_named(tiny):
     for bad in (2.5, True):
         with pytest.raises(TypeError, match=r"expected integer token ids, got torch.\w+ at 1"):
             sketch.LoraGradients(model).responses([([1], [2]), ([bad], [bad])])
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (([1], [2], [3]), r"at 1, got tuple \(\[1\], \[2\], \[3\]\)"),  # a pair of responses
+        (([1], None), "at 1, got tuple"),
+        (("ab", [2]), "at 1, got tuple"),
+        (([[1]], [[2]]), "at 1, got tuple"),
+        ({"prompt": [1], "response": [2]}, "at 1, got dict"),
+        (5, "at 1, got int"),
+        (([True], [2]), r"integer token ids, got torch.bool at 1"),
+        (([1], [2.0]), r"integer token ids, got torch.float32 at 1"),
+    ],
+)
+def test_what_is_no_prompt_and_response_is_named(tiny, tmp_path, bad, message):
+    collector = sketch.LoraGradients(tiny.lora(), 256)
+    responses = [([1], [2]), bad]
+    with pytest.raises(TypeError, match=message):
+        collector.responses(responses)
+    with pytest.raises(TypeError, match=message):
+        sketch.collect(collector, responses, tmp_path / "pool", progress=False)
+    with pytest.raises(TypeError, match=r"a list of .* got list_iterator"):
+        sketch.collect(collector, iter(responses), tmp_path / "pool", progress=False)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", [tuple, np.array, torch.tensor, lambda x: np.array(x, np.uint8)])
+def test_token_ids_of_any_integer_kind(tiny, kind):
+    collector = sketch.LoraGradients(tiny.lora(), 256)
+    responses = tiny.responses(3)
+    found = collector.responses([(kind(p), kind(r)) for p, r in responses])
+    assert torch.equal(found.sketches, collector.responses(responses).sketches)
