@@ -13,6 +13,7 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.utils import use_adapter
 
 from pyfast import losses
+from pyfast.integrations._reference import check_reference, complete_copy, probe
 from pyfast.integrations.trl import loss_of
 from pyfast.models.shared_prompt import GroupScorer
 
@@ -45,8 +46,9 @@ class GroupLossGRPOTrainer(GRPOTrainer):
         More arguments of the loss.
     reference_model : causal language model, optional
         What log-ratios are taken to. By default the model without its adapter; without an
-        adapter, the model that TRL keeps where ``args.beta`` is not 0. Losses with
-        ``reward="simpo"`` need none.
+        adapter, the model that TRL keeps where ``args.beta`` is not 0, with an adapter that was
+        given a copy of it then. Losses with ``reward="simpo"`` need none. One that is not the model
+        as it was given, or that training would change, is refused.
 
     Notes
     -----
@@ -65,6 +67,10 @@ class GroupLossGRPOTrainer(GRPOTrainer):
     ) -> None:
         self._loss, self._loss_takes = loss_of(loss)
         self._loss_kwargs = dict(loss_kwargs or {})
+        own = reference_model is None and self._loss_kwargs.get("reward") != "simpo"
+        model = args[0] if args else others.get("model")
+        given = probe(model) if own else None
+        had_adapter = isinstance(model, torch.nn.Module) and is_peft_model(model)
         super().__init__(*args, **others)
         for name, wanted in _SETTINGS.items():
             value = getattr(self.args, name, wanted)
@@ -83,6 +89,12 @@ class GroupLossGRPOTrainer(GRPOTrainer):
                 "reference_model: expected one: the model has no adapter to switch off, and TRL "
                 "keeps no reference where args.beta is 0"
             )
+        complete_copy(bare)
+        if own and not (self.is_deepspeed_enabled or self.is_fsdp_enabled):
+            if had_adapter and "ref" not in bare.peft_config:
+                given = None  # the reference is the model without it
+            half = self.args.bf16 or self.args.fp16 or bare.dtype != torch.float32
+            check_reference(bare, reference_model, given, half=half)
 
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
         """Remember the rewards of all processes, (completions, functions)."""

@@ -43,20 +43,23 @@ class CausalLM:
         Where the model begins.
     autocast_type : dtype or None
         Of the autocast that the model's own forward pass brings, if it does.
+    vocabulary : int
+        How many tokens it scores.
 
     Raises
     ------
     ValueError
         If the model has no head or no hidden states, if its logits are more than one times the
         other, capped and scaled, if its adapter is virtual tokens (prompt tuning and its kin) or
-        begins at some tokens (aLoRA), or if it is wrapped for several processes or devices (DDP,
-        FSDP, DataParallel).
+        begins at some tokens (aLoRA), if it is an encoder-decoder, or if it is wrapped for several
+        processes or devices (DDP, FSDP, DataParallel).
     """
 
     def __init__(self, model: Any) -> None:
         _refuse_wrapped(model)
         self.model = model
         self.autocast_type: torch.dtype | None = None
+        self.vocabulary = 0
         self._checked: tuple[Any, ...] = ()
         self.check()
 
@@ -115,11 +118,16 @@ class CausalLM:
         _refuse_virtual_tokens(self.model)
         _refuse_later_adapters(self.model)
         base = self.base
+        if getattr(base.config, "is_encoder_decoder", False):
+            raise ValueError(
+                f"model: {type(base).__name__} is an encoder-decoder; expected a causal language "
+                "model"
+            )
         state = self._state(base, self.head)
         if _same(state, self._checked):
             return False
         with in_evaluation(self.model), torch.no_grad():  # dropout would differ
-            self.autocast_type = check_head(self)
+            self.autocast_type, self.vocabulary = check_head(self)
         self._checked = state
         return True
 

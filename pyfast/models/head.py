@@ -78,7 +78,7 @@ def _listening(lm: CausalLM, instead: Tensor | None = None) -> Iterator[_Heard]:
             handle.remove()
 
 
-def check_head(lm: CausalLM) -> torch.dtype | None:
+def check_head(lm: CausalLM) -> tuple[torch.dtype | None, int]:
     """Refuse a model whose logits are not what `lm.logits` makes of its hidden states.
 
     Parameters
@@ -90,6 +90,8 @@ def check_head(lm: CausalLM) -> torch.dtype | None:
     -------
     torch.dtype or None
         The type of the autocast that the model's own forward pass brings, if it does.
+    int
+        How many tokens it scores.
 
     Raises
     ------
@@ -115,7 +117,7 @@ def check_head(lm: CausalLM) -> torch.dtype | None:
     _check_before(name, hidden, heard.hidden)
     _check_after(lm, name, tokens, heard.logits)
     _check_itself(lm, name, hidden, theirs, heard.type)
-    return heard.type
+    return heard.type, theirs.shape[-1]
 
 
 def _outside_autocast(lm: CausalLM) -> contextlib.AbstractContextManager[Any]:

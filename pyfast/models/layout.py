@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -76,6 +77,26 @@ def lay_out(groups: Sequence[Group], *, share: bool = True, whole: bool = False)
     )
     flat = torch.tensor([row * length + place for row, place in sources])
     return Layout(tokens, positions, segments, flat, torch.tensor(labels), counts)
+
+
+def check_integers(tokens: Sequence[int], group: int) -> None:
+    """Refuse tokens of a group that are no integers.
+
+    Raises
+    ------
+    TypeError
+        If it is so.
+    """
+    if set(map(type, tokens)) == {int}:
+        return
+    for token in tokens:
+        try:
+            operator.index(token)
+            wrong = getattr(token, "dtype", type(token)) in (bool, torch.bool)
+        except TypeError:
+            wrong = True
+        if wrong:
+            raise TypeError(f"groups: expected integers as tokens, got {token!r} in group {group}")
 
 
 def check_groups(groups: Sequence[Group]) -> None:

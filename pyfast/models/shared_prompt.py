@@ -22,6 +22,7 @@ from pyfast.models.layout import (
     Layout,
     block_mask,
     check_groups,
+    check_integers,
     lay_out,
     visible,
 )
@@ -84,6 +85,8 @@ class GroupScorer:
 
         Raises
         ------
+        TypeError
+            If a token is not an integer.
         ValueError
             If a group, a prompt or a response is empty, if a token is not one of the model's, if
             `share` is ``True`` and these groups cannot, or if the gradients would miss the DDP
@@ -124,6 +127,7 @@ class GroupScorer:
         read, scored = self._vocabularies()
         for g, (prompt, responses) in enumerate(groups):
             for tokens, end in ((prompt, read), *((y, min(read, scored)) for y in responses)):
+                check_integers(tokens, g)
                 if min(tokens) < 0 or max(tokens) >= end:
                     wrong = next(token for token in tokens if not 0 <= token < end)
                     raise ValueError(
@@ -133,9 +137,7 @@ class GroupScorer:
     def _vocabularies(self) -> tuple[int, int]:
         """Return how many tokens the model reads, and how many it scores."""
         read = self.lm.base.get_input_embeddings().weight.shape[0]
-        head = self.lm.head
-        scored = getattr(head, "out_features", None) or head.weight.shape[0]
-        return int(read), int(scored)
+        return int(read), self.lm.vocabulary
 
     def _calls(self, groups: Sequence[Group]) -> Iterator[tuple[list[int], list[Group]]]:
         """Cut groups into what may stand in one call, with the numbers of its responses."""

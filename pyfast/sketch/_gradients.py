@@ -65,9 +65,7 @@ class Passes:
     @property
     def vocabulary(self) -> tuple[int, int]:
         """How many tokens the embeddings know, and the head."""
-        head = self.lm.base.get_output_embeddings()
-        scored = getattr(head, "out_features", None) or head.weight.shape[0]
-        return int(self.embeddings.weight.shape[0]), int(scored)
+        return int(self.embeddings.weight.shape[0]), self.lm.vocabulary
 
     @property
     def why_not_together(self) -> str | None:

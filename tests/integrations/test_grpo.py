@@ -3,7 +3,7 @@
 import pytest
 import torch
 from datasets import Dataset
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 trl = pytest.importorskip("trl")
@@ -20,7 +20,7 @@ def reward(completions, **_):
     return [sum(word in GOOD for word in text.split()) - 0.1 * len(text) for text in completions]
 
 
-def make(folder, where, *, lora=True, rows=None, more=None, **changes):
+def make(folder, where, *, lora=True, rows=None, more=None, model=None, **changes):
     settings = {
         "output_dir": str(folder),
         "max_steps": 1,
@@ -40,7 +40,8 @@ def make(folder, where, *, lora=True, rows=None, more=None, **changes):
         "beta": 0.0,
         **changes,
     }
-    model = AutoModelForCausalLM.from_pretrained(where)
+    model = AutoModelForCausalLM.from_pretrained(where) if model is None else model
+    adapter = LoraConfig(r=2, target_modules="all-linear")
     torch.manual_seed(0)
     prompts = ["tell me about the day", "tell me about a dog"]
     return GroupLossGRPOTrainer(
@@ -49,7 +50,7 @@ def make(folder, where, *, lora=True, rows=None, more=None, **changes):
         args=trl.GRPOConfig(**settings),
         train_dataset=Dataset.from_list([{"prompt": p} for p in rows or prompts]),
         processing_class=AutoTokenizer.from_pretrained(where, padding_side="left"),
-        peft_config=LoraConfig(r=2, target_modules="all-linear") if lora else None,
+        peft_config=lora if isinstance(lora, LoraConfig) else adapter if lora else None,
         **(more or {}),
     )
 
@@ -139,3 +140,34 @@ def test_what_would_not_be_the_losss_gradient_is_refused(
 ):
     with pytest.raises(ValueError, match=message):
         make(tmp_path, tiny_model, more=more, **changes)
+
+
+def test_a_reference_that_would_be_another_model_is_refused(tmp_path, tiny_model):
+    adapter = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights="pissa")
+    with pytest.raises(ValueError, match="another model than it was"):
+        make(tmp_path, tiny_model, lora=adapter)
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    model.model.layers[0].self_attn.q_proj.bias = torch.nn.Parameter(torch.zeros(32))
+    adapter = LoraConfig(r=2, target_modules=["q_proj"], bias="lora_only")
+    with pytest.raises(ValueError, match="training would change the reference too"):
+        make(tmp_path, tiny_model, lora=adapter, model=model)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.1])
+def test_the_reference_of_an_adapter_that_was_given(tmp_path, tiny_model, beta):
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    model = get_peft_model(model, LoraConfig(r=2, target_modules=["embed_tokens", "q_proj"]))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+    groups = [([4, 5, 6], [[7, 8], [9]])]
+    with torch.no_grad():
+        own = GroupScorer(model).logps(groups)
+        with model.disable_adapter():
+            without = GroupScorer(model).logps(groups)
+    assert (own - without).abs().min() > 0.01
+    trainer = make(tmp_path, tiny_model, lora=False, model=model, beta=beta)
+    with torch.no_grad():
+        torch.testing.assert_close(trainer._reference_logps(groups), own if beta else without)
