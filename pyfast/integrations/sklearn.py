@@ -11,17 +11,19 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.spatial.distance import cdist
 from sklearn.base import (
     BaseEstimator,
     ClassNamePrefixFeaturesOutMixin,
     ClusterMixin,
     TransformerMixin,
 )
-from sklearn.metrics import pairwise_distances, pairwise_distances_argmin
+from sklearn.metrics import pairwise_distances
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from pyfast import select
+from pyfast.select import reference
 
 _SEARCHES = {"fasterpam": "eager", "pam": "best", "fastpam1": "best"}
 _STARTS = {"random": "random", "build": "greedy", "greedy": "greedy"}
@@ -177,7 +179,8 @@ class KMedoids(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, 
 
     def transform(self, X: Any) -> NDArray[Any]:
         """Return the distances (n, k) from each sample to the medoids."""
-        return self._to_medoids(self._checked(X))
+        X = self._checked(X)
+        return np.asarray(self._to_medoids(X), X.dtype)
 
     @property
     def _n_features_out(self) -> int:
@@ -196,17 +199,21 @@ class KMedoids(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, 
     def _to_medoids(self, X: NDArray[Any]) -> NDArray[Any]:
         if self.metric == "precomputed":
             return X[:, self.medoid_indices_]
-        distances = pairwise_distances(
-            X, self.cluster_centers_, metric=self.metric, **(self.metric_params or {})
+        if self._is_euclidean():
+            return _euclidean(X, self.cluster_centers_)
+        return np.asarray(
+            pairwise_distances(
+                X, self.cluster_centers_, metric=self.metric, **(self.metric_params or {})
+            )
         )
-        return np.asarray(distances, X.dtype)
 
     def _nearest(self, X: NDArray[Any]) -> NDArray[np.int64]:
-        if self.metric == "euclidean" and not self.metric_params:
-            nearest = pairwise_distances_argmin(X, self.cluster_centers_)
-        else:
-            nearest = self._to_medoids(X).argmin(axis=1)
-        return np.asarray(nearest, np.int64)
+        return np.asarray(self._to_medoids(X).argmin(axis=1), np.int64)
+
+    def _is_euclidean(self) -> bool:
+        return isinstance(self.metric, str) and (
+            self.metric in ("euclidean", "l2") and not self.metric_params
+        )
 
     def _choice(self, name: str, known: dict[str, str]) -> Any:
         value = getattr(self, name)
@@ -220,7 +227,7 @@ class KMedoids(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, 
             if X.shape[0] != X.shape[1]:
                 raise ValueError(f"X: expected square distances, got shape {X.shape}")
             return "precomputed", X[np.ix_(order, order)]
-        if self.metric == "euclidean" and not self.metric_params:
+        if self._is_euclidean():
             return "euclidean", X[order]
         distances = pairwise_distances(X[order], metric=self.metric, **(self.metric_params or {}))
         np.fill_diagonal(distances, 0)  # cosines of a row with itself are not always 1
@@ -240,7 +247,7 @@ class KMedoids(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, 
             if self.init == "first":
                 return _places(np.sort(order)[:k], order)
             if self.init == "heuristic":
-                distances = pairwise_distances(data) if native == "euclidean" else data
+                distances = _euclidean(data, data) if native == "euclidean" else data
                 return np.argsort(distances @ weights, kind="stable")[:k]
             known = {**_STARTS, "heuristic": "", "first": ""}
             return self._choice("init", known)
@@ -257,6 +264,20 @@ class KMedoids(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, 
         if missing:
             raise ValueError(f"init: row {missing[0]} is none of the samples of X")
         return np.array([found[0] for found in equal])
+
+
+def _euclidean(X: NDArray[Any], centres: Any) -> NDArray[np.float64]:
+    """Return the distances (n, k) in float64, measured as the native core does: by differences.
+
+    scikit-learn's ``|x|^2 - 2 x c + |c|^2`` cancels far from the origin, and overflows.
+    """
+    X, centres = np.asarray(X, np.float64), np.asarray(centres, np.float64)
+    distances = np.asarray(cdist(X, centres))
+    doubtful = ~((distances > 1e-140) & (distances < 1e150))  # squares may vanish or overflow
+    for j in np.flatnonzero(doubtful.any(axis=0)):
+        rows = np.flatnonzero(doubtful[:, j])
+        distances[rows, j] = reference.euclidean_distances(centres[j : j + 1], X[rows])[0]
+    return distances
 
 
 class DOptimalSelector(BaseEstimator):

@@ -71,12 +71,13 @@ def random_subset(n: int, k: int, seed: int, stream: int = 0) -> list[int]:
     return numbers[:k]
 
 
-def euclidean_distances(X: Floats) -> Floats:
-    """D[i, j] = ||x_i - x_j||_2, shape (n, n); of differences divided by the largest."""
+def euclidean_distances(X: Floats, Y: Floats | None = None) -> Floats:
+    """D[i, j] = ||x_i - y_j||_2, Y = X by default; of differences divided by the largest."""
     X = np.asarray(X, np.float64)
-    D = np.empty((len(X), len(X)))
+    Y = X if Y is None else np.asarray(Y, np.float64)
+    D = np.empty((len(X), len(Y)))
     for i, x in enumerate(X):
-        differences = np.abs(X - x)
+        differences = np.abs(Y - x)
         largest = differences.max(axis=1)
         exponent = np.frexp(np.where(largest > 0, largest, 1.0))[1]  # a power of two is exact
         scaled = np.ldexp(differences, -exponent[:, None])

@@ -248,6 +248,7 @@ CALLS: dict[str, Make] = {
     },
     "philox": lambda rng: {"counter": [1, 2, 3, 4], "key": [5, 6]},
     "build_info": lambda rng: {},
+    "openmp_threads": lambda rng: {},
 }
 
 NONSENSE: list[Any] = [None, "", "bést\0", -1, 0, 2**31, 2**63, 2**64, -(2**63), 1.5, np.nan]

@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 from sklearn.datasets import make_blobs
@@ -125,3 +127,30 @@ def test_d_optimal_choice_is_logdets(blobs):
     H += X[::-1][again.ranking_].T @ X[::-1][again.ranking_]
     np.testing.assert_allclose(again.logdet_, np.linalg.slogdet(H)[1], rtol=1e-12)
     assert len(DOptimalSelector(500).fit(X).ranking_) == len(X)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("metric", ["euclidean", "l2"])
+@pytest.mark.parametrize(
+    ("scale", "shift"),
+    [(1.0, 0.0), (1.0, 1e9), (1e-3, 1.7e9), (1e300, 0.0), (1e-300, 0.0), (1e-30, 0), (1e30, 0)],
+)
+def test_labels_and_distances_of_any_scale_and_place(blobs, scale, shift, metric, dtype):
+    with np.errstate(over="ignore"):
+        X = (blobs[0] * scale + shift).astype(dtype)
+    if not np.isfinite(X).all() or len(np.unique(X, axis=0)) < len(X):
+        X = (blobs[0] * 1e-18 if scale < 1 else blobs[0] * 1e18).astype(dtype)
+    model = KMedoids(4, metric=metric, init="heuristic").fit(X)
+    truth = np.array([[math.dist(x, c) for c in model.cluster_centers_] for x in X])
+    seen = model.transform(X)
+    assert seen.dtype == dtype
+    np.testing.assert_allclose(seen, truth, rtol=1e-6 if dtype == np.float32 else 1e-13, atol=0)
+    assert model.labels_.tolist() == truth.argmin(1).tolist()
+    assert model.predict(X).tolist() == model.labels_.tolist()
+    np.testing.assert_allclose(model.inertia_, truth.min(1).sum(), rtol=1e-5)
+    X[-1] = X[0]  # a weight of 0 gets its label the same way
+    weights = np.ones(len(X))
+    weights[::7] = 0
+    model = KMedoids(4, metric=metric).fit(X, sample_weight=weights)
+    truth = np.array([[math.dist(x, c) for c in model.cluster_centers_] for x in X])
+    assert model.labels_.tolist() == truth.argmin(1).tolist()

@@ -1,5 +1,8 @@
 """Opt-Select, Coreset, Bottom-k and random."""
 
+import math
+from itertools import combinations
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -446,3 +449,84 @@ def test_philox_reference_and_native_agree_with_the_published_answer() -> None:
     published = (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1)
     assert ref.philox(counter, key) == published
     assert _native.philox(counter, key) == published
+
+
+def printed_cost(X: np.ndarray, r: np.ndarray, chosen: tuple[int, ...], cover_top: bool) -> float:
+    """Equation 8 with the weights of equation 6 as printed, of scores as they are."""
+    top = int(np.argmax(r))
+    points = [i for i in range(len(r)) if cover_top or i != top]
+    mean = math.fsum(r[points]) / len(points)
+    far = max(math.dist(X[i], X[j]) for i in points for j in points)
+    near = {i: min(math.dist(X[i], X[j]) for j in chosen) / far for i in points}
+    return math.fsum(math.exp(mean - r[i]) * near[i] for i in points)
+
+
+@pytest.mark.parametrize("cover_top", [False, True])
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 30.0, 190.0])
+def test_opt_select_of_unscaled_rewards_is_as_printed(scale: float, cover_top: bool) -> None:
+    for seed in range(6):
+        X, r = group(seed, n=9, d=2 if seed % 2 else 40)
+        r = scale * (3 * r - 1) + (1e4 if seed % 3 == 0 else 0)
+        options = {"cover_top": cover_top, "reward_scale": "none"}
+        top = int(np.argmax(r))
+        pool = [i for i in range(len(r)) if i != top]
+        for search in ("best", "eager"):
+            got = select.opt_select(X, r, 3, n_init=1, seed=seed, search=search, **options)
+            start = ref.random_subset(len(pool), 3, seed)
+            assert (got.positive, got.negatives.tolist()) == ref.opt_select(
+                X, r, start, search, **options
+            )
+            truth = printed_cost(X, r, tuple(got.negatives), cover_top)
+            assert got.cost == pytest.approx(truth, rel=1e-10)
+        best = min(printed_cost(X, r, s, cover_top) for s in combinations(pool, 3))
+        exact = select.opt_select(X, r, 3, exact=True, **options)
+        assert exact.cost == pytest.approx(best, rel=1e-8)
+        assert exact.cost == pytest.approx(printed_cost(X, r, tuple(exact.negatives), cover_top))
+        bounded = select.opt_select(X, r, 3, certify=True, **options)
+        assert bounded.bound <= best * (1 + 1e-10)
+
+
+@pytest.mark.parametrize("cover_top", [False, True])
+def test_opt_select_of_unscaled_rewards_in_batches(cover_top: bool) -> None:
+    options = {"cover_top": cover_top, "reward_scale": "none", "certify": True}
+    groups = [group(s, n=8) for s in range(5)]
+    groups = [(X, 4.0 * s + 10.0 ** (s - 2) * r) for s, (X, r) in enumerate(groups)]
+    X, r = (np.stack(part) for part in zip(*groups, strict=True))
+    batch = select.opt_select(X, r, 3, **options)
+    ragged = [(X[: 4 + s], r[: 4 + s]) for s, (X, r) in enumerate(groups[:4])]
+    offsets = np.cumsum([0] + [len(r) for _, r in ragged])
+    flat = select.opt_select(
+        np.concatenate([X for X, _ in ragged]),
+        np.concatenate([r for _, r in ragged]),
+        3,
+        offsets=offsets,
+        **options,
+    )
+    for b in range(5):
+        alone = select.opt_select(X[b], r[b], 3, **options)
+        assert batch.negatives[b].tolist() == alone.negatives.tolist()
+        assert (batch.cost[b], batch.bound[b]) == (alone.cost, alone.bound)
+    for b, (points, scores) in enumerate(ragged):
+        alone = select.opt_select(points, scores, 3, **options)
+        own = flat.negatives[flat.negative_offsets[b] : flat.negative_offsets[b + 1]]
+        assert own.tolist() == alone.negatives.tolist()
+        assert (flat.cost[b], flat.bound[b]) == (alone.cost, alone.bound)
+
+
+def test_opt_select_refuses_unscaled_rewards_whose_weights_leave_float64() -> None:
+    X = np.arange(8.0).reshape(2, 4, 1)
+    none = {"k": 1, "reward_scale": "none"}
+    r = np.array([[0.0, 1, 2, 3], [9.0, 0, 1, 1796]])
+    assert select.opt_select(X, r, **none).positive.tolist() == [3, 3]  # not in the pool's mean
+    with pytest.raises(ValueError, match=r"reward_scale: .* got 1796.0 at group 1, row 3"):
+        select.opt_select(X, r, cover_top=True, **none)
+    with pytest.raises(ValueError, match=r"got 1796.0 at group 1, row 3"):
+        select.opt_select(X.reshape(8, 1), r.ravel(), offsets=[0, 4, 8], cover_top=True, **none)
+    with pytest.raises(ValueError, match=r"within 599 .* got 1796.0 at row 2"):
+        select.opt_select(X[0], [1800.0, 0, 1796, 0], **none)  # the place counts the best one
+    for far in (1e308, -1e308):
+        with pytest.raises(ValueError, match="within 599"):
+            select.opt_select(X[0], [1.1e308, far, -far, 0], **none)
+    select.opt_select(X[0], [1e4, 599.0, -599.0, 0], **none)
+    with pytest.raises(ValueError, match="reward_scale: expected one of 'minmax', 'none'"):
+        select.opt_select(X[0], r[0], reward_scale="zscore")
