@@ -203,7 +203,8 @@ class CausalLM:
         own = [vars(module).get("forward") for module in (around, base, head) if module is not None]
         classes = (type(around).forward, type(base).forward, getattr(type(head), "forward", None))
         implementation = getattr(base.config, "_attn_implementation", None)
-        rules = (self.softcap, self.temperature, implementation)
+        named = getattr(base.config, "return_dict", True)
+        rules = (self.softcap, self.temperature, implementation, named)
         return (base, head, type(head), *own, *classes, kind, hooks, rules)
 
 

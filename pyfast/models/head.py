@@ -101,6 +101,8 @@ def check_head(lm: CausalLM) -> tuple[torch.dtype | None, int]:
     name = type(lm.base).__name__
     if lm.head is None:
         raise ValueError(f"model: {name} has no head that gives logits")
+    if not getattr(lm.base.config, "return_dict", True):
+        raise ValueError(f"model: {name} gives bare tuples; set model.config.return_dict = True")
     size = lm.base.get_input_embeddings().weight.shape[0]
     tokens = (torch.arange(1, TOKENS + 1, device=lm.device) % size)[None]
     with _listening(lm) as heard, _outside_autocast(lm):

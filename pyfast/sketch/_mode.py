@@ -45,7 +45,7 @@ def mode(model: Any, base: Any, silent: frozenset[int]) -> Hashable:
     """
     config = base.config
     modules = walk(model)
-    names = ("_attn_implementation", "_experts_implementation")
+    names = ("_attn_implementation", "_experts_implementation", "return_dict")
     return (
         tuple(_of_module(module) for module in modules),
         frozenset(
@@ -64,14 +64,14 @@ def mode(model: Any, base: Any, silent: frozenset[int]) -> Hashable:
 def _of_module(module: Any) -> Hashable:
     """Training or not, what is hooked in, what was put in its place, and its numbers and names."""
     own = module.__dict__
-    hooks = tuple(key for name in _HOOKS if own[name] for key in own[name])  # none comes twice
+    hooks = tuple(key for name in _HOOKS for key in own.get(name, ()))  # none comes twice
     switches = tuple(
         (name, value)
         for name, value in own.items()
         if _is_switch(name) and isinstance(value, (int, float))
     )
     forward = _Same(own["forward"]) if "forward" in own else None
-    return weakref.ref(module), own["training"], forward, hooks, switches
+    return weakref.ref(module), bool(module.training), forward, hooks, switches
 
 
 class _Same:

@@ -114,7 +114,9 @@ def write_less(pool: SketchPool, folder: str | Path) -> Path:
     A gradient that is not finite becomes a row of zeros, with a warning: LESS would rank NaN first.
 
     LESS's gradient is of the mean loss over tokens, ours of the summed log-probability: rows are
-    divided by minus the response's length. Its Adam-preconditioned variant is not this.
+    divided by minus the response's length. Its main variant, training gradients scaled by
+    Adam's state, is not this and not in a pool: docs/sketch-pools.md says how to make it from
+    `LoraGradients.gradients`.
     """
     target = Path(folder) / f"dim{pool.sketches.shape[1]}"
     if target.exists():

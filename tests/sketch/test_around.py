@@ -60,3 +60,24 @@ def test_adapters_that_begin_at_some_tokens_are_refused(tiny):
     for make in (lambda: sketch.LoraGradients(model, 256), lambda: GroupScorer(model)):
         with pytest.raises(ValueError, match="'default' is an aLoRA, which begins at its"):
             make()
+
+
+def test_a_backbone_that_is_compiled_inside_the_model(tiny):
+    model = tiny.lora()
+    expected = sketch.LoraGradients(model, 256, batching="alone").responses(tiny.responses(2))
+    base = model.get_base_model()
+    base.model = torch.compile(base.model, backend="eager")
+    found = sketch.LoraGradients(model, 256, batching="alone").responses(tiny.responses(2))
+    assert relative(found.sketches.numpy(), expected.sketches.numpy()) < 1e-5
+
+
+def test_a_model_that_gives_bare_tuples_is_refused(tiny):
+    model = tiny.lora()
+    collector = sketch.LoraGradients(model, 256)
+    model.get_base_model().config.return_dict = False
+    for run in (
+        lambda: sketch.LoraGradients(model, 256),
+        lambda: collector.responses([([1], [2])]),
+    ):
+        with pytest.raises(ValueError, match="gives bare tuples; set "):
+            run()

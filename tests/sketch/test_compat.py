@@ -1,5 +1,6 @@
 """The signatures and files that users of TRAK and LESS know."""
 
+import copy
 import enum
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 from pyfast import sketch
+from pyfast.sketch._batches import pad
 from pyfast.sketch.compat import TrakProjector, write_less
 
 
@@ -70,3 +72,41 @@ def test_less_gets_zeros_for_what_is_not_finite(tiny, tmp_path):
         rows = torch.load(folder / name, weights_only=True)
         assert rows.isfinite().all()
         assert rows.any(dim=1).tolist() == [True, False, True]
+
+
+def test_less_gradients_that_adam_has_scaled(tiny):
+    """What docs/sketch-pools.md says of LESS's main variant, against a step of torch's Adam."""
+    model, responses = tiny.lora(), tiny.responses(3)
+    collector = sketch.LoraGradients(model, 256)
+    named = dict(model.named_parameters())
+    weights = [named[f"{name}.weight"] for name in collector.names]
+
+    def step(optimizer, prompt, response):
+        optimizer.zero_grad()
+        ids = torch.tensor([[*prompt, *response]])
+        labels = torch.tensor([[-100] * len(prompt) + list(response)])
+        model(input_ids=ids, labels=labels).loss.backward()
+        optimizer.step()
+
+    adam = torch.optim.Adam(weights, lr=0.0)
+    for prompt, response in tiny.responses(3, seed=1):
+        step(adam, prompt, response)
+    before = copy.deepcopy(adam.state_dict())
+
+    def laid_out(optimizer, key):
+        found = (optimizer.state[weight][key] for weight in weights)
+        return torch.cat([
+            (x.T if ".lora_A." in name else x).reshape(-1)
+            for name, x in zip(collector.names, found, strict=True)
+        ])  # fmt: skip
+
+    m, v = laid_out(adam, "exp_avg"), laid_out(adam, "exp_avg_sq")
+    lengths = torch.tensor([len(response) for _, response in responses])
+    g = -collector.gradients(*pad(responses)) / lengths[:, None]
+    scaled = (0.9 * m + 0.1 * g) / ((0.999 * v + 0.001 * g**2).sqrt() + 1e-8)
+    for row, (prompt, response) in zip(scaled, responses, strict=True):
+        adam.load_state_dict(copy.deepcopy(before))
+        step(adam, prompt, response)
+        want = laid_out(adam, "exp_avg") / (laid_out(adam, "exp_avg_sq").sqrt() + 1e-8)
+        assert (row - want).norm() <= 1e-4 * want.norm()
+    assert sketch.project(scaled, dim=256).shape == (3, 256)
