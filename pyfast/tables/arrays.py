@@ -8,6 +8,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pyfast import _arguments as args
+
 Floats = NDArray[np.float32] | NDArray[np.float64]
 
 
@@ -100,8 +102,4 @@ def _floats(values: pa.Array, name: str) -> Floats:
         raise ValueError(f"{name}: expected a number in every place, got null")
     if not (pa.types.is_floating(values.type) or pa.types.is_integer(values.type)):
         raise ValueError(f"{name}: expected numbers, got {values.type}")
-    found: Any = values.to_numpy(zero_copy_only=False)
-    if found.dtype not in (np.float32, np.float64):
-        found = found.astype(np.float32 if found.dtype == np.float16 else np.float64)
-    numbers: Floats = found
-    return numbers
+    return args.as_floats(values.to_numpy(zero_copy_only=False), name)

@@ -173,3 +173,15 @@ def test_what_does_not_fit_is_told(groups):
     with pytest.raises(ValueError, match="format: expected one of"):
         stages.export(groups, format="csv")
     assert stages.select(groups.slice(0, 0)).num_rows == 0
+
+
+@pytest.mark.parametrize("name", ["scores", "embeddings"])
+def test_integers_that_float64_would_round_are_refused(groups, name):
+    near = [[2**62 + 1 + i for i in range(size)] for size in SIZES]
+    column = pa.array(near if name == "scores" else [[[x, 1] for x in row] for row in near])
+    table = arrays.set_column(groups, name, column)
+    with pytest.raises(ValueError, match=rf"{name}: .* float64 holds exactly, got {2**62 + 1} at"):
+        stages.select(table, selector="opt-select", k=1)
+    exact = arrays.set_column(groups, "scores", pa.array([list(range(size)) for size in SIZES]))
+    found = stages.select(exact, selector="bottom-k", k=1)
+    assert found["positive"].to_pylist() == [size - 1 for size in SIZES]
