@@ -19,10 +19,12 @@ def whole(table: pa.Table, name: str) -> pa.Array:
     Raises
     ------
     ValueError
-        If there is no such column; it names those that there are.
+        If there is no such column, or more than one; it names those that there are.
     """
     if name not in table.column_names:
         raise ValueError(f"{name}: expected a column of this name, got {table.column_names}")
+    if table.column_names.count(name) > 1:
+        raise ValueError(f"{name}: expected one column of this name, got {table.column_names}")
     column = table.column(name)
     array = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
     if isinstance(array, pa.ChunkedArray):  # of an empty table

@@ -185,3 +185,9 @@ def test_integers_that_float64_would_round_are_refused(groups, name):
     exact = arrays.set_column(groups, "scores", pa.array([list(range(size)) for size in SIZES]))
     found = stages.select(exact, selector="bottom-k", k=1)
     assert found["positive"].to_pylist() == [size - 1 for size in SIZES]
+
+
+def test_a_column_that_is_there_twice_is_refused(groups):
+    twice = groups.append_column("scores", groups["scores"])
+    with pytest.raises(ValueError, match="scores: expected one column of this name, got"):
+        stages.select(twice, selector="bottom-k", k=1)
