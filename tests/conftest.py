@@ -146,3 +146,17 @@ def tiny_encoder(tiny, tmp_path_factory) -> Path:
     model.save_pretrained(folder)
     tiny.tokenizer(start=True).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def fresh_accelerate():
+    """Let a test choose its own mixed precision: accelerate keeps the first of a process."""
+    from accelerate.state import AcceleratorState, PartialState
+
+    def forget():
+        AcceleratorState._reset_state()
+        PartialState._reset_state()
+
+    forget()
+    yield
+    forget()

@@ -191,7 +191,7 @@ def test_what_is_done_before_the_head_is_refused(model, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["bf16", "fp16"])
-def test_models_from_accelerate(model, kind):
+def test_models_from_accelerate(model, kind, fresh_accelerate):
     exact = one_at_a_time(model, GROUPS).detach()
     if kind == "bf16":
         prepared = Accelerator(mixed_precision="bf16", cpu=True).prepare(model)

@@ -11,7 +11,7 @@ from pyfast.sketch import _fingerprint, reference
 from pyfast.sketch._batches import pad
 
 
-def test_a_peft_model_from_accelerate_computes_in_its_autocast(tiny):
+def test_a_peft_model_from_accelerate_computes_in_its_autocast(tiny, fresh_accelerate):
     responses = tiny.responses(5)
     batch = pad(responses)
     exact = sketch.LoraGradients(tiny.lora(), 256)
