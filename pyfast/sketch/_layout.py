@@ -187,6 +187,8 @@ def check_tokens(
         responses, layout = rows, Layout.of_rows(rows, length)
         if positions is None and real is not None:
             positions = (real.cumsum(1) - 1).clamp(min=0)
+        elif positions is not None:
+            _refuse_falling(positions, mask, real)
     else:
         owners, responses, first = _packed(segments, mask, positions, ids)
         layout = Layout.of_owners(owners, responses)
@@ -197,6 +199,16 @@ def check_tokens(
         _refuse_at(mask & padded, "response_mask", "no padding just before a response token")
     attention = None if real is None else real.long()
     return Tokens(ids, mask, attention, positions, owners, responses, layout)
+
+
+def _refuse_falling(positions: Tensor, mask: Tensor, real: Tensor | None) -> None:
+    """Refuse rows of several texts that do not say so: they would count as one response."""
+    read = mask.flip(1).cumsum(1).flip(1) > 0  # up to the last token of the response
+    read = read if real is None else read & real
+    falls = torch.zeros_like(mask)
+    falls[:, 1:] = (positions[:, 1:] <= positions[:, :-1]) & read[:, 1:] & read[:, :-1]
+    wanted = "positions that rise within a row (rows of several responses need segments)"
+    _refuse_at(falls, "position_ids", wanted)
 
 
 def _packed(

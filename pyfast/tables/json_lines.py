@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.json as pj
 
 from pyfast.tables.json_text import with_fields
@@ -92,9 +93,29 @@ def parse(path: Path, number: int, lines: Lines, needs: Needs | None) -> pa.Tabl
     if table.num_rows != len(lines):
         _find_bad(path, lines, needs)
         raise ValueError(f"{path}: lines {number} and on: expected one JSON object a line")
+    _refuse_rounded(path, lines, table, known)
     wanted = table.column_names if needs is None else [n for n in table.column_names if n in needs]
     present = [name for name in wanted if table[name].null_count < len(lines)]
     return table.select(present)
+
+
+def _refuse_rounded(
+    path: Path, lines: Lines, table: pa.Table, known: Mapping[str, pa.DataType]
+) -> None:
+    """Refuse whole numbers that float64 does not hold: they would be other numbers, or tie."""
+    for name, kind in known.items():
+        if kind != pa.list_(pa.float64()) or name not in table.column_names:
+            continue
+        values = table[name].combine_chunks().flatten()
+        largest = pc.max(pc.abs(values)).as_py()
+        if largest is None or not largest >= 2**53:
+            continue
+        for number, line in lines:
+            for value in json.loads(line).get(name) or ():
+                if isinstance(value, int) and int(float(value)) != value:
+                    raise ValueError(
+                        f"{path}:{number}: {name}: expected numbers that float64 holds, got {value}"
+                    )
 
 
 def _find_bad(path: Path, lines: Lines, needs: Needs | None) -> None:

@@ -276,6 +276,8 @@ def _check_numbers(record: dict[str, Any], name: str, n: int, nullable: bool) ->
             continue
         if not _is_finite(value):
             raise UserError(f"{name}[{i}]: expected a finite number, got {reprlib.repr(value)}")
+        if type(value) is int and int(float(value)) != value:
+            raise UserError(f"{name}[{i}]: expected a number that float64 holds, got {value}")
 
 
 def _is_finite(value: Any) -> bool:

@@ -106,3 +106,16 @@ def test_token_ids_of_any_integer_kind(tiny, kind):
     responses = tiny.responses(3)
     found = collector.responses([(kind(p), kind(r)) for p, r in responses])
     assert torch.equal(found.sketches, collector.responses(responses).sketches)
+
+
+def test_packed_rows_that_do_not_say_so_are_refused(tiny):
+    collector = sketch.LoraGradients(tiny.lora(), 256)
+    ids = torch.tensor([[4, 5, 6, 7, 8, 9]])
+    mask = torch.tensor([[0, 1, 1, 0, 1, 1]])
+    with pytest.raises(ValueError, match=r"position_ids: .*need segments.*row 0, column 3"):
+        collector.batch(ids, mask, position_ids=[[0, 1, 2, 0, 1, 2]])
+    # padding may say what it likes, before and after what is read
+    padded = torch.tensor([[0, 0, 1, 1, 1, 1]])
+    answer = torch.tensor([[0, 0, 0, 0, 1, 1]])
+    collector.batch(ids, answer, padded, position_ids=[[1, 1, 0, 1, 2, 3]])
+    collector.batch(ids, [[0, 1, 1, 0, 0, 0]], position_ids=[[0, 1, 2, 0, 0, 0]])

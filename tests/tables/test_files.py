@@ -181,6 +181,10 @@ def test_what_is_there_is_not_made_again(work, tmp_path):
         ),
         ('{"scores": "high"}', "a.jsonl:4: scores: expected list"),
         ('{"scores": [1, 2]}', "a.jsonl:4: embeddings: expected a list in every row, got null$"),
+        (
+            '{"scores": [1e300, 4611686018427387905], "embeddings": [[1], [2]]}',
+            "a.jsonl:4: scores: expected numbers that float64 holds, got 4611686018427387905",
+        ),
     ],
 )
 def test_a_bad_line_is_named_and_nothing_is_written(work, tmp_path, text, message):

@@ -94,6 +94,10 @@ def test_groups_survive_a_file(tmp_path):
             "scores[0]: expected a finite number, got None",
         ),
         (
+            '{"prompt": "p", "responses": ["a"], "scores": [4611686018427387905]}',
+            "scores[0]: expected a number that float64 holds, got 4611686018427387905",
+        ),
+        (
             '{"prompt": "p", "responses": ["a"], "embeddings": [[1], [2]]}',
             "embeddings: expected 1 rows of equally many numbers",
         ),
