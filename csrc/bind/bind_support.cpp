@@ -100,6 +100,7 @@ bool surely_distances_groups(const py::array& distances, const py::array& offset
 
 py::array_t<index> random_subsets(const py::array& sizes, index k, std::uint64_t seed) {
   const index* n = checked<index>(sizes, "sizes", 1);
+  check_range(k, "k", 1, index{1} << 32);  // of no sizes at all, too
   for (index b = 0; b < sizes.size(); ++b) {
     check_range(n[b], "sizes", 1, index{1} << 32);
     check_range(k, "k", 1, n[b]);
