@@ -41,7 +41,7 @@ class Context:
         policy = self.policy.logps(group.prompt, group.responses)
         scores = None if group.scores is None else policy.new_tensor(list(group.scores))
         lengths = torch.tensor([len(tokens) for tokens in group.responses], device=policy.device)
-        return Scored(policy, reference.to(policy.device), scores, lengths)
+        return Scored(policy, reference.to(policy.device), scores, lengths, group.plan)
 
     def share(self, groups: Sequence[TrainingGroup]) -> Sequence[TrainingGroup]:
         """Return the groups of this process: alone, all."""

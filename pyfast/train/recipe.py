@@ -31,12 +31,15 @@ class Scored:
         Where the group has them.
     lengths : int64 tensor (n,)
         Tokens of the responses.
+    plan : object
+        The group's `TrainingGroup.plan`, as it was.
     """
 
     policy_logps: Tensor
     ref_logps: Tensor
     scores: Tensor | None
     lengths: Tensor
+    plan: Any = None
 
 
 @dataclass
@@ -58,6 +61,8 @@ class TrainingGroup:
         gives no gradient.
     measured : dict
         What its selection measured, for the step's line of metrics.
+    plan : object, optional
+        What the recipe decided of this group that its loss is to know, such as weights.
     line : callable, optional
         Given what was scored (None if nothing was), the group's line for ``groups.jsonl``.
     """
@@ -68,6 +73,7 @@ class TrainingGroup:
     ref_logps: Tensor | None = None
     prefers: bool = True
     measured: dict[str, float] = field(default_factory=dict)
+    plan: Any = None
     line: Callable[[Scored | None], str] | None = None
 
 
