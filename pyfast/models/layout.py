@@ -30,6 +30,10 @@ class Layout:
         The response tokens, group by group, response by response.
     counts : list of int
         Tokens of each response; they add up to T.
+    own : int64 tensor (T,), or None
+        The places of the response tokens themselves, where rows are whole.
+    prompts : list of (int, int)
+        For each response the place where its prompt begins, and the prompt's tokens.
     """
 
     tokens: Tensor
@@ -38,6 +42,8 @@ class Layout:
     sources: Tensor
     labels: Tensor
     counts: list[int]
+    own: Tensor | None
+    prompts: list[tuple[int, int]]
 
 
 def lay_out(groups: Sequence[Group], *, share: bool = True, whole: bool = False) -> Layout:
@@ -55,7 +61,7 @@ def lay_out(groups: Sequence[Group], *, share: bool = True, whole: bool = False)
         groups_of_rows: list[Group] = [(x, [y]) for x, responses in groups for y in responses]
     else:
         groups_of_rows = list(groups)
-    rows, sources, counts = [], [], []
+    rows, sources, own, counts, prompts = [], [], [], [], []
     labels: list[int] = []
     for row, (prompt, responses) in enumerate(groups_of_rows):
         read, at = list(prompt), list(range(len(prompt)))
@@ -64,6 +70,8 @@ def lay_out(groups: Sequence[Group], *, share: bool = True, whole: bool = False)
             first, rest = len(read), len(response) - (0 if whole else 1)
             places = (len(prompt) - 1, *range(first, first + len(response) - 1))
             sources += [(row, place) for place in places]
+            own += [(row, first + i) for i in range(len(response))]
+            prompts.append((row, len(prompt)))
             read += response[:rest]
             at += range(len(prompt), len(prompt) + rest)
             whose += [segment] * rest
@@ -75,8 +83,19 @@ def lay_out(groups: Sequence[Group], *, share: bool = True, whole: bool = False)
         torch.tensor([row[i] + [fill] * (length - len(row[i])) for row in rows])
         for i, fill in enumerate((0, 0, -1))
     )
-    flat = torch.tensor([row * length + place for row, place in sources])
-    return Layout(tokens, positions, segments, flat, torch.tensor(labels), counts)
+    flat, flat_own = (
+        torch.tensor([row * length + place for row, place in found]) for found in (sources, own)
+    )
+    return Layout(
+        tokens,
+        positions,
+        segments,
+        flat,
+        torch.tensor(labels),
+        counts,
+        flat_own if whole else None,
+        [(row * length, count) for row, count in prompts],
+    )
 
 
 def check_integers(tokens: Sequence[int], group: int) -> None:

@@ -11,7 +11,7 @@ the same log-probabilities. A model that cannot take such a row gets one row for
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -31,6 +31,8 @@ from pyfast.models.limits import find_length, find_longest_row, find_window, spe
 from pyfast.models.parallel import refuse_outside_ddp
 from pyfast.models.probe import Probe
 from pyfast.models.shared_attention import SharedPromptMask
+
+Features: TypeAlias = Literal["response", "all"]
 
 
 class GroupScorer:
@@ -92,28 +94,75 @@ class GroupScorer:
             `share` is ``True`` and these groups cannot, or if the gradients would miss the DDP
             that the model is wrapped in.
         """
+        (logps,) = self._each(groups, None)
+        return logps
+
+    def logps_and_features(
+        self, groups: Sequence[Group], features: Features = "response"
+    ) -> tuple[Tensor, Tensor]:
+        """Return what `logps` returns, and a feature vector of every response by the same pass.
+
+        Parameters
+        ----------
+        groups : sequence of (prompt, responses)
+            As for `logps`.
+        features : {"response", "all"}
+            The mean of the last hidden states, after the model's final norm, at the response's
+            own tokens, the last one included; or at these and those of the prompt. (The states
+            that *predict* the response, one place earlier, are what log-probs are made of.)
+
+        Returns
+        -------
+        logps : float32 tensor (responses of all groups,)
+        features : float tensor (responses of all groups, H)
+            float32, or float64 from a model of that type; not scaled.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `logps`.
+
+        Notes
+        -----
+        MASS-DPO, appendix B.3.
+        """
+        if features not in ("response", "all"):
+            raise ValueError(f"features: expected 'response' or 'all', got {features!r}")
+        logps, vectors = self._each(groups, features)
+        return logps, vectors
+
+    def _each(self, groups: Sequence[Group], features: Features | None) -> tuple[Tensor, ...]:
+        """Return what `_score` finds of groups, in the order of their responses."""
         check_groups(groups)
         refuse_outside_ddp(self.lm.model)
         if self.lm.check():
             self._try_out()
-        reason = self.why_apart(groups)
+        reason = self.why_apart(groups, whole=features is not None)
         self._refuse(reason)
         self._check_tokens(groups)
         found, order = [], []
         for numbers, part in self._calls(groups):
-            found.append(self._score(part, share=reason is None))
+            found.append(self._score(part, reason is None, features))
             order += numbers
-        places = torch.tensor(order, device=found[0].device).argsort()
-        return torch.cat(found).index_select(0, places)
+        places = torch.tensor(order, device=found[0][0].device).argsort()
+        return tuple(torch.cat(parts).index_select(0, places) for parts in zip(*found, strict=True))
 
-    def why_apart(self, groups: Sequence[Group]) -> str | None:
-        """Return why `logps` reads a prompt of these groups with every response; None if once."""
+    def why_apart(self, groups: Sequence[Group], *, whole: bool = False) -> str | None:
+        """Return why a prompt of these groups is read with every response; None if once.
+
+        Parameters
+        ----------
+        groups : sequence of (prompt, responses)
+        whole : bool
+            Whether the last token of each response is read too, as `logps_and_features` does.
+        """
         if self.why_not_shared is not None:
             return self.why_not_shared
         longest = max((len(x) + max(map(len, ys), default=0) for x, ys in groups), default=0)
         if self._window is not None and longest > self._window:
             return f"{longest} tokens of a prompt and response exceed the window of {self._window}"
-        row = max((len(x) + sum(len(y) - 1 for y in ys) for x, ys in groups), default=0)
+        last = 0 if whole else 1
+        row = max((len(x) + sum(len(y) - last for y in ys) for x, ys in groups), default=0)
         if self._longest_row is not None and row > self._longest_row:
             return f"{row} tokens of a row exceed the {self._longest_row} that a layer's mask spans"
         return None
@@ -165,17 +214,28 @@ class GroupScorer:
                     part.append((prompt, [y for _, y in kept]))
             yield numbers_of, part
 
-    def _score(self, groups: Sequence[Group], *, share: bool) -> Tensor:
-        """Return the log-probs of groups that may stand in one call."""
+    def _score(
+        self, groups: Sequence[Group], share: bool, features: Features | None
+    ) -> tuple[Tensor, ...]:
+        """Return the log-probs, and features, of groups that may stand in one call."""
         if self.why_alone is not None:
             ((prompt, (response,)),) = groups
-            tokens = torch.tensor([[*prompt, *response]])
-            hidden = self._alone(tokens)[len(prompt) - 1 : -1]
-            labels, counts = torch.tensor(response), [len(response)]
+            states = self._alone(torch.tensor([[*prompt, *response]]))
+            start, labels, counts = len(prompt), torch.tensor(response), [len(response)]
+            hidden, own, before = states[start - 1 : -1], states[start:], [states[:start]]
         else:
-            layout = lay_out(groups, share=share, whole=self._regime is not None)
-            hidden, labels, counts = self._hidden(layout), layout.labels, layout.counts
-        return self.lm.logps(hidden, labels.to(hidden.device), counts)
+            whole = features is not None or self._regime is not None
+            layout = lay_out(groups, share=share, whole=whole)
+            states, labels, counts = self._states(layout), layout.labels, layout.counts
+            hidden = _at(states, layout.sources)
+            if features is not None:
+                assert layout.own is not None
+                own = _at(states, layout.own)
+                before = [states[start : start + count] for start, count in layout.prompts]
+        logps = self.lm.logps(hidden, labels.to(hidden.device), counts)
+        if features is None:
+            return (logps,)
+        return logps, _means(own, counts, before if features == "all" else None)
 
     def _alone(self, tokens: Tensor) -> Tensor:
         """Return the hidden states of one row (1, L), read as the model reads it by itself."""
@@ -187,19 +247,21 @@ class GroupScorer:
 
     def _hidden(self, layout: Layout) -> Tensor:
         """Return the hidden states that predict the response tokens, (T, H)."""
+        return _at(self._states(layout), layout.sources)
+
+    def _states(self, layout: Layout) -> Tensor:
+        """Return the hidden states of all places, (rows * L, H)."""
         device = self.lm.device
         if self._regime is not None and self._regime(int(layout.positions.max()) + 1):
             forget(self.lm.backbone, device)
         with self.lm.autocast():
-            states = self.lm.backbone(
+            states: Tensor = self.lm.backbone(
                 input_ids=layout.tokens.to(device),
                 position_ids=layout.positions.to(device),
                 attention_mask=self._mask(layout.segments.to(device)),
                 use_cache=False,
             ).last_hidden_state
-        # Not by [...]: several responses start from one state, and the backward pass of that adds
-        # their gradients in the order in which threads come by.
-        return states.flatten(0, 1).index_select(0, layout.sources.to(states.device))  # type: ignore[no-any-return]
+        return states.flatten(0, 1)
 
     def _mask(self, segments: Tensor) -> Any:
         """Return the attention mask of rows with these segments, as the model takes it."""
@@ -253,6 +315,25 @@ class GroupScorer:
         if torch.is_autocast_enabled(kind) or self.lm.autocast_type is not None:
             return True
         return any(p.dtype in halves for p in self.lm.base.parameters())
+
+
+def _at(states: Tensor, places: Tensor) -> Tensor:
+    """Return the states at places.
+
+    Not by [...]: several responses start from one state, and the backward pass of that adds their
+    gradients in the order in which threads come by.
+    """
+    return states.index_select(0, places.to(states.device))
+
+
+def _means(own: Tensor, counts: list[int], before: list[Tensor] | None) -> Tensor:
+    """Return the mean of each response's states, and of those before it; in float32 or wider."""
+    wide = torch.promote_types(own.dtype, torch.float32)
+    sums = [part.sum(0, dtype=wide) for part in torch.split(own, counts)]
+    if before is not None:
+        sums = [x + part.sum(0, dtype=wide) for x, part in zip(sums, before, strict=True)]
+        counts = [count + len(part) for count, part in zip(counts, before, strict=True)]
+    return torch.stack([x / count for x, count in zip(sums, counts, strict=True)])
 
 
 class GroupScorerModule(torch.nn.Module):

@@ -337,8 +337,10 @@ def mass_dpo_vectors(
     phi = features[pool] - features[preferred]
     log_ratio = policy - ref
     s = beta * (log_ratio[pool] - log_ratio[preferred])
-    Z = -float(np.log(np.exp(s).sum()))
-    p = np.exp(s) / np.exp(s).sum()
+    top = s.max()  # no exponential overflows
+    total = np.exp(s - top).sum()
+    Z = -float(top + np.log(total))
+    p = np.exp(s - top) / total
     return pool, np.sqrt(p)[:, None] * (phi - p @ phi), Z
 
 

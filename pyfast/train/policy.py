@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pyfast.models import checkpointing, lora
-from pyfast.models.shared_prompt import GroupScorer
+from pyfast.models.shared_prompt import Features, GroupScorer
 from pyfast.train import adapters, merging, pretrained
 from pyfast.train.config import SamplingConfig
 from pyfast.train.errors import UserError
@@ -211,14 +211,46 @@ class Policy:
         """
         with contextlib.ExitStack() as stack:
             if reference:
-                if self._merged:
-                    raise ValueError("reference: the adapter is folded into the weights just now")
-                stack.enter_context(torch.no_grad())
-                stack.enter_context(self.model.disable_adapter())
+                stack.enter_context(self._as_reference())
             else:
                 how = self._checkpointing
                 stack.enter_context(checkpointing.checkpointed(self._checkpointed, how))
             return self._scorer.logps([(prompt_ids, responses)])
+
+    def logps_and_features(
+        self,
+        prompt_ids: list[int],
+        responses: list[list[int]],
+        features: Features = "response",
+        *,
+        reference: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """Return log pi(y|x) and a feature vector of each response to one prompt; no gradients.
+
+        Parameters
+        ----------
+        prompt_ids, responses, reference
+            As for `logps`.
+        features : {"response", "all"}
+            `GroupScorer.logps_and_features`.
+
+        Returns
+        -------
+        logps : float32 tensor (n,)
+        features : float32 tensor (n, H)
+            float64 from a model of that type.
+        """
+        how = self._as_reference() if reference else torch.no_grad()
+        with how:
+            return self._scorer.logps_and_features([(prompt_ids, responses)], features)
+
+    @contextlib.contextmanager
+    def _as_reference(self) -> Iterator[None]:
+        """Switch the adapter off for a while, and compute no gradient."""
+        if self._merged:
+            raise ValueError("reference: the adapter is folded into the weights just now")
+        with torch.no_grad(), self.model.disable_adapter():
+            yield
 
 
 def _with_lora(base: Any, rank: int, alpha: float, targets: str | list[str], seed: int) -> Any:
