@@ -18,10 +18,11 @@ from importlib.metadata import version
 from pyfast.cli import env, plot, select, stages, train
 from pyfast.cli._common import Help, Parser
 from pyfast.cli.train import DEMO_CONFIG as DEMO_CONFIG
-from pyfast.train.errors import UserError
+from pyfast.train.errors import UserError, WaitingError
 
-DONE, UNEXPECTED, USERS, INTERRUPTED = 0, 1, 2, 130
-"""Exit statuses: done; a fault that is perhaps ours; what the user can mend; Ctrl-C."""
+DONE, UNEXPECTED, USERS, WAITING, INTERRUPTED = 0, 1, 2, 3, 130
+"""Exit statuses: done; a fault that is perhaps ours; what the user can mend; a run that stopped to
+wait for labels; Ctrl-C."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,8 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     -------
     int
         Exit status: 0 done; 2 what the user can mend (settings, files, a full disk, too little
-        memory), 1 anything else, both told in one line; 130 interrupted. With ``--debug`` or
-        ``PYFAST_DEBUG=1`` the traceback comes before that line.
+        memory), 1 anything else, 3 a run waits for labels, all told in one line; 130 interrupted.
+        With ``--debug`` or ``PYFAST_DEBUG=1`` the traceback comes before that line.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments or os.environ.get("PYFAST_DEBUG", "0") not in ("", "0")
@@ -81,7 +82,8 @@ def _told(error: BaseException, debug: bool) -> int:
     if debug:
         traceback.print_exception(error)
     message, status = _message(error)
-    print(f"pyfast: error: {' '.join(message.split())}", file=sys.stderr)
+    kind = "waiting" if status == WAITING else "error"
+    print(f"pyfast: {kind}: {' '.join(message.split())}", file=sys.stderr)
     _drop_unwritten()
     return status
 
@@ -90,7 +92,7 @@ def _message(error: BaseException) -> tuple[str, int]:
     """Return an error's line, and the exit status that goes with it."""
     kind, said = type(error).__name__, str(error)
     if isinstance(error, UserError):
-        return said, USERS
+        return said, WAITING if isinstance(error, WaitingError) else USERS
     if isinstance(error, OSError) and error.strerror:
         where = error.filename2 or error.filename
         place = f"{os.fsdecode(where)}: " if isinstance(where, str | bytes | os.PathLike) else ""

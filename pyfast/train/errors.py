@@ -9,3 +9,7 @@ class UserError(ValueError):
 
 class DivergedError(UserError):
     """The model's numbers are no longer finite, after a step that was too long say."""
+
+
+class WaitingError(UserError):
+    """No fault: the run waits for somebody, and goes on when it is started again."""

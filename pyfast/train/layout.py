@@ -13,14 +13,18 @@ RUN_MARK = "environment.json"
 APPENDED = ("metrics.jsonl", "groups.jsonl")
 """The files of a run folder that grow by a line a step or a group."""
 
+LABELS = "labels.jsonl"
+"""The answers of an oracle: a file that grows too, and is never cut back."""
+
 TIMES = "timings.jsonl"
 """Seconds of each step: a file that grows too, but differs from run to run."""
 
 FILES = (
-    ".lock", RUN_MARK, "config.json", *APPENDED, TIMES, "eval_before.jsonl", "eval_after.jsonl",
-    "summary.json", "training_curves.png", "heldout_scores.png", "selected_responses.png",
+    ".lock", RUN_MARK, "config.json", *APPENDED, TIMES, LABELS, "eval_before.jsonl",
+    "eval_after.jsonl", "summary.json", "training_curves.png", "heldout_scores.png",
+    "selected_responses.png",
 )  # fmt: skip
-FOLDERS = ("adapter", "checkpoint", "evaluation", "kept")
+FOLDERS = ("adapter", "checkpoint", "evaluation", "kept", "questions")
 
 
 def check_own(out: Path) -> None:

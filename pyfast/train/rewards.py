@@ -23,13 +23,15 @@ the prompt's record in the prompts file, by name.
 """
 
 
-def load(spec: str) -> Reward:
+def load(spec: str, setting: str = "scoring.reward") -> Reward:
     """Find a reward by name.
 
     Parameters
     ----------
     spec : str
         ``"vader"``, or ``"package.module:function"``; the current folder is searched too.
+    setting : str
+        What errors call it.
 
     Raises
     ------
@@ -38,28 +40,50 @@ def load(spec: str) -> Reward:
         not trust.
     """
     if spec == "vader":
-        return vader()
+        return vader(setting)
+    reward: Reward = imported(spec, setting, "vader")
+    return reward
+
+
+def imported(spec: str, setting: str, *others: str) -> Any:
+    """Import a function of the user's, ``"package.module:function"``.
+
+    Parameters
+    ----------
+    spec : str
+        What was given for the setting.
+    setting : str
+        What errors call it.
+    *others : str
+        What else the setting may be, for the error.
+
+    Raises
+    ------
+    UserError
+        Saying what could not be imported or found, or cannot be called.
+    """
     module_name, colon, attribute = spec.partition(":")
     if not colon or not module_name or not attribute:
-        raise UserError(f"scoring.reward: expected vader or package.module:function, got {spec!r}")
+        expected = " or ".join([", ".join(others), "package.module:function"])
+        raise UserError(f"{setting}: expected {expected}, got {spec!r}")
     here = str(Path.cwd())
     if here not in sys.path:  # an installed command does not search the current folder
         sys.path.append(here)
     try:
         with contextlib.redirect_stdout(sys.stderr):  # standard output is for results
-            reward: Any = importlib.import_module(module_name)
+            found: Any = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:
-        raise UserError(f"scoring.reward: cannot import {module_name!r}: {_told(error)}") from error
+        raise UserError(f"{setting}: cannot import {module_name!r}: {told(error)}") from error
     for part in attribute.split("."):
-        if not hasattr(reward, part):
-            raise UserError(f"scoring.reward: module {module_name!r} has no {attribute!r}")
-        reward = getattr(reward, part)
-    if not callable(reward):
-        raise UserError(f"scoring.reward: {spec!r} is not callable")
-    return reward  # type: ignore[no-any-return]
+        if not hasattr(found, part):
+            raise UserError(f"{setting}: module {module_name!r} has no {attribute!r}")
+        found = getattr(found, part)
+    if not callable(found):
+        raise UserError(f"{setting}: {spec!r} is not callable")
+    return found
 
 
-def vader() -> Reward:
+def vader(setting: str = "scoring.reward") -> Reward:
     """Return the VADER sentiment of each response, its compound score scaled to [0, 1].
 
     0 is most negative, 0.5 neutral, 1 most positive (Hutto & Gilbert, ICWSM 2014).
@@ -68,7 +92,7 @@ def vader() -> Reward:
         from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
     except ImportError:
         raise UserError(
-            "scoring.reward: vader needs the package vaderSentiment (pip install vaderSentiment)"
+            f"{setting}: vader needs the package vaderSentiment (pip install vaderSentiment)"
         ) from None
     analyser = SentimentIntensityAnalyzer()
 
@@ -107,7 +131,7 @@ def score(reward: Reward, prompt: str, responses: Sequence[str]) -> list[float]:
             returned: Any = reward(str(prompt), list(responses), **copy.deepcopy(fields))
             scores = _listed(returned)
     except (Exception, SystemExit) as error:
-        raise UserError(f"{where}: it raised {_told(error)}") from error
+        raise UserError(f"{where}: it raised {told(error)}") from error
     wanted = f"expected {len(responses)} scores, one a response"
     if scores is None:
         raise UserError(f"{where}: {wanted}, got {_what(returned)}")
@@ -174,7 +198,7 @@ def _name(reward: Reward) -> str:
     return getattr(reward, "__qualname__", None) or type(reward).__qualname__
 
 
-def _told(error: BaseException) -> str:
+def told(error: BaseException) -> str:
     """Return an error in one line, with its kind and where it was raised."""
     lines = str(error).strip().splitlines()
     kind = type(error).__name__

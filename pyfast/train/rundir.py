@@ -19,7 +19,7 @@ from pyfast.train import checkpoint, files
 from pyfast.train import config as configs
 from pyfast.train.config import Settings
 from pyfast.train.errors import UserError
-from pyfast.train.layout import FOLDERS, RUN_MARK, check_own
+from pyfast.train.layout import FOLDERS, LABELS, RUN_MARK, check_own
 from pyfast.train.recipe import Inputs
 
 STEPS = "optimisation.steps"
@@ -61,7 +61,8 @@ def open_run(config: Settings, inputs: Inputs, steps: int, out: Path) -> bool:
     done, finished = checkpoint.latest_step(out), (out / "summary.json").exists()
     changes = configs.differences(old, config)
     reason = _why_not(changes, environment, inputs, steps, out, done)
-    if reason is not None and (done or finished):
+    labelled = (out / LABELS).exists()  # answers are not to be had again
+    if reason is not None and (done or finished or labelled):
         raise UserError(reason)
     if reason is not None:
         sys.stderr.write(f"pyfast: {out} has no step done; starting it again, as it is asked now\n")
@@ -195,7 +196,7 @@ def check_models(out: Path, found: dict[str, dict[str, str]]) -> None:
             for part in found.get(name, {})
             if recorded.get(name, {}).get(part) != found[name][part]
         )
-        if checkpoint.latest_step(out):
+        if checkpoint.latest_step(out) or (out / LABELS).exists():
             raise UserError(
                 f"{setting}: {out} was started with a model of another content: the {part} differ; "
                 "give the same model to go on with it, or another --out"
