@@ -45,8 +45,14 @@ def test_all_negatives_count_by_n_q():
 
 @pytest.mark.parametrize(
     ("importance", "likelihood", "sums_to"),
-    [("none", True, 7), ("mean", True, 4), ("auto", True, 4)]
-    + [("none", False, 1), ("mean", False, 1), ("auto", False, 1)],
+    [
+        ("none", True, 7),
+        ("mean", True, 4),
+        ("auto", True, 4),
+        ("none", False, 1),
+        ("mean", False, 1),
+        ("auto", False, 1),
+    ],
 )
 def test_m_draws_are_forwarded_once_each(importance, likelihood, sums_to):
     config = NegativesConfig(draws=7, importance=importance)
