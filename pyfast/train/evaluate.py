@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,9 @@ def answer(
         Written whole or not at all.
     """
     # As many responses at once as training samples for one prompt, so memory is no more than there.
+    sampling = config.sampling
+    if config.evaluation.temperature is not None:
+        sampling = dataclasses.replace(sampling, temperature=config.evaluation.temperature)
     at_once = max(1, config.sampling.responses // config.evaluation.responses)
     groups = []
     bar = tqdm(total=len(prompts), desc=path.stem, unit="prompt")
@@ -44,7 +48,7 @@ def answer(
         batch = prompts[start : start + at_once]
         ids = [policy.prompt_ids(prompt) for prompt in batch]
         seeds = [derive(config.run.seed, "evaluate", start + i) for i in range(len(batch))]
-        answers = policy.answer(ids, config.evaluation.responses, config.sampling, seeds)
+        answers = policy.answer(ids, config.evaluation.responses, sampling, seeds)
         for prompt, samples in zip(batch, answers, strict=True):
             scores = rewards.score(reward, prompt, samples.texts)
             groups.append(Group(prompt, samples.texts, scores, meta={"finished": samples.finished}))

@@ -20,6 +20,9 @@ class Inputs:
     ----------
     prompts, heldout : list of str
     reward : callable
+        What the training is scored by.
+    judge : callable
+        What the evaluation is scored by; the same one, if no other is asked for.
     hashes : dict of str to str
         SHA-256 of the files by setting, ``"prompts"`` and ``"heldout"``.
     places : dict of str to list of str
@@ -29,12 +32,22 @@ class Inputs:
     prompts: list[str]
     heldout: list[str]
     reward: rewards.Reward
+    judge: rewards.Reward
     hashes: dict[str, str]
     places: dict[str, list[str]]
 
+    @property
+    def rewards(self) -> dict[str, rewards.Reward]:
+        """The scorers by name, each once."""
+        found = {"reward": self.reward}
+        return found if self.judge is self.reward else {**found, "judge": self.judge}
 
-def read_inputs(config: Any) -> Inputs:
-    """Read and check everything the user wrote, before any model is loaded."""
+
+def read_inputs(config: Any, *, judge_differs: bool = False) -> Inputs:
+    """Read and check everything the user wrote, before any model is loaded.
+
+    With `judge_differs` it is told where the evaluation has no scorer of its own.
+    """
     if config.data.prompts is None:
         raise UserError("data.prompts: expected a prompts file")
     hashes = {}
@@ -53,7 +66,8 @@ def read_inputs(config: Any) -> Inputs:
     if config.data.heldout is not None:
         data.check_heldout(texts["prompts"], texts["heldout"], config.data.heldout)
     reward = rewards.load(config.scoring.reward)
-    return Inputs(texts["prompts"], texts["heldout"], reward, hashes, places)
+    judge = rewards.load_judge(config, reward, differs=judge_differs)
+    return Inputs(texts["prompts"], texts["heldout"], reward, judge, hashes, places)
 
 
 def check_lengths(inputs: Inputs, policy: Policy, longest: int) -> None:

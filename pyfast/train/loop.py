@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from pyfast._files import write_folder
-from pyfast.train import checkpoint, files, fingerprint, loading, metrics, rundir
+from pyfast.train import checkpoint, files, fingerprint, loading, metrics, rewards, rundir
 from pyfast.train.config import OptimisationConfig
 from pyfast.train.context import Context
 from pyfast.train.errors import DivergedError
@@ -56,7 +56,8 @@ def run(kind: type[Recipe], settings: Any, inputs: Any, out: Path) -> dict[str, 
             policy = loading.load(settings.policy, settings.run.seed)
             recipe = kind(settings, inputs, Context(policy, settings.run.seed, out))
             of_policy = fingerprint.of(policy.model.get_base_model(), policy.tokenizer)
-            rundir.check_models(out, {"policy": of_policy, **recipe.fingerprints()})
+            scorers = rewards.ready(getattr(inputs, "rewards", {}), policy.device)
+            rundir.check_models(out, {"policy": of_policy, **scorers, **recipe.fingerprints()})
 
             train(recipe, settings, steps, out)
             write_folder(out / "adapter", policy.save_adapter)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pyfast.train.errors import UserError
+from pyfast.train.reward_models import RewardModel, is_model
 
 Reward = Callable[..., Sequence[float]]
 """``reward(prompt, responses) -> scores``, one finite number a response, higher is better.
@@ -29,7 +30,8 @@ def load(spec: str, setting: str = "scoring.reward") -> Reward:
     Parameters
     ----------
     spec : str
-        ``"vader"``, or ``"package.module:function"``; the current folder is searched too.
+        ``"vader"``, ``"model:WHERE"`` (`RewardModel`, whose weights are loaded later), or
+        ``"package.module:function"``; the current folder is searched too.
     setting : str
         What errors call it.
 
@@ -41,7 +43,9 @@ def load(spec: str, setting: str = "scoring.reward") -> Reward:
     """
     if spec == "vader":
         return vader(setting)
-    reward: Reward = imported(spec, setting, "vader")
+    if is_model(spec):
+        return RewardModel(spec, setting)
+    reward: Reward = imported(spec, setting, "vader", "model:FOLDER_OR_HUB_ID")
     return reward
 
 
@@ -80,6 +84,39 @@ def imported(spec: str, setting: str, *others: str) -> Any:
         found = getattr(found, part)
     if not callable(found):
         raise UserError(f"{setting}: {spec!r} is not callable")
+    return found
+
+
+def load_judge(settings: Any, reward: Reward, *, differs: bool = False) -> Reward:
+    """Return the scorer that evaluates: that of ``evaluation.reward``, or the training's own.
+
+    Parameters
+    ----------
+    settings : Settings
+        With the sections scoring and evaluation.
+    reward : callable
+        What the training is scored by.
+    differs : bool
+        Tell in a line where it is the same: a recipe's results then say how well its own scorer is
+        pleased.
+    """
+    spec = settings.get("evaluation.reward")
+    judge = reward if spec in (None, settings.scoring.reward) else load(spec, "evaluation.reward")
+    if differs and judge is reward:
+        sys.stderr.write(
+            "pyfast: warning: evaluation.reward: the scorer that trains also judges "
+            f"({settings.scoring.reward}); expected another one\n"
+        )
+    return judge
+
+
+def ready(rewards: Mapping[str, Reward], device: Any) -> dict[str, dict[str, str]]:
+    """Load the reward models among some rewards; return their fingerprints by name."""
+    found = {}
+    for name, reward in rewards.items():
+        if isinstance(reward, RewardModel):
+            reward.load(device)
+            found[name] = reward.fingerprint()
     return found
 
 

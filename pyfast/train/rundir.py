@@ -34,6 +34,7 @@ ROUNDING = frozenset({"policy.device", "run.threads"})
 
 SUMMARISED = frozenset({"evaluation.bootstrap", "evaluation.confidence"})
 MODELS = {"policy.model": "policy", "scoring.encoder": "encoder"}
+SCORERS = {"scoring.reward": "reward", "evaluation.reward": "judge"}
 
 
 def open_run(config: Settings, inputs: Inputs, steps: int, out: Path) -> bool:
@@ -190,12 +191,13 @@ def check_models(out: Path, found: dict[str, dict[str, str]]) -> None:
     if recorded == found:
         return
     if recorded is not None:
-        setting, part = next(
+        differing = [
             (setting, part)
-            for setting, name in MODELS.items()
-            for part in found.get(name, {})
-            if recorded.get(name, {}).get(part) != found[name][part]
-        )
+            for setting, name in {**MODELS, **SCORERS}.items()
+            for part in {**found.get(name, {}), **recorded.get(name, {})}
+            if recorded.get(name, {}).get(part) != found.get(name, {}).get(part)
+        ]
+        setting, part = differing[0] if differing else ("models", "names")
         if checkpoint.latest_step(out) or (out / LABELS).exists():
             raise UserError(
                 f"{setting}: {out} was started with a model of another content: the {part} differ; "

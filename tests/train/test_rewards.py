@@ -26,11 +26,11 @@ def test_a_reward_is_found_in_the_current_folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("vadr", "expected vader or package.module:function, got 'vadr'"),
+        ("vadr", "expected vader, model:FOLDER_OR_HUB_ID or package.module:function, got 'vadr'"),
         ("no_such_module:f", "cannot import 'no_such_module'"),
         ("json:no_such", "module 'json' has no 'no_such'"),
         ("json:__name__", "'json:__name__' is not callable"),
-        (":f", "expected vader or package.module:function"),
+        (":f", "expected vader, model:FOLDER_OR_HUB_ID or package.module:function"),
     ],
 )
 def test_unknown_rewards(spec, message):

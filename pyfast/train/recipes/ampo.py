@@ -200,7 +200,7 @@ class Ampo(Recipe):
         if self.inputs.heldout and not path.exists():
             path.parent.mkdir(exist_ok=True)
             inputs = self.inputs
-            evaluate.answer(self.ctx.policy, inputs.heldout, inputs.reward, self.settings, path)
+            evaluate.answer(self.ctx.policy, inputs.heldout, inputs.judge, self.settings, path)
 
     @staticmethod
     def summary(settings: AmpoSettings, inputs: prompt_inputs.Inputs, out: Path) -> dict[str, Any]:
