@@ -3,72 +3,11 @@
 import json
 import os
 import random
-import subprocess
-import sys
-import textwrap
-from pathlib import Path
 
 import pytest
+from nursery import INTERRUPT, KILL, Nursery, contents
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-
-# A process that imports everything once, and then runs the command line in forked children that
-# are killed where they are told to be. It is never threaded itself, so its children may be.
-NURSERY = """
-    import json, os, signal, sys, time
-    from pyfast import cli
-    import pyfast.train.loop, pyfast.train.plots, pyfast.losses, peft, transformers
-    from vaderSentiment import vaderSentiment
-
-    def kill_at(count, signal_number):
-        # Every touch of a file is an audit event: die just before the count-th in the run folder.
-        seen = 0
-        def hook(event, arguments):
-            nonlocal seen
-            if event in ("open", "os.rename", "os.remove", "os.truncate", "os.mkdir"):
-                if "/run-" in str(arguments[0]):
-                    seen += 1
-                    if seen == count:
-                        os.kill(os.getpid(), signal_number)
-        sys.addaudithook(hook)
-
-    print("ready", flush=True)
-    for line in sys.stdin:
-        order = json.loads(line)
-        child = os.fork()
-        if child == 0:
-            log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            os.dup2(log, 1)
-            os.dup2(log, 2)
-            if "touch" in order:
-                kill_at(order["touch"], order["signal"])
-            os._exit(cli.main(order["arguments"]))
-        if "seconds" in order:
-            time.sleep(order["seconds"])
-            os.kill(child, order["signal"])
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
-KILL, INTERRUPT = 9, 2
-
-
-class Nursery:
-    def __init__(self, folder, config):
-        self.folder, self.config = folder, config
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", textwrap.dedent(NURSERY)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert self.process.stdout.readline() == "ready\n"
-
-    def run(self, out, *arguments, **order):
-        """Run `pyfast train ampo` in a child; return its exit status (-9: killed) and output."""
-        log = self.folder / "log.txt"
-        command = ["train", "ampo", "--config", str(self.config), "--out", str(out), *arguments]
-        order = {"arguments": command, "log": str(log), "signal": KILL, **order}
-        print(json.dumps(order), file=self.process.stdin, flush=True)
-        return int(self.process.stdout.readline()), log.read_text()
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +17,7 @@ def nursery(make_settings, tmp_path_factory):
     config.write_text(json.dumps(make_settings(folder)))
     nursery = Nursery(folder, config)
     yield nursery
-    nursery.process.stdin.close()
-    nursery.process.wait()
+    nursery.close()
 
 
 @pytest.fixture(scope="module")
@@ -87,16 +25,6 @@ def uninterrupted(nursery):
     status, output = nursery.run(nursery.folder / "run-whole")
     assert status == 0, output
     return contents(nursery.folder / "run-whole")
-
-
-def contents(out: Path):
-    """Everything that must be the same: all but times and pictures."""
-    kept = [
-        p for p in out.rglob("*") if p.is_file() and p.suffix in (".jsonl", ".json", ".safetensors")
-    ]
-    # peft lists the adapted modules in the order of a set
-    skipped = {"timings.jsonl", "adapter_config.json"}
-    return {str(p.relative_to(out)): p.read_bytes() for p in kept if p.name not in skipped}
 
 
 def finish(nursery, out):
