@@ -97,10 +97,9 @@ def read(tables: Sequence[Path], key: Path) -> dict[str, dict[str, Any]]:
             rows = csv.DictReader(stream)
             for row in rows:
                 place = f"{path}:{rows.line_num}"
-                if row.get("item") not in whose:
-                    raise UserError(
-                        f"{place}: item: expected one of {key}, got {row.get('item')!r}"
-                    )
+                item = row.get("item")
+                if item not in whose:
+                    raise UserError(f"{place}: item: expected one of {key}, got {item!r}")
                 values = {name: _rating(row.get(name), f"{place}: {name}") for name in CRITERIA}
                 known = [value for value in values.values() if value is not None]
                 found = rated[whose[item]]
