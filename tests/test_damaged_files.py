@@ -131,7 +131,7 @@ def no_training(monkeypatch):
     """Stop where a run would begin, and call that success."""
     from pyfast.train import loop
 
-    summary = {"recipe": "ampo", "selector": "s", "seed": 0, "steps": 1, "heldout": None}
+    summary = {"recipe": "ampo", "label": "s", "seed": 0, "steps": 1, "heldout": None}
     monkeypatch.setattr(loop, "run", lambda kind, settings, inputs, out: summary)
 
 
@@ -248,7 +248,7 @@ def make_begun(monkeypatch):
                 rundir.open_run(config, inputs, 100, out)
                 train()
                 shutil.copytree(keep, out, dirs_exist_ok=True)
-            return {"recipe": "ampo", "selector": "s", "seed": 0, "steps": 1, "heldout": None}
+            return {"recipe": "ampo", "label": "s", "seed": 0, "steps": 1, "heldout": None}
 
         keep = folder / "keep"
         shutil.copytree(out, keep)
@@ -301,7 +301,7 @@ def test_summaries(one_line, begun, tmp_path, monkeypatch):
     part = {"mean": 0.5, "low": 0.1, "high": 0.7}
     heldout = {"before": part, "after": part, "difference": part, "prompts": 3}
     heldout |= {"responses_per_prompt": 4, "prompts_improved": 2, "confidence": 0.9}
-    summary = {"recipe": "ampo", "selector": "s", "seed": 0, "steps": 1, "heldout": heldout}
+    summary = {"recipe": "ampo", "label": "s", "seed": 0, "steps": 1, "heldout": heldout}
     path = begun / "summary.json"
     path.write_text(json.dumps(summary))
     assert one_line("whole", *train_run(tmp_path)) == 0

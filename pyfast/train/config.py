@@ -108,6 +108,25 @@ class DataConfig(Section):
 
 
 @dataclass(frozen=True)
+class TextConfig(Section):
+    """How prompts and given responses become tokens."""
+
+    section: typing.ClassVar[str] = "text"
+    system: str | None = setting(
+        None, "system message in front of every prompt that has none; needs a chat template"
+    )
+    max_prompt: int | None = setting(
+        None, "longer prompts are cut from the left to so many tokens; default: refused", least=1
+    )
+    max_response: int | None = setting(
+        None,
+        "longer given responses are cut from the right to so many tokens, and have no end token "
+        "then; default: refused where the model has no room",
+        least=1,
+    )
+
+
+@dataclass(frozen=True)
 class PolicyConfig(Section):
     """The model that is trained, and its adapter."""
 

@@ -12,6 +12,7 @@ from pyfast.train import files
 from pyfast.train.policy import Policy
 from pyfast.train.recipe import Scored, TrainingGroup
 from pyfast.train.seeds import derive
+from pyfast.train.tokens import Tokeniser
 
 
 class Context:
@@ -24,10 +25,25 @@ class Context:
         The run's.
     folder : Path
         The run's.
+    **cut : optional
+        ``system``, ``max_prompt``, ``max_response`` of the tokens (`Tokeniser`).
+
+    Attributes
+    ----------
+    tokens : Tokeniser
+        Of prompts, and of responses that are given as text.
     """
 
-    def __init__(self, policy: Policy, seed: int, folder: Path) -> None:
+    def __init__(self, policy: Policy, seed: int, folder: Path, **cut: Any) -> None:
         self.policy, self.folder, self._seed = policy, folder, seed
+        self.tokens = Tokeniser(policy.tokenizer, policy.end_ids, **cut)
+
+    @property
+    def positions(self) -> int | None:
+        """The positions that the model has, where it says so."""
+        settings = self.policy.model.get_base_model().config.get_text_config()
+        positions = getattr(settings, "max_position_embeddings", None)
+        return positions if isinstance(positions, int) and positions > 0 else None
 
     def seed(self, *purpose: int | str) -> int:
         """Return the seed of one use of randomness (`seeds.derive`)."""

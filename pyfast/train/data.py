@@ -1,144 +1,23 @@
-"""Prompts files, and the group: one prompt, its responses and all that is known about them."""
+"""The group: one prompt, its responses and all that is known about them; one line of a file."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import json
 import math
 import reprlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pyfast._results import ByValue
 from pyfast.train.errors import UserError
-from pyfast.train.files import parse_json, to_json
-
-
-def lines(
-    path: Path,
-    name: str | None = None,
-    stream: IO[bytes] | None = None,
-    *,
-    growing: bool = False,
-) -> Iterator[tuple[int, str]]:
-    """Yield (line number from 1, text) of UTF-8 text, blank lines left out.
-
-    Parameters
-    ----------
-    path : Path
-        The file.
-    name : str, optional
-        What errors call it; default: its path.
-    stream : binary file, optional
-        Read instead of the file.
-    growing : bool
-        Lines are still being added: leave out a last one without its end.
-    """
-    name = name or str(path)
-    try:
-        with contextlib.nullcontext(stream) if stream else path.open("rb") as source:
-            for number, raw in enumerate(source, start=1):
-                if growing and not raw.endswith(b"\n"):
-                    break
-                try:
-                    text = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-                except UnicodeDecodeError:
-                    raise UserError(f"{name}:{number}: expected UTF-8 text") from None
-                if "\0" in text:  # as in UTF-16 without its mark
-                    raise UserError(f"{name}:{number}: expected UTF-8 text, got a zero byte")
-                if text:
-                    yield number, text
-    except OSError as error:
-        raise UserError(f"{name}: {error.strerror or error}") from None
-
-
-def as_object(name: str | Path, number: int, text: str, wanted: str) -> dict[str, Any]:
-    """Read the JSON object of one line; `wanted` says what it should be."""
-    place = f"{name}:{number}"
-    try:
-        value = parse_json(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{place}: expected {wanted}; not JSON: {error.msg}") from None
-    except UserError as error:
-        raise UserError(f"{place}: {error}") from None
-    except RecursionError:
-        raise UserError(f"{place}: expected {wanted}, not nested so deeply") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{place}: expected {wanted}, got {type(value).__name__}")
-    return value
-
-
-class Prompt(str):
-    """A prompt, and the other fields of its line in the prompts file, which rewards may ask for.
-
-    Attributes
-    ----------
-    fields : dict
-        JSON values by name.
-    """
-
-    fields: dict[str, Any]
-
-    def __new__(cls, text: str, fields: dict[str, Any]) -> Prompt:
-        """Make a prompt of its text."""
-        prompt = super().__new__(cls, text)
-        prompt.fields = fields
-        return prompt
-
-
-def numbered_prompts(path: str | Path) -> list[tuple[int, str]]:
-    """Read a prompts file as `read_prompts` does, each prompt with its line's number."""
-    path = Path(path)
-    prompts = []
-    for number, text in lines(path):
-        if path.suffix == ".txt":
-            prompts.append((number, text))
-            continue
-        record = as_object(path, number, text, 'an object like {"prompt": "..."}')
-        prompt = record.pop("prompt", None)
-        if not isinstance(prompt, str) or not prompt.strip():
-            got = "nothing" if prompt is None else reprlib.repr(prompt)
-            raise UserError(f'{path}:{number}: expected a non-empty string "prompt", got {got}')
-        prompts.append((number, Prompt(prompt, record)))
-    if not prompts:
-        raise UserError(f"{path}: expected at least one prompt, the file has none")
-    return prompts
-
-
-def read_prompts(path: str | Path) -> list[str]:
-    """Read a prompts file.
-
-    Parameters
-    ----------
-    path : str or Path
-        ``*.txt``: one prompt a line. Anything else: JSON Lines, each line an object with a string
-        ``"prompt"``; other keys are kept with it (`Prompt`). Blank lines are skipped.
-
-    Returns
-    -------
-    list of str
-        In file order.
-
-    Raises
-    ------
-    UserError
-        ``file:line: expected ...`` for the first bad line, or if there is no prompt at all.
-    """
-    return [prompt for _, prompt in numbered_prompts(path)]
-
-
-def check_heldout(prompts: Sequence[str], heldout: Sequence[str], path: str | Path) -> None:
-    """Refuse a held-out prompt that is also trained on: its score would say nothing."""
-    trained = set(prompts)
-    for prompt in heldout:
-        if prompt in trained:
-            raise UserError(f"{path}: held-out prompt is also a training prompt: {prompt!r}")
+from pyfast.train.files import to_json
+from pyfast.train.lines import as_object, lines
+from pyfast.train.prompts import Prompt, check_messages
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,6 +30,7 @@ class Group(ByValue):
     Attributes
     ----------
     prompt : str
+        A `Prompt` may be a chat.
     responses : list of str, length N
     scores : list of float, length N, optional
     embeddings : float32 array (N, d), optional
@@ -181,6 +61,8 @@ class Group(ByValue):
         record: dict[str, Any] = {}
         for item in dataclasses.fields(self):
             value = getattr(self, item.name)
+            if isinstance(value, Prompt):
+                value = value.written
             if isinstance(value, np.ndarray):
                 # repr of a float32 is the shortest text that reads back to the same float32
                 value = [[float(str(x)) for x in row] for row in value.astype(np.float32)]
@@ -238,16 +120,19 @@ def group_of(record: dict[str, Any], *, strict: bool = True) -> Group:
         if strict and key not in known:
             raise UserError(f"{key}: unknown field; expected one of {', '.join(known)}")
     prompt, responses = record.get("prompt"), record.get("responses")
+    if isinstance(prompt, list):
+        check_messages(prompt, "prompt")
+        prompt = Prompt(prompt)
     if not isinstance(prompt, str):
-        raise UserError("prompt: expected a string")
+        raise UserError("prompt: expected a string or a list of messages")
     if not isinstance(responses, list) or not all(isinstance(y, str) for y in responses):
         raise UserError("responses: expected a list of strings")
     if not responses:
         raise UserError("responses: expected at least one")
     n = len(responses)
-    _check_numbers(record, "scores", n, nullable=False)
-    _check_numbers(record, "policy_logps", n, nullable=True)
-    _check_numbers(record, "ref_logps", n, nullable=True)
+    check_numbers(record, "scores", n, nullable=False)
+    check_numbers(record, "policy_logps", n, nullable=True)
+    check_numbers(record, "ref_logps", n, nullable=True)
     _check_indices(record, n)
     tokens = record.get("token_ids")
     if tokens is not None and (not isinstance(tokens, list) or len(tokens) != n):
@@ -261,10 +146,11 @@ def group_of(record: dict[str, Any], *, strict: bool = True) -> Group:
             raise UserError(f"{name}: expected finite numbers, not nested deeply") from None
     embeddings = _embeddings(record.get("embeddings"), n)
     fields = {key: value for key, value in record.items() if key in known}
-    return Group(**{**fields, "embeddings": embeddings})
+    return Group(**{**fields, "prompt": prompt, "embeddings": embeddings})
 
 
-def _check_numbers(record: dict[str, Any], name: str, n: int, nullable: bool) -> None:
+def check_numbers(record: dict[str, Any], name: str, n: int, nullable: bool) -> None:
+    """Refuse a field that is not one finite number a response, or missing."""
     values = record.get(name)
     if values is None:
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,15 @@ from tqdm import tqdm
 
 from pyfast._files import written_whole
 from pyfast.train import rewards
+from pyfast.train.context import Context
 from pyfast.train.data import Group, read_groups, write_groups
 from pyfast.train.errors import UserError
 from pyfast.train.metrics import bootstrap_interval
-from pyfast.train.policy import Policy
 from pyfast.train.seeds import derive
 
 
 def answer(
-    policy: Policy, prompts: list[str], reward: rewards.Reward, config: Any, path: Path
+    ctx: Context, prompts: Sequence[str], reward: rewards.Reward, config: Any, path: Path
 ) -> None:
     """Answer and score the held-out prompts, and write them as a groups file.
 
@@ -29,8 +30,8 @@ def answer(
 
     Parameters
     ----------
-    policy : Policy
-    prompts : list of str
+    ctx : Context
+    prompts : sequence of str
     reward : callable
     config : Settings
         With the sections sampling, evaluation and run.
@@ -46,9 +47,9 @@ def answer(
     bar = tqdm(total=len(prompts), desc=path.stem, unit="prompt")
     for start in range(0, len(prompts), at_once):
         batch = prompts[start : start + at_once]
-        ids = [policy.prompt_ids(prompt) for prompt in batch]
+        ids = [ctx.tokens.prompt(prompt) for prompt in batch]
         seeds = [derive(config.run.seed, "evaluate", start + i) for i in range(len(batch))]
-        answers = policy.answer(ids, config.evaluation.responses, sampling, seeds)
+        answers = ctx.policy.answer(ids, config.evaluation.responses, sampling, seeds)
         for prompt, samples in zip(batch, answers, strict=True):
             scores = rewards.score(reward, prompt, samples.texts)
             groups.append(Group(prompt, samples.texts, scores, meta={"finished": samples.finished}))

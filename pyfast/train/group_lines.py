@@ -6,8 +6,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from pyfast.train.data import Group, as_object, group_of, lines
+from pyfast.train.data import Group, group_of
 from pyfast.train.errors import UserError
+from pyfast.train.lines import as_object, lines
 
 
 def read(path: str) -> Iterator[tuple[int, str, Group]]:

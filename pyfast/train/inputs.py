@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pyfast.train import data, files, rewards
+from pyfast.train import files, rewards
 from pyfast.train.errors import UserError
+from pyfast.train.prompts import Prompt, check_heldout, numbered_prompts
 
 if TYPE_CHECKING:
-    from pyfast.train.policy import Policy
+    from pyfast.train.context import Context
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class Inputs:
 
     Attributes
     ----------
-    prompts, heldout : list of str
+    prompts, heldout : list of Prompt
     reward : callable
         What the training is scored by.
     judge : callable
@@ -29,8 +30,8 @@ class Inputs:
         ``file:line`` of each prompt, by setting.
     """
 
-    prompts: list[str]
-    heldout: list[str]
+    prompts: list[Prompt]
+    heldout: list[Prompt]
     reward: rewards.Reward
     judge: rewards.Reward
     hashes: dict[str, str]
@@ -51,7 +52,7 @@ def read_inputs(config: Any, *, judge_differs: bool = False) -> Inputs:
     if config.data.prompts is None:
         raise UserError("data.prompts: expected a prompts file")
     hashes = {}
-    texts: dict[str, list[str]] = {"prompts": [], "heldout": []}
+    texts: dict[str, list[Prompt]] = {"prompts": [], "heldout": []}
     places: dict[str, list[str]] = {"prompts": [], "heldout": []}
     for name, spec in (("prompts", config.data.prompts), ("heldout", config.data.heldout)):
         if spec is None:
@@ -59,24 +60,24 @@ def read_inputs(config: Any, *, judge_differs: bool = False) -> Inputs:
         path = files.resolve(spec)
         if path is None:
             raise UserError(f"data.{name}: no such file: {spec}")
-        for number, text in data.numbered_prompts(path):
+        for number, text in numbered_prompts(path):
             texts[name].append(text)
             places[name].append(f"{path}:{number}")
         hashes[name] = files.sha256(path)
     if config.data.heldout is not None:
-        data.check_heldout(texts["prompts"], texts["heldout"], config.data.heldout)
+        check_heldout(texts["prompts"], texts["heldout"], config.data.heldout)
     reward = rewards.load(config.scoring.reward)
     judge = rewards.load_judge(config, reward, differs=judge_differs)
     return Inputs(texts["prompts"], texts["heldout"], reward, judge, hashes, places)
 
 
-def check_lengths(inputs: Inputs, policy: Policy, longest: int) -> None:
+def check_lengths(inputs: Inputs, ctx: Context, longest: int) -> None:
     """Refuse a prompt that leaves no room for its responses, before any work is done.
 
     Parameters
     ----------
     inputs : Inputs
-    policy : Policy
+    ctx : Context
     longest : int
         Tokens of the longest response.
 
@@ -85,14 +86,14 @@ def check_lengths(inputs: Inputs, policy: Policy, longest: int) -> None:
     UserError
         With the prompt's file and line, its tokens, and the positions that the model has.
     """
-    settings = policy.model.get_base_model().config.get_text_config()
-    positions = getattr(settings, "max_position_embeddings", None)
     for name, prompts in (("prompts", inputs.prompts), ("heldout", inputs.heldout)):
         for place, prompt in zip(inputs.places[name], prompts, strict=True):
-            count = len(policy.prompt_ids(prompt))
-            if count == 0:
-                raise UserError(f"{place}: the prompt has no tokens")
-            if isinstance(positions, int) and count + longest > positions > 0:
+            try:
+                count = len(ctx.tokens.prompt(prompt))
+            except UserError as error:
+                raise UserError(f"{place}: {error}") from None
+            positions = ctx.positions
+            if positions is not None and count + longest > positions:
                 raise UserError(
                     f"{place}: the prompt has {count} tokens, and sampling.max_new_tokens = "
                     f"{longest} may follow; the model has {positions} positions"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 import warnings
@@ -54,7 +55,8 @@ def run(kind: type[Recipe], settings: Any, inputs: Any, out: Path) -> dict[str, 
         if not rundir.is_trained(steps, out):
             _quiet_libraries()
             policy = loading.load(settings.policy, settings.run.seed)
-            recipe = kind(settings, inputs, Context(policy, settings.run.seed, out))
+            text = dataclasses.asdict(settings.text)
+            recipe = kind(settings, inputs, Context(policy, settings.run.seed, out, **text))
             of_policy = fingerprint.of(policy.model.get_base_model(), policy.tokenizer)
             scorers = rewards.ready(getattr(inputs, "rewards", {}), policy.device)
             rundir.check_models(out, {"policy": of_policy, **scorers, **recipe.fingerprints()})

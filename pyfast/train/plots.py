@@ -20,10 +20,11 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from pyfast._files import written_whole
-from pyfast.train.data import Group, as_object, group_at, lines, read_groups
+from pyfast.train.data import Group, group_at, read_groups
 from pyfast.train.errors import UserError
 from pyfast.train.files import read_json
 from pyfast.train.layout import check_own
+from pyfast.train.lines import as_object, lines
 
 BLUE, ORANGE, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "#7f7f7f"
 STYLE: dict[Any, Any] = {

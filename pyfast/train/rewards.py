@@ -147,7 +147,7 @@ def score(reward: Reward, prompt: str, responses: Sequence[str]) -> list[float]:
     reward : callable
         It is given copies; what it does to them changes nothing.
     prompt : str
-        A `data.Prompt` has fields, which go to the reward by name, as far as it takes them.
+        A `prompts.Prompt` has fields, which go to the reward by name, as far as it takes them.
     responses : sequence of str
 
     Returns

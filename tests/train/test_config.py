@@ -26,7 +26,7 @@ def test_demo_settings_are_valid():
     ("values", "message"),
     [
         ([], "expected an object of settings, got list"),
-        ({"polcy": {}}, "polcy: unknown setting; expected one of recipe, data, policy"),
+        ({"polcy": {}}, "polcy: unknown setting; expected one of recipe, data, text, policy"),
         ({"loss": {"betta": 1}}, "loss.betta: unknown setting; expected one of beta, alpha"),
         ({"loss": 3}, "loss: expected an object of settings, got 3"),
         ({"recipe": "dpo"}, "recipe: expected ampo, got 'dpo'"),

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
-from pyfast.train.data import Group, check_heldout, read_groups, read_prompts, write_groups
+from pyfast.train.data import Group, read_groups, write_groups
 from pyfast.train.errors import UserError
+from pyfast.train.prompts import check_heldout, read_prompts
 
 
 def write(tmp_path, name, content):
@@ -23,9 +24,12 @@ def test_prompts_of_both_kinds(tmp_path):
     [
         ("{prompt: 1}", 'expected an object like {"prompt": "..."}; not JSON'),
         ('["a"]', 'expected an object like {"prompt": "..."}, got list'),
-        ('{"promt": "a"}', 'expected a non-empty string "prompt", got nothing'),
-        ('{"prompt": 3}', 'expected a non-empty string "prompt", got 3'),
-        ('{"prompt": " "}', 'expected a non-empty string "prompt", got'),
+        (
+            '{"promt": "a"}',
+            'expected a non-empty string "prompt", or a list of messages, got nothing',
+        ),
+        ('{"prompt": 3}', 'expected a non-empty string "prompt", or a list of messages, got 3'),
+        ('{"prompt": " "}', 'expected a non-empty string "prompt", or a list of messages, got'),
         (b"\xff\xfe", "expected UTF-8 text"),
     ],
 )

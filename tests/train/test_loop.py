@@ -99,9 +99,11 @@ def test_the_adapter_that_is_saved_is_the_one_that_was_evaluated(finished):
         answers = read_groups(out / f"eval_{name}.jsonl")
         assert [len(group.responses) for group in answers] == [4, 4, 4]
     from pyfast.train import evaluate, rewards
+    from pyfast.train.context import Context
 
     prompts = read_inputs(config).heldout
-    evaluate.answer(tuned, prompts, rewards.load("vader"), config, out.parent / "again.jsonl")
+    ctx = Context(tuned, config.run.seed, out)
+    evaluate.answer(ctx, prompts, rewards.load("vader"), config, out.parent / "again.jsonl")
     assert (out.parent / "again.jsonl").read_bytes() == (out / "eval_after.jsonl").read_bytes()
 
 
@@ -166,7 +168,7 @@ def test_the_other_selectors_train_too(tiny_settings, tmp_path, selector):
         data__heldout=None,
         run__save_embeddings=False,
     )
-    assert summary["selector"] == selector
+    assert summary["label"] == selector
     assert summary["heldout"] is None
     assert not (out / "eval_before.jsonl").exists()
     assert read_groups(out / "groups.jsonl")[0].embeddings is None

@@ -8,7 +8,8 @@ from pyfast.train import evaluate, metrics
 from pyfast.train.config import OptimisationConfig
 from pyfast.train.data import Group, write_groups
 from pyfast.train.loop import learning_rate
-from pyfast.train.recipes.ampo import AmpoSettings, prompts_of_step
+from pyfast.train.order import of_step
+from pyfast.train.recipes.ampo import AmpoSettings
 
 
 def test_sample_metrics_by_hand():
@@ -79,10 +80,10 @@ def test_learning_rate_warms_up_and_follows_the_cosine():
     assert learning_rate(OptimisationConfig(steps=4, lr=1.0, warmup=1.0), 3, 4) == 1.0
 
 
-def test_every_epoch_goes_through_all_prompts_in_its_own_order():
-    prompts = list("abcdefg")
-    stream = [p for step in range(14) for p in prompts_of_step(prompts, 3, 0, step)]
+def test_every_epoch_goes_through_all_groups_in_its_own_order():
+    stream = [pair for step in range(14) for pair in of_step(7, 3, 0, step)]
     epochs = [stream[i : i + 7] for i in range(0, 42, 7)]
-    assert all(sorted(epoch) == prompts for epoch in epochs)
-    assert len({tuple(epoch) for epoch in epochs}) > 1
-    assert epochs[0] == [p for s in range(3) for p in prompts_of_step(prompts, 3, 0, s)][:7]
+    for number, epoch in enumerate(epochs):
+        assert sorted(epoch) == [(number, i) for i in range(7)]
+    assert len({tuple(i for _, i in epoch) for epoch in epochs}) > 1
+    assert epochs[0] == [pair for s in range(3) for pair in of_step(7, 3, 0, s)][:7]

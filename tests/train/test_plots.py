@@ -180,7 +180,7 @@ def test_the_table_has_its_numbers_in_columns():
     part = {"mean": 0.5, "low": 0.25, "high": 0.75}
     summary = {
         "recipe": "ampo",
-        "selector": "coreset",
+        "label": "coreset",
         "seed": 4,
         "steps": 24,
         "heldout": {

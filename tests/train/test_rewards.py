@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyfast.train import data, rewards
+from pyfast.train import prompts, rewards
 from pyfast.train.errors import UserError
 
 
@@ -90,7 +90,7 @@ def test_any_row_of_numbers_will_do(returned):
 
 def test_a_reward_changes_nothing_that_it_is_given():
     """One that sorts the responses would score others than those it was asked about."""
-    prompt = data.Prompt("p", {"answers": ["b"]})
+    prompt = prompts.Prompt("p", {"answers": ["b"]})
     responses = ["b", "a", "c"]
 
     def sorting(prompt, responses, answers):
@@ -146,7 +146,7 @@ def test_fields_of_the_prompt_go_to_a_reward_by_name(function, expected):
         seen.append(function(*args, **named))
         return [0.0]
 
-    prompt = data.Prompt("what?", FIELDS)
+    prompt = prompts.Prompt("what?", FIELDS)
     assert rewards.score(spied, prompt, ["y"]) == [0.0]
     assert seen == [expected]
 
@@ -159,7 +159,7 @@ def test_a_field_that_is_not_there_is_named():
 def test_fields_come_from_the_prompts_file(tmp_path):
     path = tmp_path / "p.jsonl"
     path.write_text('{"prompt": "six times seven?", "answer": "42", "tags": ["easy"]}\n')
-    (prompt,) = data.read_prompts(path)
+    (prompt,) = prompts.read_prompts(path)
     assert prompt == "six times seven?"
 
     def exact(prompt, responses, answer, **others):

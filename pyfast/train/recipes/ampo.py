@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from pyfast import select
 from pyfast.train import inputs as prompt_inputs
-from pyfast.train import metrics, rewards
+from pyfast.train import metrics, order, rewards
+from pyfast.train.answering import AnsweringRecipe
 from pyfast.train.config import (
     DataConfig,
     EvaluationConfig,
@@ -27,12 +28,12 @@ from pyfast.train.config import (
     ScoringConfig,
     Section,
     Settings,
+    TextConfig,
     setting,
 )
 from pyfast.train.data import Group
 from pyfast.train.errors import UserError
-from pyfast.train.recipe import Recipe, Scored, TrainingGroup
-from pyfast.train.seeds import derive
+from pyfast.train.recipe import Scored, TrainingGroup
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -73,6 +74,7 @@ class AmpoSettings(Settings):
 
     recipe: ClassVar[str] = "ampo"
     data: DataConfig = DataConfig()
+    text: TextConfig = TextConfig()
     policy: PolicyConfig = PolicyConfig()
     sampling: SamplingConfig = SamplingConfig()
     scoring: ScoringConfig = ScoringConfig()
@@ -92,7 +94,7 @@ class AmpoSettings(Settings):
             )
 
 
-class Ampo(Recipe):
+class Ampo(AnsweringRecipe):
     """The best response against k actively selected negatives, on policy (AMPO).
 
     For each prompt, sample N responses, score and embed them, keep the best one and k selected
@@ -113,7 +115,7 @@ class Ampo(Recipe):
         from pyfast.train.encoder import SentenceEncoder
 
         super().__init__(settings, inputs, ctx)
-        prompt_inputs.check_lengths(inputs, ctx.policy, settings.sampling.max_new_tokens)
+        prompt_inputs.check_lengths(inputs, ctx, settings.sampling.max_new_tokens)
         self.encoder = SentenceEncoder(settings.scoring.encoder, ctx.policy.device)
 
     @staticmethod
@@ -140,12 +142,13 @@ class Ampo(Recipe):
     def groups(self, step: int) -> list[TrainingGroup]:
         """Sample, score, embed and select for the prompts of a step."""
         count = self.settings.optimisation.groups_per_step
-        prompts = prompts_of_step(self.inputs.prompts, count, self.settings.run.seed, step)
-        return [self._group(prompt, step, slot) for slot, prompt in enumerate(prompts)]
+        prompts = self.inputs.prompts
+        chosen = order.of_step(len(prompts), count, self.settings.run.seed, step)
+        return [self._group(prompts[i], step, slot) for slot, (_, i) in enumerate(chosen)]
 
     def _group(self, prompt: str, step: int, slot: int) -> TrainingGroup:
         ctx, config = self.ctx, self.settings
-        ids = ctx.policy.prompt_ids(prompt)
+        ids = ctx.tokens.prompt(prompt)
         seeds = [ctx.seed("sample", step, slot)]
         (samples,) = ctx.policy.answer([ids], config.sampling.responses, config.sampling, seeds)
         scores = rewards.score(self.inputs.reward, prompt, samples.texts)
@@ -192,63 +195,12 @@ class Ampo(Recipe):
         assert x.scores is not None
         return loss(self.settings.loss, x.policy_logps, x.ref_logps, x.scores, metrics)
 
-    def evaluate(self, step: int) -> None:
-        """Answer the held-out prompts, once for each of these steps."""
-        from pyfast.train import evaluate
-
-        path = evaluation_file(self.ctx.folder, step, self.steps(self.settings, self.inputs))
-        if self.inputs.heldout and not path.exists():
-            path.parent.mkdir(exist_ok=True)
-            inputs = self.inputs
-            evaluate.answer(self.ctx.policy, inputs.heldout, inputs.judge, self.settings, path)
-
-    @staticmethod
-    def summary(settings: AmpoSettings, inputs: prompt_inputs.Inputs, out: Path) -> dict[str, Any]:
-        """Compare the answers before and after."""
-        from pyfast.train import evaluate
-
-        compared = None
-        if inputs.heldout:
-            before, after = out / "eval_before.jsonl", out / "eval_after.jsonl"
-            compared = evaluate.compare(before, after, settings)
-        return {
-            "selector": settings.selection.selector,
-            "seed": settings.run.seed,
-            "steps": settings.optimisation.steps,
-            "heldout": compared,
-        }
-
     @staticmethod
     def plots(out: Path, **options: Any) -> list[Path]:
         """Draw training curves, held-out scores, and one prompt's responses in the plane."""
         from pyfast.train import plots
 
         return plots.plot_run(out, **options)
-
-    @staticmethod
-    def table(summary: dict[str, Any]) -> str:
-        """Return the table of held-out scores."""
-        from pyfast.train import report
-
-        title = f"ampo · {summary['selector']} · seed {summary['seed']}"
-        return report.table(title, summary)
-
-
-def evaluation_file(folder: Path, step: int, steps: int) -> Path:
-    """Return where the answers after so many of all steps are."""
-    if step in (0, steps):
-        return folder / ("eval_before.jsonl" if step == 0 else "eval_after.jsonl")
-    return folder / "evaluation" / f"step-{step}.jsonl"
-
-
-def prompts_of_step(prompts: Sequence[str], count: int, seed: int, step: int) -> list[str]:
-    """Return the prompts of one step: each epoch goes through all, in a seeded order."""
-    chosen = []
-    for position in range(step * count, (step + 1) * count):
-        epoch, index = divmod(position, len(prompts))
-        generator = np.random.default_rng(derive(seed, "order", epoch))
-        chosen.append(prompts[generator.permutation(len(prompts))[index]])
-    return chosen
 
 
 def _spread(values: Tensor | None, indices: list[int], n: int) -> list[float | None]:
