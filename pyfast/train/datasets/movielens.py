@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from pyfast.train.data import lines
 from pyfast.train.datasets.sources import SPLITS, packaged, split_names
 from pyfast.train.errors import UserError
+from pyfast.train.lines import lines
 from pyfast.train.seeds import derive
 
 _IN_BRACKETS = re.compile(r"(?P<rest>.*\S)\s*\([^()]*\)")
