@@ -11,8 +11,8 @@
 #include <utility>
 #include <vector>
 
-#include "core/parallel.hpp"
-#include "core/views.hpp"
+#include "core/run/views.hpp"
+#include "core/run/work.hpp"
 
 namespace pyfast::bind {
 

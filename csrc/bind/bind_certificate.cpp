@@ -2,8 +2,8 @@
 
 #include "bind/args.hpp"
 #include "bind/problems.hpp"
-#include "core/certificate.hpp"
-#include "core/row_copies.hpp"
+#include "core/kmedoids/certificate.hpp"
+#include "core/run/memory.hpp"
 
 namespace pyfast::bind {
 

@@ -1,8 +1,8 @@
 #include <limits>
 
 #include "bind/args.hpp"
-#include "core/group.hpp"
-#include "core/opt_select.hpp"
+#include "core/ampo/group.hpp"
+#include "core/ampo/opt_select.hpp"
 
 namespace pyfast::bind {
 

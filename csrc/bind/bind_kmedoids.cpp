@@ -2,9 +2,9 @@
 
 #include "bind/args.hpp"
 #include "bind/problems.hpp"
-#include "core/kmedoids.hpp"
-#include "core/sampled_kmedoids.hpp"
-#include "core/small_search.hpp"
+#include "core/kmedoids/kmedoids.hpp"
+#include "core/kmedoids/sampled.hpp"
+#include "core/kmedoids/small.hpp"
 
 namespace pyfast::bind {
 

@@ -2,9 +2,9 @@
 #include <optional>
 
 #include "bind/args.hpp"
-#include "core/best_subset.hpp"
-#include "core/logdet.hpp"
-#include "core/mass_dpo.hpp"
+#include "core/logdet/best_subset.hpp"
+#include "core/logdet/logdet.hpp"
+#include "core/logdet/mass_dpo.hpp"
 
 namespace pyfast::bind {
 

@@ -6,10 +6,10 @@
 
 #include "bind/args.hpp"
 #include "bind/problems.hpp"
-#include "core/distances.hpp"
-#include "core/kmedoids.hpp"
-#include "core/small_search.hpp"
-#include "core/symmetry.hpp"
+#include "core/distance/check.hpp"
+#include "core/distance/exact.hpp"
+#include "core/kmedoids/kmedoids.hpp"
+#include "core/kmedoids/small.hpp"
 #include "simd/simd.hpp"
 
 namespace pyfast::bind {

@@ -1,5 +1,5 @@
 #include "bind/args.hpp"
-#include "core/sketch.hpp"
+#include "core/sketch/sketch.hpp"
 
 namespace pyfast::bind {
 

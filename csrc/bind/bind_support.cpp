@@ -2,9 +2,8 @@
 #include <cmath>
 
 #include "bind/args.hpp"
-#include "core/philox.hpp"
-#include "core/subsets.hpp"
-#include "core/symmetry.hpp"
+#include "core/distance/check.hpp"
+#include "core/run/random.hpp"
 #include "simd/simd.hpp"
 
 namespace pyfast::bind {

@@ -7,12 +7,12 @@
 #include <vector>
 
 #include "bind/args.hpp"
-#include "core/big_array.hpp"
-#include "core/distances.hpp"
-#include "core/kmedoids.hpp"
-#include "core/lifted_points.hpp"
-#include "core/pairwise.hpp"
-#include "core/small_search.hpp"
+#include "core/distance/euclidean.hpp"
+#include "core/distance/exact.hpp"
+#include "core/distance/scaling.hpp"
+#include "core/kmedoids/kmedoids.hpp"
+#include "core/kmedoids/small.hpp"
+#include "core/run/memory.hpp"
 
 namespace pyfast::bind {
 

@@ -9,7 +9,7 @@
 // fused instruction computes it in the C library: the same bits, many times slower.
 #pragma once
 
-#include "core/views.hpp"
+#include "core/run/views.hpp"
 
 namespace pyfast::simd {
 

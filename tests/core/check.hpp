@@ -8,9 +8,9 @@
 #include <random>
 #include <vector>
 
-#include "core/kmedoids.hpp"
-#include "core/subsets.hpp"
-#include "core/views.hpp"
+#include "core/kmedoids/kmedoids.hpp"
+#include "core/run/random.hpp"
+#include "core/run/views.hpp"
 
 namespace pyfast::test {
 

@@ -1,7 +1,7 @@
 #include <algorithm>
 
 #include "check.hpp"
-#include "core/group.hpp"
+#include "core/ampo/group.hpp"
 
 using namespace pyfast;
 using namespace pyfast::test;

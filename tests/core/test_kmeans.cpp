@@ -2,9 +2,9 @@
 #include <set>
 
 #include "check.hpp"
-#include "core/distances.hpp"
-#include "core/kmeans.hpp"
-#include "core/pairwise.hpp"
+#include "core/distance/euclidean.hpp"
+#include "core/distance/exact.hpp"
+#include "core/kmeans/kmeans.hpp"
 
 using namespace pyfast;
 using namespace pyfast::test;

@@ -1,11 +1,11 @@
 #include <algorithm>
 
 #include "check.hpp"
-#include "core/distances.hpp"
-#include "core/kmedoids.hpp"
-#include "core/naive.hpp"
-#include "core/pairwise.hpp"
-#include "core/subsets.hpp"
+#include "core/distance/euclidean.hpp"
+#include "core/distance/exact.hpp"
+#include "core/kmedoids/kmedoids.hpp"
+#include "core/naive/kmedoids.hpp"
+#include "core/run/random.hpp"
 
 using namespace pyfast;
 using namespace pyfast::test;

@@ -4,13 +4,13 @@
 #include <numeric>
 
 #include "check.hpp"
-#include "core/certificate.hpp"
-#include "core/distance_codes.hpp"
-#include "core/distances.hpp"
-#include "core/naive.hpp"
-#include "core/pairwise.hpp"
-#include "core/sampled_kmedoids.hpp"
-#include "core/symmetry.hpp"
+#include "core/distance/byte_bounds.hpp"
+#include "core/distance/check.hpp"
+#include "core/distance/euclidean.hpp"
+#include "core/distance/exact.hpp"
+#include "core/kmedoids/certificate.hpp"
+#include "core/kmedoids/sampled.hpp"
+#include "core/naive/kmedoids.hpp"
 
 namespace pyfast::test {
 
@@ -30,7 +30,7 @@ void check_codes(double spread) {
   std::vector<T> d = converted<T>(uniform(n, 2, 0, 3 * spread));
   for (index i = 0; i < n; i += 10) d[i] = seconds[i];  // on the limit, or 0
   for (index i = 5; i < n; i += 50) d[i] = 0;
-  DistanceCodes<T> codes(2, seconds);
+  ByteBounds<T> codes(2, seconds);
   codes.add(1, 0, 100, d.data());
   codes.add(1, 100, n - 100, d.data() + 100);
   double most = 0;
@@ -172,7 +172,7 @@ bool floors_are_close(int kind, index d) {
     const auto copy = [&](index i, index j, index count, const T* found) {
       std::copy(found, found + count, all.data() + i * n + j);
     };
-    each_floor<T>(points, copy, threads, cancel, token);
+    each_bound<T>(points, copy, threads, cancel, token);
   }
   for (std::size_t p = 0; p < exact.size(); ++p) {
     if (!(one[p] <= exact[p] && one[p] >= T(0.98) * exact[p])) return false;

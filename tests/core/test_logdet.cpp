@@ -4,10 +4,10 @@
 #include <stdexcept>
 
 #include "check.hpp"
-#include "core/logdet.hpp"
-#include "core/mass_dpo.hpp"
-#include "core/naive_logdet.hpp"
-#include "core/wide.hpp"
+#include "core/logdet/logdet.hpp"
+#include "core/logdet/mass_dpo.hpp"
+#include "core/logdet/wide.hpp"
+#include "core/naive/logdet.hpp"
 
 using namespace pyfast;
 using namespace pyfast::test;

@@ -3,7 +3,7 @@
 #include <stdexcept>
 
 #include "check.hpp"
-#include "core/parallel.hpp"
+#include "core/run/work.hpp"
 
 using namespace pyfast;
 

@@ -2,8 +2,7 @@
 #include <set>
 
 #include "check.hpp"
-#include "core/philox.hpp"
-#include "core/subsets.hpp"
+#include "core/run/random.hpp"
 
 using namespace pyfast;
 

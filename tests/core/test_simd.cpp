@@ -4,7 +4,7 @@
 #include <limits>
 
 #include "check.hpp"
-#include "core/candidates.hpp"
+#include "core/logdet/candidates.hpp"
 #include "simd/simd.hpp"
 
 namespace pyfast::test {  // where `index` is ours and not that of <strings.h>

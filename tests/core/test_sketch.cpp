@@ -1,7 +1,7 @@
 #include <cstring>
 
 #include "check.hpp"
-#include "core/sketch.hpp"
+#include "core/sketch/sketch.hpp"
 #include "simd/simd.hpp"
 
 namespace pyfast::test {  // where `index` is ours and not that of <strings.h>

@@ -234,7 +234,7 @@ def test_threads_do_not_change_a_bit(tiny):
 
 
 def test_threads_do_not_change_a_bit_where_they_are_used(tiny):
-    """64 million products keep one more thread busy (csrc/core/sketch.cpp)."""
+    """64 million products keep one more thread busy (csrc/core/sketch/sketch.cpp)."""
     wide = tiny.model(num_hidden_layers=1, intermediate_size=4096)
     model = tiny.lora(wide, rank=16, target_modules=["up_proj", "down_proj"])
     responses = tiny.responses(16, longest=100)

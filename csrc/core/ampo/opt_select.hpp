@@ -1,0 +1,100 @@
+// AMPO's Opt-Select (Algorithm 4, Appendix E) for many groups, one after the other in the same
+// workspace: distances, weights and search of a small group stay in the first two cache levels,
+// and nothing is allocated once the workspace has grown.
+//
+// The answer is one of exact distances: double arithmetic on the rows as given. Float distances
+// find a local optimum first, and exact ones judge what the bound on their error leaves open.
+#pragma once
+
+#include <vector>
+
+#include "core/ampo/group.hpp"
+#include "core/distance/exact.hpp"
+#include "core/distance/float_bounds.hpp"
+#include "core/kmedoids/small.hpp"
+
+namespace pyfast {
+
+struct OptSelectOptions {
+  index k = 1;
+  bool cover_top = false;
+  bool scale_rewards = true;  // by min-max to [0, 1]; or their own exp() is the weight
+  KMedoidsOptions search;     // its `given` start is not used
+};
+
+template <class T>
+class OptSelect final : private Judge {
+ public:
+  explicit OptSelect(const OptSelectOptions& options) : options_(options) {}
+
+  // See opt_select in group.hpp. The embeddings of the `next` group, if there is one, are fetched
+  // meanwhile.
+  GroupSelection select(MatrixView<T> embeddings, const double* rewards, MatrixView<T> next,
+                        int threads, Cancel& cancel, Token& token);
+
+ private:
+  struct Set {
+    std::vector<index> medoids;  // ascending
+    double cost = 0;             // exact, of unit-scaled distances
+    index swaps = 0;
+  };
+  struct Found {  // by one start of the filter
+    float cost;
+    bool certain;  // no swap is left that exact distances could call an improvement
+    index swaps;
+    double exact;  // cost of unit-scaled distances; negative: not known yet
+  };
+
+  void read_group(MatrixView<T> embeddings, const double* rewards, index positive);
+  void weigh(const double* rewards, index n);
+  const index* start(index run, Token& token);
+  Set solve(Token& token);
+
+  // On exact distances.
+  void exact_distances(index stride, Token& token);
+  bool measure_exactly(index stride, Token& token);
+  void scale_exactly(index stride, double least, Token& token);
+  void lift_points(Token& token);
+  void prepare_exact_search(Token& token);
+  Set search_exactly(const index* start, Token& token);
+  Set solve_exactly(Token& token);
+  Set solve_any(Cancel& cancel, Token& token);
+
+  // On float distances first.
+  Set solve_filtered(Token& token);
+  void search_filtered(index run, float tolerance, Token& token);
+  Set settle(double tolerance, Token& token);
+  double cost(const index* medoids) override;
+  double shortest(index i, const index* medoids, float limit) const;
+  void distances_to(index medoid);
+
+  OptSelectOptions options_;
+  int threads_ = 1;
+  simd::Ahead ahead_;
+  index k_ = 0, candidates_ = 0;
+  GroupPoints<T> points_;  // the pool, then perhaps the positive
+  std::vector<double> weights_;
+  std::vector<index> starts_, late_start_, shuffled_;  // k a start, one after the other
+  index starts_candidates_ = 0, starts_k_ = 0;         // what starts_ was drawn for
+
+  ExactSquares squares_;
+  double largest_ = -1;        // distance; negative: not known yet
+  std::vector<double> exact_;  // distances, points x stride; empty: not computed yet
+  std::vector<T> lifted_;      // the points, if they were too small to be measured
+  double unit_ = 1;            // what the largest of those is, if any is not 0
+  bool even_ = true;           // whether float holds the weights, too
+  SmallSearch<double> exactly_;
+
+  FloatBounds<T> filter_;
+  std::vector<float> filter_weights_;
+  SmallSearch<float> filtered_, assigning_;
+  std::vector<Found> found_;
+  std::vector<index> found_medoids_;  // k of each start, ascending
+  std::vector<const index*> judged_;
+  std::vector<double> lengths_;  // of each point, to its nearest medoid
+  std::vector<index> members_;   // of one medoid
+  std::vector<const T*> member_rows_;
+  std::vector<double> member_squares_;
+};
+
+}  // namespace pyfast

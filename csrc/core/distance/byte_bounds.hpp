@@ -1,0 +1,68 @@
+// Distances in a byte each, rounded down: a search that reads them first needs few others.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "core/run/memory.hpp"
+#include "core/run/views.hpp"
+#include "simd/simd.hpp"
+
+namespace pyfast {
+
+// Threads may add different ones at once.
+template <class T>
+class ByteBounds {
+ public:
+  // Distances to point i keep their resolution up to 1.5 times `seconds`[i], or the median of those
+  // if that is more; farther ones share a code.
+  ByteBounds(index rows, const std::vector<T>& seconds)
+      : cols_(static_cast<index>(seconds.size())),
+        codes_(big_array<unsigned char>(rows * cols_)),
+        steps_(seconds.size()),
+        scales_(seconds.size()) {
+    std::vector<T> sorted = seconds;
+    const auto middle = sorted.begin() + static_cast<std::ptrdiff_t>(sorted.size() / 2);
+    std::nth_element(sorted.begin(), middle, sorted.end());
+    for (std::size_t i = 0; i < seconds.size(); ++i) {
+      const double most = std::max(1.5 * static_cast<double>(seconds[i]), double{*middle});
+      // Between the bounds, steps and scales are normal numbers of type T.
+      constexpr bool kNarrow = sizeof(T) == sizeof(float);
+      steps_[i] = std::min(std::max(most, kNarrow ? 1e-30 : 1e-290), kNarrow ? 1e37 : 1e300) / 255;
+      scales_[i] = static_cast<T>((1 - 1e-6) / steps_[i]);
+    }
+  }
+
+  // The least size of a matrix that does not stay in cache, where reading a quarter of it helps.
+  static constexpr index kWorthwhile = 1'000'000;
+
+  const unsigned char* row(index row) const { return codes_.get() + row * cols_; }
+
+  // The distances of candidate `row` to points first .. first + count - 1, or floors of them.
+  void add(index row, index first, index count, const T* distances) {
+    unsigned char* codes = codes_.get() + row * cols_ + first;
+    if constexpr (sizeof(T) == sizeof(float)) {
+      kernels_.encode_f32(distances, scales_.data() + first, count, codes);
+    } else {
+      kernels_.encode_f64(distances, scales_.data() + first, count, codes);
+    }
+  }
+
+  // At most any distance to point i that has this code: the scale is short of 1 / step by more than
+  // all rounding.
+  double least(index i, unsigned char code) const { return steps_[i] * code; }
+
+  // No distance to point i below `d` has a code above this.
+  unsigned char limit(index i, double d) const {
+    return static_cast<unsigned char>(std::min(d * static_cast<double>(scales_[i]) + 1e-2, 255.0));
+  }
+
+ private:
+  index cols_;
+  BigArray<unsigned char> codes_;
+  std::vector<double> steps_;
+  std::vector<T> scales_;
+  const simd::Kernels& kernels_ = simd::kernels();
+};
+
+}  // namespace pyfast

@@ -1,0 +1,256 @@
+#include "core/distance/euclidean.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "core/distance/exact.hpp"
+#include "core/distance/gemm_bounds.hpp"
+#include "core/run/memory.hpp"
+#include "simd/simd.hpp"
+
+namespace pyfast {
+
+namespace {
+
+// Rows of a tile: few enough to be done, and an interrupt be seen, within some 50 ms.
+index tile_of(index d) {
+  index side = 128;
+  while (side > 4 && side * side * d > 1 << 28) side /= 2;
+  return side;
+}
+
+void squares(MatrixView<float> x, MatrixView<float> y, float* out, index stride) {
+  simd::kernels().squared_distance_f32(x.data, x.rows, x.cols, y.data, y.rows, y.cols, x.cols, out,
+                                       stride);
+}
+void squares(MatrixView<double> x, MatrixView<double> y, double* out, index stride) {
+  simd::kernels().squared_distance_f64(x.data, x.rows, x.cols, y.data, y.rows, y.cols, x.cols, out,
+                                       stride);
+}
+
+template <class T>
+MatrixView<T> rows_of(MatrixView<T> x, index first, index count) {
+  return {x.row(first), std::min(count, x.rows - first), x.cols};
+}
+
+// The squares of very large, very small or equal float rows leave the comfortable range of float.
+bool comfortable(float square) { return square > 1e-28f && square < 1e37f; }
+
+void take_roots(MatrixView<float> x, MatrixView<float> y, float* tile, index stride) {
+  for (index i = 0; i < x.rows; ++i) {
+    float* row = tile + i * stride;
+    int bad = 0;
+    for (index j = 0; j < y.rows; ++j) {
+      bad |= static_cast<int>(!(row[j] > 1e-28f)) | static_cast<int>(!(row[j] < 1e37f));
+    }
+    if (bad == 0) {
+      for (index j = 0; j < y.rows; ++j) row[j] = std::sqrt(row[j]);
+      continue;
+    }
+    for (index j = 0; j < y.rows; ++j) {
+      row[j] = comfortable(row[j]) ? std::sqrt(row[j])
+                                   : static_cast<float>(exact_distance(x.row(i), y.row(j), x.cols));
+    }
+  }
+}
+void take_roots(MatrixView<double> x, MatrixView<double> y, double* tile, index stride) {
+  for (index i = 0; i < x.rows; ++i) {
+    double* row = tile + i * stride;
+    int bad = 0;
+    for (index j = 0; j < y.rows; ++j) bad |= static_cast<int>(!comfortable_square(row[j]));
+    if (bad == 0) {
+      for (index j = 0; j < y.rows; ++j) row[j] = std::sqrt(row[j]);
+      continue;
+    }
+    for (index j = 0; j < y.rows; ++j) row[j] = distance_of(row[j], x.row(i), y.row(j), x.cols);
+  }
+}
+
+// out[i * stride + j] = ||x_i - y_j||_2; infinity if that overflows T.
+template <class T>
+void distances_between(MatrixView<T> x, MatrixView<T> y, T* out, index stride, Token& token) {
+  const index side = tile_of(x.cols);
+  for (index i = 0; i < x.rows; i += side) {
+    for (index j = 0; j < y.rows; j += side) {
+      const MatrixView<T> a = rows_of(x, i, side), b = rows_of(y, j, side);
+      token.spend(a.rows * b.rows * x.cols);
+      T* tile = out + i * stride + j;
+      squares(a, b, tile, stride);
+      take_roots(a, b, tile, stride);
+    }
+  }
+}
+
+// Throws if one of the distances of point i to points j .. j + count - 1 is infinite.
+template <class T>
+void check_overflow(const T* d, index i, index j, index count, const index* names) {
+  int infinite = 0;
+  for (index c = 0; c < count; ++c) infinite |= static_cast<int>(!(d[c] - d[c] == 0));
+  for (index c = 0; infinite != 0 && c < count; ++c) {
+    if (std::isfinite(d[c])) continue;
+    if (names != nullptr) throw_overflow(names[i], names[j + c]);
+    throw_overflow(i, j + c);
+  }
+}
+
+// body(item, token) for each item, on the calling thread alone if that is all there is.
+template <class Body>
+void share(index count, int threads, Cancel& cancel, Token& caller, Body&& body) {
+  if (threads > 1) {
+    parallel_for(count, threads, cancel, [&](index item, int, Token& token) { body(item, token); });
+  } else {
+    for (index item = 0; item < count; ++item) body(item, caller);
+  }
+}
+
+// What is measured of a tile: the distances of the points a to the points b of a strip.
+template <class T>
+class Measured {
+ public:
+  explicit Measured(MatrixView<T> strip) : strip_(strip) {}
+
+  void measure(index, MatrixView<T> a, T* tile, index side, Token& token) const {
+    token.spend(a.rows * strip_.rows * a.cols);
+    squares(a, strip_, tile, side);
+    take_roots(a, strip_, tile, side);
+  }
+
+ private:
+  MatrixView<T> strip_;
+};
+
+// Or numbers just below them, and distances where too close to tell.
+template <class T>
+class Floored {
+ public:
+  Floored(MatrixView<T> strip, index top, const GemmBounds<T>& floors, Token& token)
+      : exactly_(strip), strip_(strip), floors_(floors, top, strip.rows, token) {}
+
+  void measure(index left, MatrixView<T> a, T* tile, index side, Token& token) {
+    floor_.resize(static_cast<std::size_t>(side * side));
+    if (!floors_.measure(left, a.rows, floor_.data(), side, token)) {
+      return exactly_.measure(left, a, tile, side, token);
+    }
+    for (index i = 0; i < a.rows; ++i) {
+      const float* floors = floor_.data() + i * side;
+      T* row = tile + i * side;
+      for (index j = 0; j < strip_.rows; ++j) row[j] = static_cast<T>(floors[j]);
+      for (index j = 0; j < strip_.rows; ++j) {
+        if (row[j] >= 0) continue;
+        const T* const to = strip_.row(j);
+        distances_to(a.row(i), &to, 1, a.cols, row + j);
+      }
+    }
+  }
+
+ private:
+  Measured<T> exactly_;
+  MatrixView<T> strip_;
+  typename GemmBounds<T>::Strip floors_;
+  std::vector<float> floor_;
+};
+
+// Every strip of points beside all strips before it, and itself: begin(strip, top, token) says what
+// measures its tiles.
+template <class T, class Begin>
+void each_tile(MatrixView<T> x, const SeeDistances<T>& see, int threads, Cancel& cancel,
+               Token& caller, const index* names, Begin&& begin) {
+  const index n = x.rows, side = tile_of(x.cols), strips = (n + side - 1) / side;
+  threads = worthwhile_threads(threads, 0.5 * static_cast<double>(n * n * x.cols));
+  // The strip of the most tiles goes first, so that the threads end together.
+  share(strips, threads, cancel, caller, [&](index item, Token& token) {
+    const index top = (strips - 1 - item) * side;
+    const MatrixView<T> b = rows_of(x, top, side);
+    auto measured = begin(b, top, token);
+    std::vector<T> tile(static_cast<std::size_t>(side * side));
+    std::vector<T> column(static_cast<std::size_t>(side));
+    for (index left = 0; left <= top; left += side) {
+      const MatrixView<T> a = rows_of(x, left, side);
+      measured.measure(left, a, tile.data(), side, token);
+      for (index i = 0; i < a.rows; ++i) {
+        const T* row = tile.data() + i * side;
+        check_overflow(row, left + i, top, b.rows, names);
+        see(left + i, top, b.rows, row);
+      }
+      if (left == top) continue;  // a tile on the diagonal is its own mirror image
+      for (index j = 0; j < b.rows; ++j) {
+        for (index i = 0; i < a.rows; ++i) {
+          column[static_cast<std::size_t>(i)] = tile[static_cast<std::size_t>(i * side + j)];
+        }
+        see(top + j, left, a.rows, column.data());
+      }
+    }
+  });
+}
+
+template <class T>
+void each_distance(MatrixView<T> x, const SeeDistances<T>& see, int threads, Cancel& cancel,
+                   Token& token, const index* names) {
+  each_tile(x, see, threads, cancel, token, names,
+            [](MatrixView<T> strip, index, Token&) { return Measured<T>(strip); });
+}
+
+}  // namespace
+
+template <class T>
+void each_bound(MatrixView<T> x, const SeeDistances<T>& see, int threads, Cancel& cancel,
+                Token& token, const index* names) {
+  if (x.cols > GemmBounds<T>::kWidest) {
+    return each_distance(x, see, threads, cancel, token, names);
+  }
+  const GemmBounds<T> floors(x, token);
+  each_tile(x, see, threads, cancel, token, names, [&](MatrixView<T> strip, index top, Token& of) {
+    return Floored<T>(strip, top, floors, of);
+  });
+}
+
+template <class T>
+void euclidean_distances(MatrixView<T> x, T* out, int threads, Cancel& cancel, Token& token,
+                         const index* names) {
+  const auto copy = [=](index i, index j, index count, const T* d) {
+    std::copy(d, d + count, out + i * x.rows + j);
+  };
+  each_distance<T>(x, copy, threads, cancel, token, names);
+}
+
+template <class T>
+void distance_rows(MatrixView<T> x, const std::vector<index>& points, T* out, int threads,
+                   Cancel& cancel, Token& caller, const index* names) {
+  constexpr index kChunk = 1024;
+  const auto rows = static_cast<index>(points.size());
+  const std::vector<T> gathered = gather(x, points, caller);
+  threads = worthwhile_threads(threads, static_cast<double>(rows * x.rows * x.cols));
+  share((x.rows + kChunk - 1) / kChunk, threads, cancel, caller, [&](index chunk, Token& token) {
+    const index start = chunk * kChunk;
+    const MatrixView<T> to = rows_of(x, start, kChunk);
+    distances_between({gathered.data(), rows, x.cols}, to, out + start, x.rows, token);
+    for (index r = 0; r < rows; ++r) {
+      check_overflow(out + r * x.rows + start, points[r], start, to.rows, names);
+    }
+  });
+}
+
+void distances_to(const float* to, const float* const* rows, index count, index d, float* out) {
+  simd::kernels().squares_to_f32(rows, count, to, d, out);
+  for (index r = 0; r < count; ++r) {
+    out[r] = comfortable(out[r]) ? std::sqrt(out[r])
+                                 : static_cast<float>(exact_distance(rows[r], to, d));
+  }
+}
+void distances_to(const double* to, const double* const* rows, index count, index d, double* out) {
+  simd::kernels().squares_to_f64(rows, count, to, d, out);
+  for (index r = 0; r < count; ++r) out[r] = distance_of(out[r], rows[r], to, d);
+}
+
+#define PYFAST_INSTANTIATE(T)                                                                     \
+  template void each_bound(MatrixView<T>, const SeeDistances<T>&, int, Cancel&, Token&,           \
+                           const index*);                                                         \
+  template void euclidean_distances(MatrixView<T>, T*, int, Cancel&, Token&, const index*);       \
+  template void distance_rows(MatrixView<T>, const std::vector<index>&, T*, int, Cancel&, Token&, \
+                              const index*);
+PYFAST_INSTANTIATE(float)
+PYFAST_INSTANTIATE(double)
+#undef PYFAST_INSTANTIATE
+
+}  // namespace pyfast

@@ -1,0 +1,43 @@
+// Distances of a group's points in float, with a bound on their error. A search that allows for it
+// does most of its work here, and leaves to exact distances what the bound leaves open.
+#pragma once
+
+#include <vector>
+
+#include "core/distance/group_points.hpp"
+#include "core/run/memory.hpp"
+
+namespace pyfast {
+
+// The workspace grows and stays.
+template <class T>
+class FloatBounds {
+ public:
+  // False if float cannot hold the distances. What `ahead` names is fetched meanwhile; threads as
+  // in pair_squares. The points must outlive all other calls.
+  bool measure(const GroupPoints<T>& points, const simd::Ahead& ahead, int threads, Token& token);
+
+  // Symmetric; rows are filled up with zeros to the stride, a multiple of 16.
+  const float* data() const { return distances_.data(); }
+  index stride() const { return stride_; }
+  const float* row(index i) const { return data() + i * stride_; }
+  double error() const { return error_; }  // relative, of every distance
+
+  // The largest distance, exactly.
+  double largest() const;
+
+ private:
+  bool narrow_rows(index width, Token& token);
+  bool measure_exactly(index i, index j, Token& token);
+  bool measure_close_pairs(Token& token);
+  bool measure_odd_pairs(Token& token);
+
+  const GroupPoints<T>* points_ = nullptr;
+  index stride_ = 0;
+  double error_ = 0;
+  AlignedRows<float> narrow_;
+  std::vector<float> distances_, row_largest_;
+  std::vector<const float*> rows_;
+};
+
+}  // namespace pyfast

@@ -1,0 +1,99 @@
+#include "core/distance/gemm_bounds.hpp"
+
+#include <algorithm>
+#include <cmath>
+
+#include "core/distance/exact.hpp"
+#include "simd/simd.hpp"
+
+namespace pyfast {
+
+namespace {
+
+constexpr index kWidth = simd::kPanelWidth;
+
+// Runs of kWidth that hold `count`.
+index panels_for(index count) { return (count + kWidth - 1) / kWidth; }
+
+}  // namespace
+
+template <class T>
+GemmBounds<T>::GemmBounds(MatrixView<T> x, Token& token)
+    : x_(x), width_(panels_for(x.cols) * kWidth) {
+  const auto d = static_cast<std::size_t>(x.cols);
+  std::vector<double> sums(d);
+  for (index i = 0; i < x.rows; ++i) {
+    token.spend(x.cols);
+    const T* row = x.row(i);
+    for (index t = 0; t < x.cols; ++t) sums[static_cast<std::size_t>(t)] += double{row[t]};
+  }
+  for (const double sum : sums)
+    centre_.push_back(static_cast<T>(sum / static_cast<double>(x.rows)));
+  std::vector<float> row(d);
+  for (index i = 0; i < x.rows; ++i) {
+    token.spend(2 * x.cols);
+    centre_row(i, row.data());
+    double squared = 0;
+    simd::kernels().squared_norms_f32(row.data(), 1, x.cols, x.cols, &squared);
+    norms_.push_back(static_cast<float>(squared));
+  }
+  // Roundings, of which each is half an epsilon: those of the product (simd.hpp), 16 for centring
+  // the rows, their norms and the sum, and of the distance itself (pairwise.hpp) up to 4 times as
+  // many, because the square of a sum of two norms is up to twice that of their squares.
+  const double wide = static_cast<double>(x.cols);
+  const double roundings = (260 + wide / 256) + 16 + 4 * (45 + wide / 1000);
+  slack_ = static_cast<float>(roundings * kFloatRounding);
+}
+
+template <class T>
+void GemmBounds<T>::centre_row(index i, float* to) const {
+  const T* row = x_.row(i);
+  for (index t = 0; t < x_.cols; ++t) to[t] = static_cast<float>(row[t] - centre_[t]);
+}
+
+template <class T>
+GemmBounds<T>::Strip::Strip(const GemmBounds& floors, index top, index count, Token& token)
+    : floors_(floors), top_(top), count_(count) {
+  const index d = floors.x_.cols;
+  panels_.resize(panels_for(count), d * kWidth, token);
+  rows_.resize(1, floors.width_, token);
+  for (index c = 0; c < panels_for(count) * kWidth; ++c) {
+    token.spend(4 * d);
+    float* panel = panels_.row(c / kWidth) + c % kWidth;
+    if (c < count) floors.centre_row(top + c, rows_.row(0));
+    for (index t = 0; t < d; ++t) panel[t * kWidth] = c < count ? rows_.row(0)[t] : 0.0f;
+  }
+}
+
+template <class T>
+bool GemmBounds<T>::Strip::measure(index left, index count, float* out, index stride,
+                                   Token& token) {
+  const index d = floors_.x_.cols, width = floors_.width_;
+  token.spend(count * count_ * d / 2);
+  rows_.resize(count, width, token);
+  for (index i = 0; i < count; ++i) floors_.centre_row(left + i, rows_.row(i));
+  for (index p = 0; p < panels_for(count_); ++p) {
+    simd::kernels().panel_dots(rows_.row(0), count, width, panels_.row(p), d, out + p * kWidth,
+                               stride);
+  }
+  int unknown = 0;
+  for (index i = 0; i < count; ++i) {
+    float* row = out + i * stride;
+    const float own = floors_.norms_[left + i], *norms = floors_.norms_.data() + top_;
+    for (index j = 0; j < count_; ++j) {
+      const float both = own + norms[j], slack = floors_.slack_ * both;
+      const float square = both - 2 * row[j] - slack;
+      const int known = static_cast<int>(square > 64 * slack) & static_cast<int>(square > 1e-28f) &
+                        static_cast<int>(square < 1e37f);
+      const float root = std::sqrt(std::max(square, 0.0f));
+      row[j] = known != 0 ? root : -1.0f;
+      unknown += 1 - known;
+    }
+  }
+  return unknown <= std::max<index>(count * count_ / 16, std::max(count, count_));
+}
+
+template class GemmBounds<float>;
+template class GemmBounds<double>;
+
+}  // namespace pyfast

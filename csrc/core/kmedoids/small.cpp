@@ -1,0 +1,217 @@
+#include "core/kmedoids/small.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <stdexcept>
+
+namespace pyfast {
+
+template <class T>
+void SmallSearch<T>::set_problem(const T* by_point, const T* by_candidate, index stride,
+                                 const T* weights, index points, index candidates, index k) {
+  candidates_ = candidates;
+  const auto room = static_cast<std::size_t>(padded(points));
+  medoids_.resize(static_cast<std::size_t>(k));
+  barrier_.assign(room, std::numeric_limits<T>::infinity());
+  first_.resize(room);
+  second_.resize(room);
+  slots_.resize(room);
+  costs_.resize(static_cast<std::size_t>(k * stride));
+  runs_.resize(points > simd::kSwapRun ? costs_.size() : 0);
+  least_.resize(room);
+  problem_ = {by_point,       stride,          points,        k,           weights, first_.data(),
+              second_.data(), barrier_.data(), slots_.data(), runs_.data()};
+  nearest_ = {by_candidate,  stride,         points,       k, medoids_.data(), weights,
+              first_.data(), second_.data(), slots_.data()};
+}
+
+template <>
+void SmallSearch<float>::find_nearest() {
+  const simd::NearestSums<float> sums = kernels_.nearest_f32(nearest_);
+  cost_ = sums.first;
+  priced_ = -1;
+}
+
+template <>
+void SmallSearch<double>::find_nearest() {
+  const simd::NearestSums<double> sums = kernels_.nearest_f64(nearest_);
+  if (!std::isfinite(sums.second)) {  // it bounds every other sum of the search
+    throw std::range_error("weights times distances overflow float64; scale the weights down");
+  }
+  cost_ = sums.first;
+  priced_ = -1;
+}
+
+template <class T>
+void SmallSearch<T>::start_from(const index* start) {
+  std::copy(start, start + problem_.k, medoids_.begin());
+  std::fill(barrier_.begin(), barrier_.begin() + candidates_, T{0});
+  for (const index j : medoids_) barrier_[j] = std::numeric_limits<T>::infinity();
+  swaps_ = passes_ = 0;
+  ambiguous_ = false;
+  find_nearest();
+}
+
+// Everything anew: k vector operations a point cost less than telling apart what changed.
+template <class T>
+bool SmallSearch<T>::apply(index slot, index in) {
+  const T before = cost_;
+  barrier_[medoids_[slot]] = 0;
+  barrier_[in] = std::numeric_limits<T>::infinity();
+  medoids_[slot] = in;
+  ++swaps_;
+  find_nearest();
+  return cost_ < before;
+}
+
+template <>
+float SmallSearch<float>::price(index from, index count) {
+  return kernels_.swap_costs_f32(problem_, from, count, costs_.data(), least_.data());
+}
+
+template <>
+double SmallSearch<double>::price(index from, index count) {
+  return kernels_.swap_costs_f64(problem_, from, count, costs_.data(), least_.data());
+}
+
+template <class T>
+void SmallSearch<T>::price_block(index block) {
+  if (block != priced_) price(block * kLanes, kLanes);
+  priced_ = block;
+}
+
+// What a last look leaves open is the judge's, if there is one.
+template <class T>
+void SmallSearch<T>::search_eager(T tolerance, Token& token, Judge* judge) {
+  passes_ = 0;
+  for (bool open = true; open;) {
+    pass_eagerly(tolerance, token);
+    open = false;
+    if (!ambiguous_ || judge == nullptr) return;
+    token.spend(candidates_ * problem_.points);
+    price(0, padded(candidates_));
+    Swap best{-1, -1};
+    if (decide(cost_ + tolerance * cost_, *judge, best)) {
+      ambiguous_ = false;
+      open = best.slot >= 0;
+      if (open) apply(best.slot, best.in);
+    }
+  }
+}
+
+// Candidates in turn, round and round, until none of them has found a swap since the last one.
+template <class T>
+void SmallSearch<T>::pass_eagerly(T tolerance, Token& token) {
+  index looked_at = 0;
+  T next_cost = std::numeric_limits<T>::infinity();
+  for (index in = 0, unchanged = 0; unchanged < candidates_;
+       in = in + 1 < candidates_ ? in + 1 : 0, ++unchanged, ++looked_at) {
+    price_block(in / kLanes);
+    const T least = least_[in];
+    if (least < cost_ && cost_ - least > tolerance * cost_) {
+      token.spend(candidates_ * problem_.points);
+      index slot = 0;
+      while (costs_[slot * problem_.stride + in] != least) ++slot;
+      if (!apply(slot, in)) break;
+      unchanged = 0;
+      next_cost = std::numeric_limits<T>::infinity();
+    } else {
+      next_cost = std::min(next_cost, least);
+    }
+  }
+  passes_ += (looked_at + candidates_ - 1) / candidates_;
+  ambiguous_ = !(next_cost > cost_ + tolerance * cost_);
+}
+
+// Appendix E looks at outgoing medoids in ascending order and, for each, at incoming candidates in
+// ascending order; the first of equally good swaps wins.
+template <class T>
+bool SmallSearch<T>::earlier(index slot, index in, index than_slot, index than_in) const {
+  const index out = medoids_[slot], than_out = medoids_[than_slot];
+  return out < than_out || (out == than_out && in < than_in);
+}
+
+template <class T>
+bool SmallSearch<T>::apply_best_swap(T tolerance, Judge* judge) {
+  Swap best{-1, -1};
+  T best_cost = cost_, next_cost = std::numeric_limits<T>::infinity();
+  const T least = std::min(cost_, price(0, padded(candidates_)));
+  const T limit = least + tolerance * least;
+  for (index in = 0; in < candidates_; ++in) {
+    if (least_[in] > limit) continue;
+    for (index slot = 0; slot < problem_.k; ++slot) {
+      const T cost = costs_[slot * problem_.stride + in];
+      if (cost < best_cost ||
+          (cost == best_cost && best.slot >= 0 && earlier(slot, in, best.slot, best.in))) {
+        next_cost = best_cost;  // or that of staying
+        best = {slot, in};
+        best_cost = cost;
+      } else {
+        next_cost = std::min(next_cost, cost);
+      }
+    }
+  }
+  bool judged = false, improves = best.slot >= 0 && cost_ - best_cost > tolerance * cost_;
+  if (!(next_cost > best_cost + tolerance * best_cost) || (best.slot >= 0 && !improves)) {
+    if (judge != nullptr && decide(limit, *judge, best)) {
+      judged = improves = best.slot >= 0;
+    } else {
+      ambiguous_ = true;
+    }
+  }
+  return improves && (apply(best.slot, best.in) || judged);
+}
+
+// The best of what costs no more than `limit`, staying included. False if there is too much of it,
+// or if not even the judge can tell.
+template <class T>
+bool SmallSearch<T>::decide(T limit, Judge& judge, Swap& best) {
+  const auto most = static_cast<std::size_t>(std::max<index>(4, problem_.points / 32));
+  open_.clear();
+  if (cost_ <= limit) open_.push_back({-1, -1});
+  for (index in = 0; in < candidates_; ++in) {
+    if (least_[in] > limit) continue;
+    for (index slot = 0; slot < problem_.k; ++slot) {
+      if (costs_[slot * problem_.stride + in] > limit) continue;
+      if (open_.size() == most) return false;
+      open_.push_back({slot, in});
+    }
+  }
+  double least = std::numeric_limits<double>::infinity(), next = least;
+  for (const Swap& swap : open_) {
+    judged_ = medoids_;
+    if (swap.slot >= 0) judged_[swap.slot] = swap.in;
+    const double cost = judge.cost(judged_.data());
+    next = std::min(next, std::max(cost, least));
+    if (cost < least) best = swap;
+    least = std::min(least, cost);
+  }
+  return next > least + 4 * kJudged * least;
+}
+
+template <class T>
+void SmallSearch<T>::search_best(T tolerance, Token& token, Judge* judge) {
+  do {
+    token.spend(candidates_ * problem_.points);
+    ++passes_;
+  } while (apply_best_swap(tolerance, judge));
+}
+
+template <class T>
+void SmallSearch<T>::run(const index* start, Search search, T tolerance, Token& token,
+                         Judge* judge) {
+  token.spend(candidates_ * problem_.points);
+  start_from(start);
+  if (problem_.k == candidates_) return;
+  if (search == Search::best) {
+    search_best(tolerance, token, judge);
+  } else {
+    search_eager(tolerance, token, judge);
+  }
+}
+
+template class SmallSearch<float>;
+template class SmallSearch<double>;
+
+}  // namespace pyfast

@@ -1,0 +1,165 @@
+// Greedy maximisation of log det(gamma I + c sum_{i in S} v_i v_i^T), |S| = k: each time the i with
+// the largest r_i = (c / gamma-scaled) v_i^T H^{-1} v_i, which adds log(1 + r_i).
+//
+// No d x d matrix. With ratio = c / gamma and the chosen vectors w_1 .. w_t, the rows of L, where
+// L L^T = I + ratio W W^T, are what a Cholesky factorisation adds one at a time, and
+//   u_i = L^{-1} ratio W v_i,   r_i = ratio v_i^T v_i - u_i^T u_i
+// (partial Cholesky with a ridge, or Gram-Schmidt). A new w_{t+1} appends one number to each u_i
+// and lowers r_i, so an r_i that has not seen the latest vectors is an upper bound. A candidate is
+// brought up to date, by all the vectors it has missed in one reading of its row, only when its
+// bound is above the best value known: each row is read a few times, not k times, and no dot is
+// wasted on a column that turns out not to be chosen. It stops as soon as its bound is not.
+//
+// How far r_i is off. What is computed is what exact arithmetic would make of a matrix whose
+// entries are off by at most e sqrt(M_ij's diagonals), M = I + ratio W W^T with |a_i|^2 = ratio
+// v_i^T v_i for the candidate, e = (roundings of a dot + t + 8) 2^-53 (Higham, Accuracy and
+// Stability of Numerical Algorithms, section 10.1). With y = M^{-1} ratio W v_i, for which r_i is
+// the least of |a_i - sum_s y_s a_s|^2 + |y|^2, so that |y|^2 <= r_i, and kappa = trace M:
+//   |error of r_i| <= 1.0625 e (|a_i| + sum_s |y_s| sqrt(M_ss))^2 <= 4 e (|a_i|^2 + kappa r_i)
+// as long as e kappa <= 1/16. The last form widens every bound; the one before it says whether the
+// best ones are known to kLogDetFine. Where they are not, or e kappa has grown beyond that, they
+// are worked out in more digits (wide_residuals.hpp). Which of the two it is depends on the vectors
+// alone, so the bits do not change with threads, types or what was worked out before.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <vector>
+
+#include "core/logdet/candidates.hpp"
+#include "core/logdet/wide_residuals.hpp"
+#include "core/run/work.hpp"
+
+namespace pyfast {
+
+// Candidates whose r_i is within this fraction of the largest tie; the lowest index wins.
+constexpr double kLogDetTie = 1e-10;
+// What an r_i that counts may be off by, as a fraction of it.
+constexpr double kLogDetFine = 1e-11;
+
+// Vectors chosen before. The factor is L, row-major and lower triangular.
+struct LogDetState {
+  const double* vectors = nullptr;  // count x dims
+  const double* factor = nullptr;   // count x count
+  index count = 0;
+  double logdet = 0;  // of the matrix so far
+};
+
+struct LogDetProblem {
+  const Candidates* candidates = nullptr;
+  index k = 0;
+  double gamma = 1;
+  double scale = 1;
+  LogDetState before;
+};
+
+// Where the answer goes; the last two may be null.
+struct LogDetAnswer {
+  index* picks = nullptr;     // k, in the order of choice
+  double* gains = nullptr;    // k, never increasing but among ties
+  double* vectors = nullptr;  // k x dims: the new ones
+  double* factor = nullptr;   // (before.count + k)^2: of the old and new ones
+};
+
+// Solves one problem after another in the same memory: per candidate before.count + k + 4 numbers,
+// twice as many with a sieve, and (k x dims) for the chosen vectors, all float64; for float rows
+// (before.count + k) x (dims + 1280) in float instead of the last. Where digits run out, for each
+// candidate that is worked out (3 + words) (before.count + k) numbers more, and another dims for
+// each chosen vector.
+//
+// Problems of float rows are sieved unless they are tiny: products in float give each r_i an
+// interval that holds it for certain, and only those that may be the largest are worked out in
+// float64. The picks, and every number that is returned, are the same bits as without. So is it
+// with the digits beyond float64: those of few candidates are ever asked for.
+class LogDetGreedy {
+ public:
+  // Returns the log-determinant. k is at most the number of candidates. With threads > 1 the rows
+  // share a team; a call from inside parallel_for passes threads = 1. Throws std::range_error if
+  // a squared length, times c / gamma, overflows or is not a number.
+  double solve(const LogDetProblem& problem, const LogDetAnswer& answer, int threads,
+               Cancel& cancel, Token& token);
+
+ private:
+  // r_i and u_i of every candidate as of the first known[i] chosen vectors.
+  struct Layer {
+    std::vector<index> known;
+    std::vector<double> residual;
+    // u_i, capacity_ numbers apart. Not cleared: most of a large problem's are never used.
+    std::unique_ptr<double[]> coefficients;
+    std::size_t room = 0;
+    void start(index n, index capacity, const std::vector<double>& lengths);
+  };
+
+  void start(Token& token);
+  void measure(Token& token);
+  bool is_regular(double square) const;
+  double length_of(const double* v);
+  void start_before(Token& token);
+  void start_sieve();
+  index next(Token& token);
+  void choose(index i, Token& token);
+  void write(const LogDetAnswer& answer, Token& token);
+  template <class Wanted>
+  void list(const Layer& layer, Wanted&& wanted);
+  void list_likely(const Layer& layer);
+  void bring_forward(Layer& layer, Token& token);
+  index settle(Token& token);
+  bool settled();
+  void settle_wide(Token& token);
+  void start_wide(Token& token);
+  void catch_up(Layer& layer, index* rows, index count, std::vector<double>& products,
+                Token& token);
+  void advance(Layer& layer, const index* rows, index count, index from, index to,
+               std::vector<double>& products, Token& token);
+  void absorb(Layer& layer, index i, index from, index to, double* products);
+  float* narrow_column(index s) { return narrow_columns_.data() + s * narrow_stride_; }
+  double sieve_error(index i) const;
+  void count_in(double length);
+  double at_least(index i) const;
+  bool may_win(index i, double floor) const;
+  double error_of(index i, double residual, index known) const;
+  double close_error_of(index i);
+  void raise_floor(double value);
+  template <class Body>
+  void in_parallel(index count, double operations, Token& token, Body&& body);
+
+  const LogDetProblem* problem_ = nullptr;
+  const Candidates* candidates_ = nullptr;
+  int threads_ = 1;
+  Cancel* cancel_ = nullptr;
+  double ratio_ = 1;
+  index chosen_ = 0;    // vectors so far, those of the state included
+  index shown_ = 0;     // of them to doubles and floats: those before e kappa grows too large
+  index capacity_ = 0;  // all there will be
+  bool narrow_ = false, sieved_ = false;
+  bool regular_ = true;  // no square nears the ends of double's range
+
+  std::vector<double> lengths_;  // ratio_ v_i^T v_i
+  std::vector<double> bound_;    // no r_i is above it; kTaken once chosen
+  std::vector<double> settled_;  // r_i of the contenders, and then of the pick
+  std::vector<double> least_;    // nor below this, if the sieve is up to date with it
+  double spare_of_length_ = 0, spare_of_bound_ = 0;  // what may_win() allows for
+  std::atomic<double> floor_{0};                     // the largest r_i is at least this
+  Layer exact_;
+  Layer sieve_;                        // from float products; unused unless sieved_
+  std::vector<double> factor_;         // L^T: row q holds entry q of every chosen u
+  std::vector<double> pivots_;         // diagonal of L
+  std::vector<double> columns_;        // the newly chosen vectors; unused if narrow_
+  std::vector<float> narrow_columns_;  // the same as floats, after the old ones rounded
+  index narrow_stride_ = 0;            // from one to the next
+  std::vector<double> sieve_errors_;   // per sqrt(lengths_[i]), as of the first s chosen vectors
+  double chosen_lengths_ = 0;          // the sum of the chosen vectors' lengths_
+  std::vector<double> sizes_;          // sqrt(M_ss) of the chosen ones
+  std::vector<double> errors_;         // e, as of the first s chosen vectors
+  std::vector<double> kappas_;         // trace M, likewise
+  double longest_ = 0;                 // of all lengths, the state's too
+  std::vector<index> listed_, picks_;
+  std::vector<index> contenders_;    // for the next pick
+  std::vector<double> margins_;      // by which their residuals may be off
+  std::vector<double> multipliers_;  // y of one candidate
+  std::unique_ptr<WideResiduals> wide_;
+  bool was_wide_ = false;                      // how the latest pick was settled
+  std::vector<std::vector<double>> products_;  // one per worker
+};
+
+}  // namespace pyfast
