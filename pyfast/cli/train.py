@@ -18,7 +18,10 @@ from pyfast.train.errors import UserError
 if typing.TYPE_CHECKING:
     from pyfast.train.recipe import Recipe
 
-RECIPES = {"ampo": "pyfast.train.recipes.ampo:Ampo"}
+RECIPES = {
+    "ampo": "pyfast.train.recipes.ampo:Ampo",
+    "mass-dpo": "pyfast.train.recipes.mass_dpo:MassDpo",
+}
 """The recipes by name: module and class."""
 
 DEMOS = Path(configs.__file__).parent / "demo"

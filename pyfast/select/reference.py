@@ -344,6 +344,16 @@ def mass_dpo_vectors(
     return pool, np.sqrt(p)[:, None] * (phi - p @ phi), Z
 
 
+def mass_dpo_information(
+    features: Floats, policy: Floats, ref: Floats, preferred: int, beta: float, curvature: str
+) -> tuple[list[int], Floats, float]:
+    """MASS-DPO, eq. 11: (pool, its v_i, what every v_i v_i^T counts)."""
+    pool, v, Z = mass_dpo_vectors(features, policy, ref, preferred, beta)
+    if curvature == "unit":
+        return pool, v, 1.0
+    return pool, v, beta**2 / (1 + float(np.exp(Z)))
+
+
 def mass_dpo(
     features: Floats,
     policy: Floats,
@@ -355,8 +365,7 @@ def mass_dpo(
     curvature: str = "unit",
 ) -> list[int]:
     """MASS-DPO, Algorithm 1: negatives in the order of choice."""
-    pool, v, Z = mass_dpo_vectors(features, policy, ref, preferred, beta)
-    scale = 1.0 if curvature == "unit" else beta**2 * (1 - 1 / (1 + float(np.exp(-Z))))
+    pool, v, scale = mass_dpo_information(features, policy, ref, preferred, beta, curvature)
     return [pool[j] for j in logdet(v, k, gamma, scale)[0]]
 
 

@@ -23,6 +23,7 @@ FILES = (
     ".lock", RUN_MARK, "config.json", *APPENDED, TIMES, LABELS, "eval_before.jsonl",
     "eval_after.jsonl", "summary.json", "training_curves.png", "heldout_scores.png",
     "selected_responses.png",
+    "heldout_curves.png",
 )  # fmt: skip
 FOLDERS = ("adapter", "checkpoint", "evaluation", "kept", "questions")
 

@@ -1,0 +1,384 @@
+"""Groups of candidates of which one is right: read, scored, ranked, and what the ranks say."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyfast._files import written_whole
+from pyfast.train import files
+from pyfast.train.config import Section, setting
+from pyfast.train.errors import UserError
+from pyfast.train.lines import as_object, lines
+from pyfast.train.metrics import bootstrap_interval
+from pyfast.train.records import Record, read_records
+from pyfast.train.seeds import derive
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pyfast.train.context import Context
+
+HELD_OUT = ("validation", "test")
+FOLDER = "evaluation"
+CURVE = "metrics.jsonl"
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class GroupsConfig(Section):
+    """Where the candidates are."""
+
+    section: ClassVar[str] = "data"
+    groups: str | None = setting(
+        None,
+        'groups: JSON Lines or Parquet of {"prompt", "responses", "positive"[, "split", "id"]}; '
+        "learnt from, but those of the splits validation and test",
+    )
+    heldout: str | None = setting(
+        None, "more groups that are never learnt from: of the split test, unless they say another"
+    )
+
+
+@dataclass(frozen=True)
+class RankingConfig(Section):
+    """Ranking all candidates of held-out groups."""
+
+    section: ClassVar[str] = "evaluation"
+    every: int | None = setting(
+        None,
+        "steps between evaluations, on the split validation (or test, without it); "
+        "default: before and after training alone",
+        least=1,
+    )
+    confidence: float = setting(0.95, "level of the bootstrap intervals", above=0, most=0.9999)
+    bootstrap: int = setting(10_000, "bootstrap resamples of the held-out prompts", least=100)
+
+
+@dataclass(frozen=True)
+class RankingInputs:
+    """The groups of a run, checked.
+
+    Attributes
+    ----------
+    splits : dict of str to list of Record
+        ``"train"``, ``"validation"``, ``"test"``; only the first is never empty.
+    hashes : dict of str to str
+        SHA-256 of the files by setting.
+    """
+
+    splits: dict[str, list[Record]]
+    hashes: dict[str, str]
+
+    @property
+    def watched(self) -> str:
+        """The split that is measured while training goes on."""
+        return "validation" if self.splits["validation"] else "test"
+
+    @property
+    def reported(self) -> str:
+        """The split that the summary is of."""
+        return "test" if self.splits["test"] else "validation"
+
+
+def read_inputs(config: GroupsConfig) -> RankingInputs:
+    """Read the groups, and check what makes figures wrong without a sound.
+
+    Raises
+    ------
+    UserError
+        With file and line: a split of another name; a candidate that is empty or stands twice; a
+        held-out prompt that is also learnt from.
+    """
+    splits: dict[str, list[Record]] = {name: [] for name in ("train", *HELD_OUT)}
+    hashes = {}
+    for name, default in (("groups", "train"), ("heldout", "test")):
+        spec = getattr(config, name)
+        if spec is None:
+            continue
+        for record in read_records(spec, name=f"data.{name}", needs=("positive",)):
+            split = record.split or default
+            if split not in splits or (name == "heldout" and split == "train"):
+                known = ", ".join(list(splits)[1 if name == "heldout" else 0 :])
+                raise UserError(f"{record.place}: split: expected one of {known}; got {split!r}")
+            _check_distinct(record)
+            splits[split].append(record)
+        path = files.resolve(spec)
+        assert path is not None
+        hashes[name] = files.sha256(path)
+    if config.groups is None:
+        raise UserError("data.groups: expected a groups file")
+    if not splits["train"]:
+        raise UserError(f"{config.groups}: expected at least one group of the split train")
+    learnt = {files.to_json(record.prompt.written) for record in splits["train"]}
+    for record in (record for name in HELD_OUT for record in splits[name]):
+        if files.to_json(record.prompt.written) in learnt:
+            raise UserError(f"{record.place}: prompt: a held-out prompt is also learnt from")
+    return RankingInputs(splits, hashes)
+
+
+def _check_distinct(record: Record) -> None:
+    """Refuse a candidate that is empty, or equal to another: a tie with the right one is lost."""
+    first: dict[str, int] = {}
+    for i, text in enumerate(record.responses):
+        if not text.strip():
+            raise UserError(f"{record.place}: responses[{i}]: expected a text, got {text!r}")
+        if text in first:
+            raise UserError(
+                f"{record.place}: responses[{i}]: expected candidates that differ, got "
+                f"{text!r} as in responses[{first[text]}]"
+            )
+        first[text] = i
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """A prompt and all its candidates as tokens, the right one first.
+
+    Attributes
+    ----------
+    prompt : list of int
+    responses : list of lists of int
+    order : list of int
+        Index of each in the record.
+    """
+
+    prompt: list[int]
+    responses: list[list[int]]
+    order: list[int]
+
+    def as_given(self, values: Sequence[Value]) -> list[Value]:
+        """Return one value a candidate in the order of the record."""
+        return [value for _, value in sorted(zip(self.order, values, strict=True))]
+
+
+def encode(record: Record, ctx: Context) -> Candidates:
+    """Return a record's tokens.
+
+    Raises
+    ------
+    UserError
+        With the record's place: a candidate of no tokens but the end's, two of the same tokens
+        (after a cut), or a prompt that leaves no room for the longest.
+    """
+    prompt, responses = ctx.tokens.encode(record)
+    longest, positions = max(map(len, responses)), ctx.positions
+    if positions is not None and len(prompt) + longest > positions:
+        raise UserError(
+            f"{record.place}: the prompt has {len(prompt)} tokens, and the longest response "
+            f"{longest}; the model has {positions} positions (text.max_prompt and "
+            "text.max_response cut)"
+        )
+    first: dict[tuple[int, ...], int] = {}
+    for i, tokens in enumerate(responses):
+        if tokens == [ctx.tokens.end]:
+            raise UserError(f"{record.place}: responses[{i}]: it has no tokens but the end's")
+        same = first.setdefault(tuple(tokens), i)
+        if same != i:
+            raise UserError(
+                f"{record.place}: responses[{i}] has the same tokens as responses[{same}]"
+            )
+    assert record.positive is not None
+    indices = [record.positive, *(i for i in range(len(responses)) if i != record.positive)]
+    return Candidates(prompt, [responses[i] for i in indices], indices)
+
+
+def reference_logps(ctx: Context, groups: Sequence[Candidates]) -> list[Tensor]:
+    """Return the reference's log-probs of all candidates, from the cache where it has them.
+
+    Before training the policy is the reference: all h are 0 then, and to the bit, so that ties
+    stay ties. So the cache is kept apart by all that rounding depends on, and tried.
+    """
+    import torch
+
+    from pyfast.train.reference_cache import reference_logps as cached
+
+    policy = ctx.policy
+    rounding = repr((
+        torch.__version__, platform.machine(), torch.backends.cpu.get_cpu_capability(),
+        str(policy.device.type), torch.get_num_threads(),
+    ))  # fmt: skip
+    name = hashlib.sha256(rounding.encode()).hexdigest()[:16]
+    pairs = [(group.prompt, group.responses) for group in groups]
+    found = cached(policy, pairs, folder=files.cache_dir() / "reference" / name)
+    again = policy.logps(*pairs[0], reference=True).cpu()
+    if torch.equal(found[0], again):
+        return found
+    return cached(policy, pairs, folder=ctx.folder / "kept" / "reference")
+
+
+def rank(
+    ctx: Context, split: str, step: int, groups: Sequence[Candidates], refs: Mapping[int, Tensor]
+) -> None:
+    """Score all candidates of held-out groups after so many steps, once.
+
+    ``evaluation/SPLIT-STEP.jsonl`` has a line a group: ``positive``, ``policy_logps``,
+    ``ref_logps``, in the order of the record.
+    """
+    import torch
+    from tqdm import tqdm
+
+    path = _file(ctx.folder, split, step)
+    if path.exists() or not groups:
+        return
+    rows = []
+    for index, group in enumerate(tqdm(groups, f"{split} {step}", unit="group")):
+        with torch.no_grad():
+            logps = ctx.policy.logps(group.prompt, group.responses)
+        row = {
+            "positive": group.order[0],
+            "policy_logps": group.as_given(logps.tolist()),
+            "ref_logps": group.as_given(refs[index].tolist()),
+        }
+        rows.append(files.to_json(row) + "\n")
+    path.parent.mkdir(exist_ok=True)
+    with written_whole(path) as beside:
+        beside.write_text("".join(rows), encoding="utf-8", newline="\n")
+
+
+def _file(folder: Path, split: str, step: int) -> Path:
+    return folder / FOLDER / f"{split}-{step}.jsonl"
+
+
+def measure(path: Path, beta: float) -> dict[str, NDArray[np.float64]]:
+    """Return what `heldout_metrics` says of each group of a file that `rank` wrote."""
+    import torch
+
+    from pyfast.losses.metrics import heldout_metrics
+
+    found: dict[str, list[float]] = {}
+    for number, text in lines(path):
+        row = as_object(path, number, text, "log-probs of candidates")
+        try:
+            first = [row["positive"]]
+            others = [i for i in range(len(row["policy_logps"])) if i != row["positive"]]
+            policy, ref = (
+                torch.tensor([row[name][i] for i in first + others])
+                for name in ("policy_logps", "ref_logps")
+            )
+            measured = heldout_metrics(policy, ref, beta=beta)
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise UserError(f"{path}:{number}: expected log-probs of candidates: {error}") from None
+        for name, value in measured.items():
+            found.setdefault(name, []).append(float(value))
+    if not found:
+        raise UserError(f"{path}: expected a line a group, the file has none")
+    return {name: np.array(values) for name, values in found.items()}
+
+
+def write_curve(folder: Path, split: str, beta: float) -> None:
+    """Write ``evaluation/metrics.jsonl``: a line for each step at which a split was measured."""
+    steps = sorted(
+        int(path.stem.rpartition("-")[2]) for path in (folder / FOLDER).glob(f"{split}-*.jsonl")
+    )
+    rows = []
+    for step in steps:
+        means = {n: float(v.mean()) for n, v in measure(_file(folder, split, step), beta).items()}
+        rows.append(files.to_json({"step": step, **means}) + "\n")
+    if rows:
+        with written_whole(folder / FOLDER / CURVE) as beside:
+            beside.write_text("".join(rows), encoding="utf-8", newline="\n")
+
+
+def summarise(settings: Any, inputs: RankingInputs, steps: int, out: Path) -> dict[str, Any]:
+    """Compare the ranks of held-out candidates before and after.
+
+    Returns
+    -------
+    dict
+        ``metrics`` (after training), ``before`` and ``difference``: ``{name: {"mean", "low",
+        "high"}}``, bootstrap intervals over prompts, the difference paired by prompt. Also
+        ``prompts``, ``split``, ``confidence``, and what was ``cut``.
+    """
+    kept = out / "kept" / "cut.json"
+    about = {
+        "split": inputs.reported,
+        "prompts": len(inputs.splits[inputs.reported]),
+        "confidence": settings.evaluation.confidence,
+        "cut": files.read_json(kept) if kept.exists() else {},
+    }
+    if not inputs.splits[inputs.reported]:
+        return {**about, "metrics": {}, "before": {}, "difference": {}}
+    write_curve(out, inputs.watched, settings.loss.beta)
+    before, after = (
+        measure(_file(out, inputs.reported, step), settings.loss.beta) for step in (0, steps)
+    )
+
+    def intervals(values: dict[str, NDArray[np.float64]]) -> dict[str, dict[str, float]]:
+        found = {}
+        for name, numbers in values.items():
+            low, high = bootstrap_interval(
+                numbers,
+                confidence=settings.evaluation.confidence,
+                resamples=settings.evaluation.bootstrap,
+                seed=derive(settings.run.seed, "bootstrap"),
+            )
+            found[name] = {"mean": float(numbers.mean()), "low": low, "high": high}
+        return found
+
+    difference = {name: after[name] - before[name] for name in after}
+    return {
+        **about,
+        "metrics": intervals(after),
+        "before": intervals(before),
+        "difference": intervals(difference),
+    }
+
+
+_SHOWN = {
+    "accuracy, by beta h": "eval_rewards/accuracies",
+    "margin, by beta h": "eval_rewards/margins",
+    "chosen reward": "eval_rewards/chosen",
+    "MRR, by beta h": "eval_rewards/MRR",
+    "Recall@3, by beta h": "eval_rewards/Recall@3",
+    "NDCG@3, by beta h": "eval_rewards/NDCG@3",
+    "Recall@1, by log pi": "eval_logps/Recall@1",
+    "MRR, by log pi": "eval_logps/MRR",
+    "Recall@3, by log pi": "eval_logps/Recall@3",
+    "NDCG@3, by log pi": "eval_logps/NDCG@3",
+}
+
+
+def table(title: str, summary: dict[str, Any]) -> str:
+    """Format the comparison of held-out ranks for the terminal."""
+    title += f" · {summary['steps']} steps"
+    if not summary["metrics"]:
+        return f"{title}\nno held-out groups were given, so nothing was ranked"
+    percent = f"{100 * summary['confidence']:g} % CI"
+    rows = [
+        ("all candidates of held-out prompts", "before", "after", percent, "difference", percent)
+    ]
+    for label, name in _SHOWN.items():
+        before, after = summary["before"][name], summary["metrics"][name]
+        change = summary["difference"][name]
+        rows.append((
+            label,
+            f"{before['mean']:.3f}",
+            f"{after['mean']:.3f}",
+            f"[{after['low']:.3f}, {after['high']:.3f}]",
+            f"{change['mean']:+.3f}",
+            f"[{change['low']:+.3f}, {change['high']:+.3f}]",
+        ))  # fmt: skip
+    widths = [max(len(row[i]) for row in rows) for i in range(6)]
+    body = [
+        "  ".join(
+            [
+                row[0].ljust(widths[0]),
+                *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)),
+            ]
+        )
+        for row in rows
+    ]
+    rule = "-" * len(body[0])
+    note = (
+        f"{summary['prompts']} prompts of the split {summary['split']}; bootstrap over prompts; "
+        "ties count against"
+    )
+    return "\n".join([title, rule, body[0], rule, *body[1:], rule, note])
