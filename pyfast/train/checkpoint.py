@@ -1,10 +1,11 @@
 """Checkpoints of a run: whole or absent, checked when they are read, without pickle.
 
-A checkpoint is a folder ``checkpoint/step-N`` that appears by one rename. It holds the adapter and
-the optimiser's moments (safetensors), and ``state.json``: the step, how long each append-only file
-was, and the SHA-256 of all three. Randomness needs no state (see `pyfast.train.seeds`), nor does
-the learning rate, which is a function of the step. Resuming cuts the append-only files back to
-those lengths, so whatever was written after the checkpoint is written again, the same.
+A checkpoint is a folder ``checkpoint/step-N`` that appears by one rename. It holds what
+is trained, the adapter or the whole model, the optimiser's moments (safetensors), and
+``state.json``: the step, how long each append-only file was, and the SHA-256 of all three.
+Randomness needs no state (see `pyfast.train.seeds`), nor does the learning rate, which is a
+function of the step. Resuming cuts the append-only files back to those lengths, so whatever was
+written after the checkpoint is written again, the same.
 
 The checkpoint before the newest is kept until the run is finished, in case the newest is damaged.
 Nothing is removed, cut or followed but what these names stand for in the run's own folder: a run
@@ -137,7 +138,7 @@ def restore(run: Path, parameters: Mapping[str, Tensor], optimiser: torch.optim.
     Raises
     ------
     UserError
-        If a checkpoint does not belong to this adapter, or none is whole, with the reason.
+        If a checkpoint does not belong to these weights, or none is whole, with the reason.
     """
     folders = _folders(run)
     reasons = []
@@ -192,13 +193,13 @@ def _read(
     if weights.keys() != parameters.keys() or any(
         weights[name].shape != parameters[name].shape for name in weights
     ):
-        raise UserError(f"{folder}: the checkpoint holds a different adapter than the policy")
+        raise UserError(f"{folder}: the checkpoint holds other weights than those that are trained")
     order = {name: index for index, name in enumerate(parameters)}
     states: dict[int, dict[str, Tensor]] = {}
     for full_name, value in moments.items():
         key, _, name = full_name.partition(":")
         if name not in order or value.shape not in (parameters[name].shape, ()):
-            raise UserError(f"{folder}: the checkpoint holds moments of a different adapter")
+            raise UserError(f"{folder}: the checkpoint holds moments of other weights")
         states.setdefault(order[name], {})[key] = value.clone()
     return sizes, weights, states
 

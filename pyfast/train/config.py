@@ -128,7 +128,7 @@ class TextConfig(Section):
 
 @dataclass(frozen=True)
 class PolicyConfig(Section):
-    """The model that is trained, and its adapter."""
+    """The model that is trained, by an adapter or whole."""
 
     section: typing.ClassVar[str] = "policy"
     model: str = setting(
@@ -136,15 +136,18 @@ class PolicyConfig(Section):
         "the policy: a folder, a hub id, a .gguf file, or pkg://PACKAGE/PATH; or a peft adapter, "
         "which the reference then has too",
     )
+    training: str = setting(
+        "lora",
+        "train a LoRA adapter, or all weights beside a frozen copy (float32: 20 bytes a parameter)",
+        choices=("lora", "full"),
+    )
     lora_rank: int = setting(16, "rank of the LoRA adapter", least=1)
     lora_alpha: float = setting(32.0, "LoRA scale; the update is alpha/rank * B A", above=0)
     target_modules: str = setting(
         "all-linear",
         "layers with an adapter: all-linear (all but the head), or names with commas between",
     )
-    dtype: str = setting(
-        "float32", "number type of the frozen weights", choices=("float32", "bfloat16")
-    )
+    dtype: str = setting("float32", "number type of the weights", choices=("float32", "bfloat16"))
     gradient_checkpointing: str = setting(
         "selective",
         "what is made anew in the backward pass: nothing, what is cheap to make, or whole layers; "

@@ -25,7 +25,10 @@ FILES = (
     "selected_responses.png",
     "heldout_curves.png",
 )  # fmt: skip
-FOLDERS = ("adapter", "checkpoint", "evaluation", "kept", "questions")
+TRAINED = ("adapter", "model")
+"""What a run has trained: one of these folders."""
+
+FOLDERS = (*TRAINED, "checkpoint", "evaluation", "kept", "questions")
 
 
 def check_own(out: Path) -> None:

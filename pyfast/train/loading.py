@@ -52,6 +52,7 @@ def load(config: PolicyConfig, seed: int) -> Policy:
         alpha=config.lora_alpha,
         target_modules=config.target_modules,
         seed=seed,
+        training=config.training,
         gradient_checkpointing=config.gradient_checkpointing,
     )
 

@@ -57,12 +57,12 @@ def run(kind: type[Recipe], settings: Any, inputs: Any, out: Path) -> dict[str, 
             policy = loading.load(settings.policy, settings.run.seed)
             text = dataclasses.asdict(settings.text)
             recipe = kind(settings, inputs, Context(policy, settings.run.seed, out, **text))
-            of_policy = fingerprint.of(policy.model.get_base_model(), policy.tokenizer)
+            of_policy = fingerprint.of(policy.base, policy.tokenizer)
             scorers = rewards.ready(getattr(inputs, "rewards", {}), policy.device)
             rundir.check_models(out, {"policy": of_policy, **scorers, **recipe.fingerprints()})
 
             train(recipe, settings, steps, out)
-            write_folder(out / "adapter", policy.save_adapter)
+            write_folder(out / policy.saves, policy.save)
         summary = {"recipe": settings.recipe, **kind.summary(settings, inputs, out)}
         kind.plots(out)
         files.write_json(out / "summary.json", summary)  # last: with it a run is finished
@@ -76,7 +76,7 @@ def train(recipe: Recipe, settings: Any, steps: int, out: Path) -> None:
     Raises
     ------
     DivergedError
-        With the step, as soon as a loss, a gradient or the adapter is not finite. The checkpoints
+        With the step, as soon as a loss, a gradient or a weight is not finite. The checkpoints
         that are there stay, and nothing that is not finite gets into one.
     """
     optim, every = settings.optimisation, settings.get("evaluation.every")
@@ -110,7 +110,7 @@ def train(recipe: Recipe, settings: Any, steps: int, out: Path) -> None:
             norm = torch.nn.utils.clip_grad_norm_(parameters.values(), optim.max_grad_norm)
             _check_finite("the gradient's norm", norm)  # clipping by it would make all NaN
             optimiser.step()
-            _check_finite("the adapter", *parameters.values())
+            _check_finite(f"the {recipe.ctx.policy.saves}", *parameters.values())
             measured = metrics.mean_of([record for record, _ in learnt])
             measured = {"step": step + 1, "lr": lr, "grad_norm": norm.item(), **measured}
             checkpoint.append(out / "metrics.jsonl", files.to_json(measured))

@@ -1,4 +1,4 @@
-"""The policy: a causal language model with a LoRA adapter.
+"""The policy: a causal language model with a LoRA adapter, or trained whole.
 
 The N responses to one prompt share it, so the prompt goes through the model once, to sample
 (`sampling`) and to score (`shared_prompt`). The results are those of one response at a time.
@@ -7,6 +7,7 @@ The N responses to one prompt share it, so the prompt goes through the model onc
 from __future__ import annotations
 
 import contextlib
+import copy
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,16 +25,23 @@ from pyfast.train.sampling import Sampler, Samples
 from pyfast.train.seeds import derive
 from pyfast.train.tokens import end_ids, prompt_tokens
 
+_NAMED = ("model:", "target_modules:", "gradient_checkpointing:", "training:")
+
 
 class Policy:
-    """A causal language model with a trainable LoRA adapter; its reference is the adapter off.
+    """A causal language model that is trained, and its reference: the model as it was given.
+
+    With LoRA the reference is the adapter off. Trained in full, it is a frozen copy: 20 bytes a
+    parameter in all (weights, gradient, AdamW's two moments, the copy) beside the activations, and
+    12 in each checkpoint.
 
     Parameters
     ----------
     model : transformers or peft causal language model
-        It is frozen and switched to evaluation mode (no dropout, in training neither), and gets
-        an adapter. Adapters that are active in it are folded into its weights first, so that the
-        reference is the model as it stands. A model that is refused is left as it was.
+        It is switched to evaluation mode (no dropout, in training neither), and is frozen and gets
+        an adapter, or is trained itself. Adapters that are active in it are folded into its weights
+        first, so that the reference is the model as it stands. A model that is refused is left as
+        it was.
     tokenizer : transformers tokenizer
         With a chat template, prompts are given as a user's turn.
     rank, alpha : int, float
@@ -43,6 +51,10 @@ class Policy:
         layers' names, with commas between.
     seed : int
         Seed of the start of A.
+    training : {"lora", "full"}
+        What is trained: an adapter, or all the weights, which must be float32 then (in half
+        precision most updates would be rounded away). `rank`, `alpha`, `target_modules` and `seed`
+        are the adapter's alone.
     gradient_checkpointing : {"none", "selective", "full"}
         What scoring keeps for the backward pass (`checkpointing`).
 
@@ -70,14 +82,17 @@ class Policy:
         alpha: float = 32.0,
         target_modules: str = "all-linear",
         seed: int = 0,
+        training: str = "lora",
         gradient_checkpointing: str = "none",
     ) -> None:
+        if training not in ("lora", "full"):
+            raise UserError(f"policy.training: expected lora or full, got {training!r}")
         if not hasattr(model, "get_output_embeddings"):
             raise UserError(
                 "policy.model: expected a transformers causal language model, "
                 f"got {type(model).__name__}"
             )
-        self.tokenizer = tokenizer
+        self.tokenizer, self.training = tokenizer, training
         self._checkpointing = gradient_checkpointing
         self._checkpointed: list[torch.nn.Module] = []
         self._merged = self._tried_merging = False
@@ -89,15 +104,20 @@ class Policy:
                 if self.folded:
                     base.name_or_path = ""  # no file holds these weights
                 self.end_ids = end_ids(base, tokenizer)
-                targets = adapters.targets(base, target_modules)
-                self.model: Any = _with_lora(base, rank, alpha, targets, seed)
+                if training == "full":
+                    self.model: Any = _whole(base)
+                    self._frozen: Any = copy.deepcopy(base).requires_grad_(False)
+                    self._frozen_scorer = GroupScorer(self._frozen)
+                else:
+                    targets = adapters.targets(base, target_modules)
+                    self.model = _with_lora(base, rank, alpha, targets, seed)
                 self._scorer = GroupScorer(self.model)
                 self._sampler = Sampler(self._scorer.lm, tokenizer, self.end_ids)
                 if gradient_checkpointing != "none":
                     self._checkpointed = checkpointing.layers_to_checkpoint(self.model)
             except ValueError as error:
                 text = pretrained.one_line(error)
-                named = text.startswith(("model:", "target_modules:", "gradient_checkpointing:"))
+                named = text.startswith(_NAMED)
                 prefix = "" if text.startswith("policy.") else "policy."
                 raise UserError(
                     f"{prefix}{'' if prefix == '' or named else 'model: '}{text}"
@@ -112,9 +132,35 @@ class Policy:
         """The device of the weights."""
         return next(self.model.parameters()).device  # type: ignore[no-any-return]
 
+    @property
+    def base(self) -> Any:
+        """The transformers model, without its adapter."""
+        return self.model if self.training == "full" else self.model.get_base_model()
+
+    @property
+    def reference_model(self) -> Any:
+        """A transformers model with the weights of the reference, for fingerprints of them."""
+        return self._frozen if self.training == "full" else self.base
+
     def trainable(self) -> dict[str, Tensor]:
-        """Return the adapter's parameters by name, in the model's order."""
+        """Return the parameters that are trained by name, in the model's order."""
         return {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+
+    @property
+    def saves(self) -> str:
+        """What `save` writes, a name for its folder: ``"adapter"`` or ``"model"``."""
+        return "model" if self.training == "full" else "adapter"
+
+    def save(self, folder: Path) -> None:
+        """Write what was trained to a folder: the adapter (`save_adapter`), or the whole model.
+
+        A whole model has its tokenizer beside it.
+        """
+        if self.training == "lora":
+            self.save_adapter(folder)
+            return
+        self.model.save_pretrained(str(folder))
+        self.tokenizer.save_pretrained(str(folder))
 
     def save_adapter(self, folder: Path) -> None:
         """Write the adapter to a folder in peft's layout (safetensors).
@@ -139,8 +185,12 @@ class Policy:
         """Fold the adapter into the weights for a while: W + alpha/rank B A instead of two paths.
 
         Sampling is then about a quarter faster, for the memory of a second set of weights. The
-        frozen weights are put back, not subtracted back, so that not a bit of them changes.
+        frozen weights are put back, not subtracted back, so that not a bit of them changes. There
+        is nothing to fold in where the model is trained whole.
         """
+        if self.training == "full":
+            yield
+            return
         with merging.merged(self.model):
             self._merged = True
             try:
@@ -170,7 +220,7 @@ class Policy:
         Where the model with its adapter folded in is not the same model, the adapter stays apart,
         and that is told once (`why_not_merged`).
         """
-        merge = config.merge and self._may_merge()
+        merge = config.merge and self.training == "lora" and self._may_merge()
         with torch.no_grad(), self.merged() if merge else contextlib.nullcontext():
             return self.sample(
                 prompts,
@@ -202,20 +252,15 @@ class Policy:
             Tokens of the responses, exactly as sampled. The sum goes over these: the end token
             counts where there is one, the prompt and the padding do not.
         reference : bool
-            Switch the adapter off, and compute no gradient.
+            Take the reference, and compute no gradient.
 
         Returns
         -------
         float32 tensor (n,)
             Sums of log-probabilities at temperature 1, in nats.
         """
-        with contextlib.ExitStack() as stack:
-            if reference:
-                stack.enter_context(self._as_reference())
-            else:
-                how = self._checkpointing
-                stack.enter_context(checkpointing.checkpointed(self._checkpointed, how))
-            return self._scorer.logps([(prompt_ids, responses)])
+        with self._scoring(reference) as scorer:
+            return scorer.logps([(prompt_ids, responses)])
 
     def logps_and_features(
         self,
@@ -240,17 +285,36 @@ class Policy:
         features : float32 tensor (n, H)
             float64 from a model of that type.
         """
-        how = self._as_reference() if reference else torch.no_grad()
-        with how:
-            return self._scorer.logps_and_features([(prompt_ids, responses)], features)
+        with torch.no_grad(), self._scoring(reference) as scorer:
+            return scorer.logps_and_features([(prompt_ids, responses)], features)
 
     @contextlib.contextmanager
-    def _as_reference(self) -> Iterator[None]:
-        """Switch the adapter off for a while, and compute no gradient."""
-        if self._merged:
-            raise ValueError("reference: the adapter is folded into the weights just now")
-        with torch.no_grad(), self.model.disable_adapter():
-            yield
+    def _scoring(self, reference: bool) -> Iterator[GroupScorer]:
+        """Give what scores by the policy, or by the reference without a gradient."""
+        if not reference:
+            with checkpointing.checkpointed(self._checkpointed, self._checkpointing):
+                yield self._scorer
+        elif self.training == "full":
+            with torch.no_grad():
+                yield self._frozen_scorer
+        else:
+            if self._merged:
+                raise ValueError("reference: the adapter is folded into the weights just now")
+            with torch.no_grad(), self.model.disable_adapter():
+                yield self._scorer
+
+
+def _whole(base: Any) -> Any:
+    """Return a model of which every weight is trained, in evaluation mode."""
+    narrow = [
+        n for n, p in base.named_parameters() if p.dtype not in (torch.float32, torch.float64)
+    ]
+    if narrow:
+        raise ValueError(
+            "training: full training expects float32 weights (policy.dtype), or most updates "
+            f"are rounded away; others are {pretrained.few(narrow)}"
+        )
+    return base.requires_grad_(True).eval()
 
 
 def _with_lora(base: Any, rank: int, alpha: float, targets: str | list[str], seed: int) -> Any:
@@ -270,11 +334,3 @@ def _with_lora(base: Any, rank: int, alpha: float, targets: str | list[str], see
         model = get_peft_model(base, settings)
     lora.fuse(model)
     return model.eval()
-
-
-def _named(text: str) -> str:
-    """Return an error's text with the setting that it is about in front."""
-    if text.startswith("policy."):
-        return text
-    known = text.startswith(("model:", "target_modules:", "gradient_checkpointing:"))
-    return f"policy.{text}" if known else f"policy.model: {text}"

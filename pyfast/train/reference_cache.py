@@ -87,7 +87,7 @@ def reference_key(policy: Policy) -> str:
 
     See `fingerprint.of`; the adapter, which is off, has no part in it.
     """
-    found = fingerprint.of(policy.model.get_base_model(), policy.tokenizer)
+    found = fingerprint.of(policy.reference_model, policy.tokenizer)
     return hashlib.sha256(to_json(found).encode()).hexdigest()
 
 

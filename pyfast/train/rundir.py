@@ -19,7 +19,7 @@ from pyfast.train import checkpoint, files
 from pyfast.train import config as configs
 from pyfast.train.config import Settings
 from pyfast.train.errors import UserError
-from pyfast.train.layout import FOLDERS, LABELS, RUN_MARK, check_own
+from pyfast.train.layout import FOLDERS, LABELS, RUN_MARK, TRAINED, check_own
 from pyfast.train.recipe import Inputs
 
 STEPS = "optimisation.steps"
@@ -133,7 +133,7 @@ def _take_up(
     if changes.keys() & SUMMARISED:
         outdated = ["summary.json"]
     if STEPS in changes:  # the summary last: a folder with it is a finished run
-        outdated = ["summary.json", "eval_after.jsonl", "adapter"]
+        outdated = ["summary.json", "eval_after.jsonl", *TRAINED]
         old, new = changes[STEPS]
         if done:
             sys.stderr.write(
@@ -159,8 +159,8 @@ def _take_up(
 
 
 def is_trained(steps: int, out: Path) -> bool:
-    """Tell whether only the summary of a run is missing: the adapter is written last."""
-    return checkpoint.latest_step(out) == steps and (out / "adapter").is_dir()
+    """Tell whether only the summary of a run is missing: the adapter or model is written last."""
+    return checkpoint.latest_step(out) == steps and any((out / name).is_dir() for name in TRAINED)
 
 
 def tidy(out: Path) -> None:

@@ -190,7 +190,7 @@ def test_what_is_not_finite_is_never_saved(run, bad, where):
 def test_a_different_adapter_is_refused(run):
     out, _ = run
     other = {"p0": torch.nn.Parameter(torch.zeros(3, 2))}
-    with pytest.raises(UserError, match="holds a different adapter than the policy"):
+    with pytest.raises(UserError, match="holds other weights than those that are trained"):
         checkpoint.restore(out, other, torch.optim.AdamW(other.values()))
 
 
