@@ -41,7 +41,7 @@ class Context:
     @property
     def positions(self) -> int | None:
         """The positions that the model has, where it says so."""
-        settings = self.policy.model.get_base_model().config.get_text_config()
+        settings = self.policy.base.config.get_text_config()
         positions = getattr(settings, "max_position_embeddings", None)
         return positions if isinstance(positions, int) and positions > 0 else None
 

@@ -95,7 +95,7 @@ class RewardModel:
         return fingerprint.of(self.model, self.tokenizer)
 
     def __call__(self, prompt: Any, responses: list[str]) -> list[float]:
-        """Score the responses to a prompt, a string or a list of chat messages.
+        """Score the responses to a prompt: a text, a chat (`Prompt`), or a list of its messages.
 
         Returns
         -------
@@ -112,7 +112,8 @@ class RewardModel:
     def _tokens(self, prompt: Any, response: str) -> dict[str, list[int]]:
         """Return the tokens of one text, cut where the model reads no more."""
         ask, most = self.tokenizer, self._most
-        turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [*prompt]
+        messages = prompt if isinstance(prompt, list) else getattr(prompt, "messages", None)
+        turns = [*messages] if messages else [{"role": "user", "content": str(prompt)}]
         if self._alone or not ask.chat_template:
             texts = [response] if self._alone else [_plain(turns), response]
             row = dict(ask(*texts, verbose=False))

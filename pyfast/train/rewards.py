@@ -165,7 +165,9 @@ def score(reward: Reward, prompt: str, responses: Sequence[str]) -> list[float]:
     fields = _accepted(reward, dict(getattr(prompt, "fields", {})), where)
     try:
         with contextlib.redirect_stdout(sys.stderr):
-            returned: Any = reward(str(prompt), list(responses), **copy.deepcopy(fields))
+            # A model reads a chat's messages, functions their text.
+            asked = prompt if isinstance(reward, RewardModel) else str(prompt)
+            returned: Any = reward(asked, list(responses), **copy.deepcopy(fields))
             scores = _listed(returned)
     except (Exception, SystemExit) as error:
         raise UserError(f"{where}: it raised {told(error)}") from error

@@ -9,6 +9,7 @@ import torch
 from pyfast.train import config as configs
 from pyfast.train import loop, rewards
 from pyfast.train.errors import UserError
+from pyfast.train.prompts import Prompt
 from pyfast.train.recipes.ampo import Ampo, AmpoSettings
 from pyfast.train.reward_models import RewardModel
 
@@ -72,8 +73,14 @@ def test_scores_are_those_of_one_text_at_a_time_in_the_chat_template(tiny, tmp_p
     reward = rewards.load(f"model:{tmp_path}")
     assert rewards.score(reward, "tell me", RESPONSES) == pytest.approx(expected, rel=1e-5)
     assert reward.cut == 0
-    chat = [{"role": "user", "content": "tell me"}]
-    assert reward(chat, RESPONSES) == pytest.approx(expected, rel=1e-5)
+
+    chat = [{"role": "system", "content": "is good"}, {"role": "user", "content": "tell me"}]
+    text = "system is good </s> user tell me </s> assistant nice </s> "
+    row = torch.tensor([tokenizer(text, add_special_tokens=False)["input_ids"]])
+    with torch.no_grad():
+        expected = [model(row).logits[0, 0].item()]
+    assert reward(chat, ["nice"]) == pytest.approx(expected, rel=1e-5)
+    assert rewards.score(reward, Prompt(chat), ["nice"]) == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_model_without_a_padding_token_scores_one_at_a_time(tiny, tmp_path):
