@@ -24,6 +24,9 @@ RECIPES = {
 }
 """The recipes by name: module and class."""
 
+PREFIXES = {"evaluation": "eval", "sft": "sft"}
+"""What the flags of a section begin with, where it shares names with others."""
+
 DEMOS = Path(configs.__file__).parent / "demo"
 DEMO_CONFIG = DEMOS / "ampo.json"
 
@@ -103,8 +106,8 @@ def _add_recipe(recipes: Any, name: str, kind: type[Recipe]) -> None:
 def _add_setting(section: Any, name: str, item: dataclasses.Field[Any], hint: Any) -> None:
     """Add the flag of one setting; the flag's help and type are the setting's own."""
     flag = item.name.replace("_", "-")
-    if name == "evaluation":
-        flag = f"eval-{flag}"
+    if name in PREFIXES:
+        flag = f"{PREFIXES[name]}-{flag}"
     kinds = [kind for kind in (int, float, str, bool) if kind in (hint, *typing.get_args(hint))]
     shown = "none" if item.default is None else str(item.default)
     options: dict[str, Any] = {

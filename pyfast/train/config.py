@@ -220,6 +220,24 @@ class EpochsConfig(OptimisationConfig):
 
 
 @dataclass(frozen=True)
+class SftConfig(Section):
+    """Supervised fine-tuning before the recipe, folded into the weights: the reference has it."""
+
+    section: typing.ClassVar[str] = "sft"
+    epochs: float = setting(0.0, "times that every example is learnt from; 0: none", least=0)
+    data: str | None = setting(
+        None,
+        'examples: JSON Lines of {"prompt", "response"}; default: the recipe\'s chosen responses',
+    )
+    batch: int = setting(8, "examples of one optimiser step", least=1)
+    lr: float = setting(2e-5, "peak learning rate", above=0)
+    min_lr_ratio: float = setting(0.0, "last learning rate / peak", least=0, most=1)
+    warmup: float = setting(0.05, "fraction of the steps that warm up", least=0, most=1)
+    weight_decay: float = setting(0.0, "AdamW's decoupled weight decay", least=0)
+    max_grad_norm: float = setting(1.0, "gradients are clipped to this L2 norm", above=0)
+
+
+@dataclass(frozen=True)
 class EvaluationConfig(Section):
     """The held-out comparison of the model before and after."""
 

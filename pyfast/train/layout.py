@@ -28,7 +28,7 @@ FILES = (
 TRAINED = ("adapter", "model")
 """What a run has trained: one of these folders."""
 
-FOLDERS = (*TRAINED, "checkpoint", "evaluation", "kept", "questions")
+FOLDERS = (*TRAINED, "checkpoint", "evaluation", "kept", "questions", "sft")
 
 
 def check_own(out: Path) -> None:

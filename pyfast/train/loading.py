@@ -20,7 +20,7 @@ _SETTING = "policy.model"
 _DEEPEST = 8  # adapters on adapters
 
 
-def load(config: PolicyConfig, seed: int) -> Policy:
+def load(config: PolicyConfig, seed: int, start: Path | None = None) -> Policy:
     """Load the policy that a configuration names.
 
     Parameters
@@ -30,6 +30,9 @@ def load(config: PolicyConfig, seed: int) -> Policy:
         an adapter in peft's layout, which is folded into the model that it names.
     seed : int
         The run's seed; it sets the start of the adapter.
+    start : Path, optional
+        What supervised fine-tuning has made of that model (`sft.run`): a folder ``adapter``, which
+        is folded into its weights, or ``model``, which takes its place.
 
     Raises
     ------
@@ -39,7 +42,12 @@ def load(config: PolicyConfig, seed: int) -> Policy:
     device = config.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    model, tokenizer = _load(config.model, getattr(torch, config.dtype), depth=0)
+    spec, dtype = config.model, getattr(torch, config.dtype)
+    if start is not None and start.name == "model":
+        spec = str(start)
+    model, tokenizer = _load(spec, dtype, depth=0)
+    if start is not None and start.name == "adapter":
+        model = _with_adapter(model, str(start), start)
     try:
         model.to(device)
     except (RuntimeError, AssertionError) as error:
@@ -117,6 +125,11 @@ def _load_adapter(
         except UserError:
             if path is not None:
                 raise  # a hub adapter may have none
+    return _with_adapter(base, source, path), tokenizer
+
+
+def _with_adapter(base: Any, source: str, path: Path | None) -> Any:
+    """Return a model with an adapter in its weights."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what they tell is refused here
@@ -127,7 +140,7 @@ def _load_adapter(
         raise UserError(f"{_SETTING}: cannot load the adapter {source!r}: {reason}") from None
     # A run's adapter goes on top of this one, so this is the base model that it names.
     folded.name_or_path = folded.config._name_or_path = str(path.resolve()) if path else source
-    return folded, tokenizer
+    return folded
 
 
 def _base_of(source: str, path: Path | None, settings: dict[str, Any]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 import warnings
 from pathlib import Path
@@ -13,9 +12,9 @@ import torch
 from tqdm import tqdm
 
 from pyfast._files import write_folder
-from pyfast.train import checkpoint, files, fingerprint, loading, metrics, rewards, rundir
-from pyfast.train.config import OptimisationConfig
+from pyfast.train import checkpoint, files, fingerprint, loading, metrics, rewards, rundir, sft
 from pyfast.train.context import Context
+from pyfast.train.descent import adamw, check_finite, learning_rate, take_step
 from pyfast.train.errors import DivergedError
 from pyfast.train.layout import TIMES
 from pyfast.train.recipe import Recipe, TrainingGroup
@@ -48,13 +47,14 @@ def run(kind: type[Recipe], settings: Any, inputs: Any, out: Path) -> dict[str, 
     UserError
         For whatever the user can mend.
     """
-    steps = kind.steps(settings, inputs)
+    steps, examples = kind.steps(settings, inputs), sft.read(kind, settings, inputs)
     with rundir.claim(out):
         if rundir.open_run(settings, inputs, steps, out):
             return read_summary(kind, out)
         if not rundir.is_trained(steps, out):
             _quiet_libraries()
-            policy = loading.load(settings.policy, settings.run.seed)
+            start = sft.run(settings, examples, out)
+            policy = loading.load(settings.policy, settings.run.seed, start)
             text = dataclasses.asdict(settings.text)
             recipe = kind(settings, inputs, Context(policy, settings.run.seed, out, **text))
             of_policy = fingerprint.of(policy.base, policy.tokenizer)
@@ -85,9 +85,7 @@ def train(recipe: Recipe, settings: Any, steps: int, out: Path) -> None:
         return step in (0, steps) or bool(every and step % every == 0)
 
     parameters = recipe.ctx.policy.trainable()
-    optimiser = torch.optim.AdamW(
-        parameters.values(), optim.lr, weight_decay=optim.weight_decay, fused=True
-    )
+    optimiser = adamw(parameters, optim)
     done = checkpoint.restore(out, parameters, optimiser)
     recipe.prepare()
     if is_due(done):
@@ -98,8 +96,6 @@ def train(recipe: Recipe, settings: Any, steps: int, out: Path) -> None:
         if step == start:
             optimiser.state.clear()
         lr = learning_rate(optim, step - start, end - start)
-        for group_settings in optimiser.param_groups:
-            group_settings["lr"] = lr
         optimiser.zero_grad()
         try:
             groups = recipe.groups(step)
@@ -107,12 +103,10 @@ def train(recipe: Recipe, settings: Any, steps: int, out: Path) -> None:
             for _, line in learnt:
                 if line is not None:
                     checkpoint.append(out / "groups.jsonl", line)
-            norm = torch.nn.utils.clip_grad_norm_(parameters.values(), optim.max_grad_norm)
-            _check_finite("the gradient's norm", norm)  # clipping by it would make all NaN
-            optimiser.step()
-            _check_finite(f"the {recipe.ctx.policy.saves}", *parameters.values())
+            what = f"the {recipe.ctx.policy.saves}"
+            norm = take_step(optimiser, parameters, lr, optim.max_grad_norm, what)
             measured = metrics.mean_of([record for record, _ in learnt])
-            measured = {"step": step + 1, "lr": lr, "grad_norm": norm.item(), **measured}
+            measured = {"step": step + 1, "lr": lr, "grad_norm": norm, **measured}
             checkpoint.append(out / "metrics.jsonl", files.to_json(measured))
             if (step + 1) % settings.run.checkpoint_every == 0 or step + 1 in (end, steps):
                 checkpoint.save(out, step + 1, parameters, optimiser)
@@ -136,36 +130,13 @@ def learn(
     if len(group.responses) > 1:
         x = recipe.ctx.score(group)
         measured: dict[str, torch.Tensor] = {}
-        _check_finite("a log-probability", x.policy_logps, x.ref_logps)
+        check_finite("a log-probability", x.policy_logps, x.ref_logps)
         loss = recipe.loss(x, step, measured)
-        _check_finite("the loss", loss)
+        check_finite("the loss", loss)
         if group.prefers:
             (loss / groups).backward()  # type: ignore[no-untyped-call]
         record |= {"loss": loss.item(), **{name: value.item() for name, value in measured.items()}}
     return record, None if group.line is None else group.line(x)
-
-
-def learning_rate(config: OptimisationConfig, step: int, steps: int) -> float:
-    """Return the learning rate of a step, from 0, of so many.
-
-    Linear warm-up over the first ``w = ceil(warmup * steps)`` steps, lr (step + 1) / w; then a
-    cosine from lr at step w down to min_lr_ratio * lr, which step `steps` would have.
-    """
-    warmup = math.ceil(config.warmup * steps)
-    if step < warmup:
-        return config.lr * (step + 1) / warmup
-    progress = (step - warmup) / (steps - warmup)
-    low = config.min_lr_ratio
-    return config.lr * (low + (1 - low) * (1 + math.cos(math.pi * progress)) / 2)
-
-
-def _check_finite(what: str, *values: torch.Tensor) -> None:
-    """Refuse to go on with NaN or infinity."""
-    finite = torch.stack([value.detach().isfinite().all() for value in values])
-    if not finite.all():
-        numbers = [value.detach() for value, fine in zip(values, finite, strict=True) if not fine]
-        bad = numbers[0][~numbers[0].isfinite()].flatten()[0].item()
-        raise DivergedError(f"{what} is {bad}")
 
 
 def _what_is_kept(out: Path) -> str:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pyfast.train.context import Context
+    from pyfast.train.prompts import Prompt
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,14 @@ class Recipe(ABC):
     @abstractmethod
     def label(settings: Any) -> str:
         """Return what tells this run from others of the recipe, in a word for names of folders."""
+
+    @staticmethod
+    def chosen(settings: Any, inputs: Any) -> list[tuple[Prompt, str, str]]:
+        """Return (prompt, response, place) of the chosen responses, for supervised fine-tuning.
+
+        None where a recipe has none before it trains.
+        """
+        return []
 
     def schedule(self, step: int) -> tuple[int, int]:
         """Return the part of the run, [start, end), that a step's learning rate belongs to.

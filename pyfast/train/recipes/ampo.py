@@ -28,6 +28,7 @@ from pyfast.train.config import (
     ScoringConfig,
     Section,
     Settings,
+    SftConfig,
     TextConfig,
     setting,
 )
@@ -80,6 +81,7 @@ class AmpoSettings(Settings):
     scoring: ScoringConfig = ScoringConfig()
     selection: SelectionConfig = SelectionConfig()
     loss: LossConfig = LossConfig()
+    sft: SftConfig = SftConfig()
     optimisation: OptimisationConfig = OptimisationConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     run: RunConfig = RunConfig()
