@@ -384,11 +384,11 @@ def loss(
     """
     from pyfast import losses  # loads torch, which choosing does without
 
-    contrast: Callable[..., Tensor] = {
+    contrast: dict[str, Callable[..., Tensor]] = {
         "dpo": losses.dpo,
         "dpo-k": losses.dpo_k,
         "dmpo": losses.dmpo,
         "s-dpo": losses.plackett_luce_top1,  # equation 5
         "mass-dpo": losses.plackett_luce_top1,
-    }[method]
-    return contrast(policy_logps, ref_logps, beta=beta, metrics=metrics)
+    }
+    return contrast[method](policy_logps, ref_logps, beta=beta, metrics=metrics)
