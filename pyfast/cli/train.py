@@ -21,6 +21,7 @@ if typing.TYPE_CHECKING:
 RECIPES = {
     "ampo": "pyfast.train.recipes.ampo:Ampo",
     "mass-dpo": "pyfast.train.recipes.mass_dpo:MassDpo",
+    "hps": "pyfast.train.recipes.hps:Hps",
 }
 """The recipes by name: module and class."""
 

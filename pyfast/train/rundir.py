@@ -25,14 +25,18 @@ from pyfast.train.recipe import Inputs
 STEPS = "optimisation.steps"
 FREE = frozenset({
     "policy.device", "policy.gradient_checkpointing", "run.checkpoint_every", "run.threads",
-    "run.save_embeddings", "evaluation.bootstrap", "evaluation.confidence", "evaluation.every",
+    "run.save_embeddings", "scoring.against", "scoring.judge", "scoring.tolerance",
+    "evaluation.bootstrap", "evaluation.confidence", "evaluation.every",
 })  # fmt: skip
 """Settings that a run may go on without: they change no mathematics of the training."""
 
 ROUNDING = frozenset({"policy.device", "run.threads"})
 """Those of them that sum in another order."""
 
-SUMMARISED = frozenset({"evaluation.bootstrap", "evaluation.confidence"})
+SUMMARISED = frozenset({
+    "evaluation.bootstrap", "evaluation.confidence", "scoring.against", "scoring.judge",
+    "scoring.tolerance",
+})  # fmt: skip
 MODELS = {"policy.model": "policy", "scoring.encoder": "encoder"}
 SCORERS = {"scoring.reward": "reward", "evaluation.reward": "judge"}
 
