@@ -22,6 +22,7 @@ RECIPES = {
     "ampo": "pyfast.train.recipes.ampo:Ampo",
     "mass-dpo": "pyfast.train.recipes.mass_dpo:MassDpo",
     "hps": "pyfast.train.recipes.hps:Hps",
+    "active-dpo": "pyfast.train.recipes.active_dpo:ActiveDpo",
 }
 """The recipes by name: module and class."""
 

@@ -43,7 +43,7 @@ class Label:
         """Return its line, with a checksum of the rest."""
         record = {
             "batch": self.batch,
-            "prompt": self.question.prompt,
+            "prompt": self.question.written,
             "a": self.question.a,
             "b": self.question.b,
             "answer": self.answer.choice,
@@ -134,7 +134,7 @@ def ask(path: Path, oracle: Oracle, questions: Sequence[Question], batch: str) -
 def _next(answers: Iterator[Answer], question: Question) -> Answer:
     answer = next(answers, None)
     if answer is None:
-        raise UserError(f"oracle: no answer to the question about {question.prompt!r}")
+        raise UserError(f"oracle: no answer to the question about {question.written!r}")
     if not isinstance(answer, Answer) or answer.choice not in ANSWERS:
         raise UserError(f"oracle: expected an answer {', '.join(ANSWERS)}; got {answer!r}")
     return answer
@@ -168,7 +168,7 @@ def _reserve(file: BinaryIO, path: Path, question: Question) -> None:
     """Take the room for an answer from the disk, so that none is lost because it is full."""
     if not hasattr(os, "posix_fallocate"):
         return
-    size = len(to_json([question.prompt, question.a, question.b]).encode()) + _NOTES
+    size = len(to_json([question.written, question.a, question.b]).encode()) + _NOTES
     try:
         os.posix_fallocate(file.fileno(), file.tell(), size)
     except OSError as error:

@@ -82,7 +82,8 @@ def train(recipe: Recipe, settings: Any, steps: int, out: Path) -> None:
     optim, every = settings.optimisation, settings.get("evaluation.every")
 
     def is_due(step: int) -> bool:
-        return step in (0, steps) or bool(every and step % every == 0)
+        ends = step == recipe.schedule(step - 1)[1] if step else True
+        return ends or bool(every and step % every == 0)
 
     parameters = recipe.ctx.policy.trainable()
     optimiser = adamw(parameters, optim)

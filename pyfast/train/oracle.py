@@ -35,7 +35,7 @@ class Question:
 
     Attributes
     ----------
-    prompt : str or list of chat messages
+    prompt : Prompt, str or list of chat messages
     a, b : str
         The responses, in the order in which they are shown.
     """
@@ -45,9 +45,14 @@ class Question:
     b: str
 
     @property
+    def written(self) -> Any:
+        """The prompt as files hold it."""
+        return getattr(self.prompt, "written", self.prompt)
+
+    @property
     def key(self) -> str:
         """What tells the question from others, whichever response is shown first."""
-        text = to_json([self.prompt, *sorted((self.a, self.b))])
+        text = to_json([self.written, *sorted((self.a, self.b))])
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
@@ -164,7 +169,7 @@ class Function:
 
     def _answer(self, question: Question) -> Answer:
         name = getattr(self.function, "__qualname__", type(self.function).__qualname__)
-        where = f"oracle {name}, prompt {reprlib.repr(question.prompt)}"
+        where = f"oracle {name}, prompt {reprlib.repr(question.written)}"
         try:
             with contextlib.redirect_stdout(sys.stderr):  # standard output is for results
                 said = self.function(question.prompt, question.a, question.b)
@@ -209,6 +214,17 @@ class Files:
             yield Answer(str(answers[question.key]))
 
 
+def scorer_of(config: OracleConfig, reward: rewards.Reward) -> rewards.Reward:
+    """Return what scores for the rules: ``oracle.oracle_reward``, or else the reward given."""
+    if config.oracle_reward is None:
+        return reward
+    if config.oracle not in RULES:
+        raise UserError(
+            f"oracle.oracle_reward: expected oracle argmax or btl, got {config.oracle!r}"
+        )
+    return rewards.load(config.oracle_reward, "oracle.oracle_reward")
+
+
 def load(config: OracleConfig, reward: rewards.Reward) -> Callable[[int, Path], Oracle]:
     """Find an oracle by its settings, before anything heavy is loaded.
 
@@ -216,7 +232,7 @@ def load(config: OracleConfig, reward: rewards.Reward) -> Callable[[int, Path], 
     ----------
     config : OracleConfig
     reward : callable
-        That of ``scoring.reward``.
+        What scores for the rules (`scorer_of`).
 
     Returns
     -------
@@ -229,10 +245,6 @@ def load(config: OracleConfig, reward: rewards.Reward) -> Callable[[int, Path], 
         If it cannot be found.
     """
     spec, scale = config.oracle, config.btl_scale
-    if config.oracle_reward is not None:
-        if spec not in RULES:
-            raise UserError(f"oracle.oracle_reward: expected oracle argmax or btl, got {spec!r}")
-        reward = rewards.load(config.oracle_reward, "oracle.oracle_reward")
     if spec in RULES:
         return lambda seed, folder: Scorer(reward, spec, scale, seed)
     if spec == "file":
@@ -242,7 +254,7 @@ def load(config: OracleConfig, reward: rewards.Reward) -> Callable[[int, Path], 
 
 
 def _blank(question: Question) -> str:
-    shown = {"id": question.key, "prompt": question.prompt, "a": question.a, "b": question.b}
+    shown = {"id": question.key, "prompt": question.written, "a": question.a, "b": question.b}
     return to_json({**shown, "answer": None}) + "\n"
 
 

@@ -38,7 +38,11 @@ SUMMARISED = frozenset({
     "scoring.tolerance",
 })  # fmt: skip
 MODELS = {"policy.model": "policy", "scoring.encoder": "encoder"}
-SCORERS = {"scoring.reward": "reward", "evaluation.reward": "judge"}
+SCORERS = {
+    "scoring.reward": "reward",
+    "evaluation.reward": "judge",
+    "oracle.oracle_reward": "oracle",
+}
 
 
 def open_run(config: Settings, inputs: Inputs, steps: int, out: Path) -> bool:

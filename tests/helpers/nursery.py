@@ -14,13 +14,13 @@ NURSERY = """
     import pyfast.train.loop, pyfast.train.plots, pyfast.losses, peft, transformers
     from vaderSentiment import vaderSentiment
 
-    def kill_at(count, signal_number):
-        # Every touch of a file is an audit event: die just before the count-th in the run folder.
+    def kill_at(count, signal_number, path):
+        # Every touch of a file is an audit event: die just before the count-th of such a path.
         seen = 0
         def hook(event, arguments):
             nonlocal seen
             if event in ("open", "os.rename", "os.remove", "os.truncate", "os.mkdir"):
-                if "/run-" in str(arguments[0]):
+                if path in str(arguments[0]):
                     seen += 1
                     if seen == count:
                         os.kill(os.getpid(), signal_number)
@@ -35,7 +35,7 @@ NURSERY = """
             os.dup2(log, 1)
             os.dup2(log, 2)
             if "touch" in order:
-                kill_at(order["touch"], order["signal"])
+                kill_at(order["touch"], order["signal"], order.get("path", "/run-"))
             os._exit(cli.main(order["arguments"]))
         if "seconds" in order:
             time.sleep(order["seconds"])

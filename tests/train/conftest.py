@@ -36,3 +36,21 @@ def make_settings(tiny_model, tiny_encoder):
 def tiny_settings(make_settings, tmp_path):
     """Return the settings of a run whose prompts lie in `tmp_path`."""
     return make_settings(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def make_active_settings(make_settings):
+    """Return a function like `make_settings`' for the recipe in rounds."""
+
+    def make(folder):
+        settings = make_settings(folder)
+        del settings["selection"]
+        return {
+            **settings,
+            "sampling": {"responses": 3, "max_new_tokens": 8, "temperature": 1.0},
+            "active": {"rounds": 3, "labels": 4, "dim": 128, "fidelity": 4},
+            "loss": {"beta": 0.5},
+            "optimisation": {"epochs": 2, "groups_per_step": 2, "lr": 0.02},
+        }
+
+    return make

@@ -210,7 +210,8 @@ def test_oracles_by_their_settings(tmp_path, monkeypatch):
     reward = rewards.vader()
 
     def load(*arguments):
-        return oracle.load(OracleConfig(*arguments), reward)(7, tmp_path)
+        config = OracleConfig(*arguments)
+        return oracle.load(config, oracle.scorer_of(config, reward))(7, tmp_path)
 
     assert load().reward is reward
     assert (load("btl", None, 2.0).rule, load("btl", None, 2.0).scale) == ("btl", 2.0)
