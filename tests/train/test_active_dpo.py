@@ -467,6 +467,7 @@ def test_settings_that_cannot_be(make, tmp_path):
         ({"active__shortlist": 3}, r"active\.shortlist: expected at least active\.labels = 4"),
         ({"optimisation__steps": 10}, r"optimisation\.steps: expected null"),
         ({"active__method": "best"}, r"active\.method: expected one of active-dpo, random, apo"),
+        ({"policy__training": "full"}, r"policy\.training: .* expected lora"),
         ({"active__lam": 0.0}, r"active\.lam: expected a number > 0"),
     ):
         with pytest.raises(UserError, match=message):

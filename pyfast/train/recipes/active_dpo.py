@@ -139,6 +139,10 @@ class ActiveDpoSettings(Settings):
 
     def __post_init__(self) -> None:
         """Check what no single section can see."""
+        if self.policy.training == "full" and self.active.method == "active-dpo":
+            raise UserError(
+                "policy.training: the method active-dpo sketches LoRA gradients; expected lora"
+            )
         if self.optimisation.steps is not None:
             raise UserError(
                 "optimisation.steps: expected null, got "
