@@ -76,16 +76,16 @@ def plot_run(run: Path, group: int = 0) -> list[Path]:
         warnings.filterwarnings("ignore", "Glyph")  # a script that the font lacks
         k, selector = _selection(run / "config.json")
         records = read_metrics(run / "metrics.jsonl")
-        drawn.append(draw(run / "training_curves.png", training_curves, records, k))
+        drawn.append(_draw(run / "training_curves.png", training_curves, records, k))
         if (run / "eval_after.jsonl").exists():
             answers = [_answers(run / f"eval_{name}.jsonl") for name in ("before", "after")]
             if [g.prompt for g in answers[0]] != [g.prompt for g in answers[1]]:
                 raise UserError(f"{run}: eval_before.jsonl and eval_after.jsonl have other prompts")
-            drawn.append(draw(run / "heldout_scores.png", score_distributions, *answers))
+            drawn.append(_draw(run / "heldout_scores.png", score_distributions, *answers))
         shown = _group(run / "groups.jsonl", group)
         if shown.embeddings is not None:
             path = run / "selected_responses.png"
-            drawn.append(draw(path, response_map, shown, selector))
+            drawn.append(_draw(path, response_map, shown, selector))
     return drawn
 
 
@@ -141,11 +141,10 @@ def _group(path: Path, index: int) -> Group:
     return found
 
 
-def draw(path: Path, made: Callable[..., Figure], *content: Any) -> Path:
-    """Make a figure of some content, and write it."""
+def _draw(path: Path, draw: Callable[..., Figure], *content: Any) -> Path:
     figure = None
     try:
-        figure = made(*content)
+        figure = draw(*content)
         with written_whole(path) as beside:
             figure.savefig(beside)
     except (ValueError, ArithmeticError, np.linalg.LinAlgError) as error:

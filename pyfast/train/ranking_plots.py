@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pyfast.train.errors import UserError
 from pyfast.train.layout import check_own
-from pyfast.train.plots import BLUE, GREEN, GREY, ORANGE, STYLE, _curve, draw, read_metrics
+from pyfast.train.plots import BLUE, GREEN, GREY, ORANGE, STYLE, _curve, _draw, read_metrics
 from pyfast.train.ranking import CURVE, FOLDER
 
 Records = Sequence[dict[str, float]]
@@ -39,10 +39,10 @@ def plot_run(run: Path) -> list[Path]:
     drawn = []
     with plt.rc_context(STYLE):
         records = read_metrics(run / "metrics.jsonl")
-        drawn.append(draw(run / "training_curves.png", training_curves, records))
+        drawn.append(_draw(run / "training_curves.png", training_curves, records))
         if (run / FOLDER / CURVE).exists():
             heldout = read_metrics(run / FOLDER / CURVE)
-            drawn.append(draw(run / "heldout_curves.png", heldout_curves, heldout))
+            drawn.append(_draw(run / "heldout_curves.png", heldout_curves, heldout))
     return drawn
 
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from pyfast.train.layout import check_own
-from pyfast.train.plots import BLUE, GREEN, GREY, ORANGE, STYLE, draw
+from pyfast.train.plots import BLUE, GREEN, GREY, ORANGE, STYLE, _draw
 
 
 def plot(out: Path, lines: Sequence[dict[str, Any]], title: str) -> list[Path]:
@@ -32,7 +32,7 @@ def plot(out: Path, lines: Sequence[dict[str, Any]], title: str) -> list[Path]:
     """
     check_own(out)
     with plt.rc_context(STYLE):
-        return [draw(out / "rounds.png", over_labels, lines, title)]
+        return [_draw(out / "rounds.png", over_labels, lines, title)]
 
 
 def over_labels(lines: Sequence[dict[str, Any]], title: str) -> Figure:
