@@ -24,6 +24,7 @@ from pyfast.train.config import (
     RunConfig,
     Section,
     Settings,
+    SftConfig,
     TextConfig,
     setting,
 )
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pyfast.train.context import Context
+    from pyfast.train.prompts import Prompt
 
 METHODS = ("mass-dpo", "s-dpo", "dpo-k", "dmpo", "dpo")
 
@@ -103,6 +105,7 @@ class MassDpoSettings(Settings):
     policy: PolicyConfig = PolicyConfig()
     selection: MassSelection = MassSelection()
     loss: MassLoss = MassLoss()
+    sft: SftConfig = SftConfig()
     optimisation: EpochsConfig = EpochsConfig()
     evaluation: RankingConfig = RankingConfig()
     run: RunConfig = RunConfig()
@@ -149,6 +152,14 @@ class MassDpo(Recipe):
     def label(settings: MassDpoSettings) -> str:
         """Return the method."""
         return settings.selection.method
+
+    @staticmethod
+    def chosen(settings: MassDpoSettings, inputs: RankingInputs) -> list[tuple[Prompt, str, str]]:
+        """Return the right candidates that are learnt from."""
+        return [
+            (record.prompt, record.responses[record.positive or 0], record.place)
+            for record in inputs.splits["train"]
+        ]
 
     def prepare(self) -> None:
         """Make the reference's log-probs of all candidates that the run will see."""
