@@ -11,14 +11,15 @@ from pyfast.cli._common import Help, need
 from pyfast.train.errors import UserError
 
 FILES = (
-    "Files are Parquet (.parquet) or JSON Lines (.jsonl, also .gz, .zst, .bz2). --out is a file,\n"
+    "Files are Parquet (.parquet) or JSON Lines (.jsonl, also .gz, .zst, .bz2), or - for JSON\n"
+    "Lines from standard input. --out is a file, - (the default, JSON Lines to standard output),\n"
     "or a folder that gets a file for each row group; the same command again does what is missing."
 )
 
 
 def add(commands: Any) -> None:
     """Add the commands to the parser."""
-    score = _stage(
+    score = stage_parser(
         commands,
         "score",
         "score the responses in files",
@@ -32,7 +33,7 @@ def add(commands: Any) -> None:
         help="vader, or package.module:function (prompt, responses) -> scores; it is imported",
     )
     score.set_defaults(run=_score)
-    embed = _stage(
+    embed = stage_parser(
         commands,
         "embed",
         "embed the responses in files",
@@ -46,7 +47,7 @@ def add(commands: Any) -> None:
         help="sentence encoder: a folder, a hub id, or pkg://PACKAGE/PATH (default: %(default)s)",
     )
     embed.set_defaults(run=_embed)
-    export = _stage(
+    export = stage_parser(
         commands,
         "export",
         "write a preference data set from groups in files",
@@ -65,7 +66,8 @@ def add(commands: Any) -> None:
     export.set_defaults(run=_export)
 
 
-def _stage(commands: Any, name: str, help: str, description: str, example: str) -> Any:
+def stage_parser(commands: Any, name: str, help: str, description: str, example: str) -> Any:
+    """Add the command of a stage; it has its files and ``--out``."""
     parser = commands.add_parser(
         name,
         formatter_class=Help,
@@ -74,17 +76,23 @@ def _stage(commands: Any, name: str, help: str, description: str, example: str) 
         epilog=f"example:\n  {example}",
     )
     parser.add_argument("files", metavar="FILE", nargs="+", help="what to read")
-    parser.add_argument("--out", metavar="PATH", required=True, help="a file or a folder to write")
+    parser.add_argument(
+        "--out",
+        metavar="PATH",
+        default="-",
+        help="a file or a folder to write, or - for standard output (default: %(default)s)",
+    )
     return parser
 
 
 def run_work(work: Any, files: list[str], out: str) -> int:
     """Run a stage over files; what does not fit is the user's to mend."""
     from pyfast.tables.files import run
+    from pyfast.tables.server import ServerError
 
     try:
         rows = run(work, files, out)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, ServerError) as error:
         raise UserError(str(error)) from None
     sys.stderr.write(f"pyfast: {work.name}: {rows} groups, in {out}\n")
     return 0

@@ -3,7 +3,7 @@
 A unit is read batch by batch, and its output appears whole or not at all. So an interrupted run
 goes on by doing the units whose output is not there, and memory holds a few batches, whatever the
 files' size: about `BATCH_BYTES` of rows read, as much again being written, and what the stage
-takes.
+takes. Of a stage whose rows are dear (`Work.unit_rows`), so many rows are a unit.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import contextlib
 import hashlib
 import json
 import re
+import shutil
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,6 +25,8 @@ import pyarrow.parquet as pq
 
 from pyfast._files import clear_leftovers, locked, written_whole
 from pyfast.tables import json_lines
+from pyfast.tables.json_lines import STANDARD, shown
+from pyfast.tables.server import ServerError
 
 Stage = Callable[[pa.Table], pa.Table]
 Item = TypeVar("Item")
@@ -51,6 +55,9 @@ class Work:
         come out as they were written, with these fields set. None: it makes rows of its own.
     settings : mapping
         What its results depend on, to tell outputs of one run from another's.
+    unit_rows : int, optional
+        Rows of a unit of work, where each of them is dear (sampling): no row of a unit that is done
+        is made again, neither after an interruption nor to find one that does not fit.
     """
 
     name: str
@@ -58,6 +65,7 @@ class Work:
     needs: json_lines.Needs
     adds: tuple[str, ...] | None = None
     settings: Mapping[str, Any] | None = None
+    unit_rows: int | None = None
 
 
 @dataclass(frozen=True)
@@ -88,7 +96,8 @@ def units(paths: Sequence[Path]) -> list[Unit]:
     for path in paths:
         if not is_parquet(path):
             json_lines.check_name(path)
-            path.stat()
+            if path != STANDARD:
+                path.stat()
             found.append(Unit(path, 0, None))
             continue
         with _parquet(path) as file:
@@ -110,10 +119,13 @@ def run(
     ----------
     work : Work
     paths : sequence of paths
-        Parquet (``.parquet``) or JSON Lines (``.jsonl``, also ``.gz``, ``.zst``, ``.bz2``).
+        Parquet (``.parquet``) or JSON Lines (``.jsonl``, also ``.gz``, ``.zst``, ``.bz2``); "-" is
+        JSON Lines from standard input, packed or not.
     out : path
         A file by its suffix, that is written whole or not at all; or a folder, which gets a file
-        for each unit. The same call again does those that are not there yet.
+        for each unit. The same call again does those that are not there yet. "-": JSON Lines to
+        standard output, batch by batch. Of a stage with `Work.unit_rows`, what is done of a file is
+        in ``FILE.parts`` until all is, and a file that is there already is refused.
     progress : bool
         Show a bar of groups.
 
@@ -132,28 +144,99 @@ def run(
     """
     out, inputs = Path(out), [Path(path) for path in paths]
     parts = units(inputs)
-    if out.suffix and not out.is_dir():
-        with _Bar(work.name, parts, progress) as bar:
-            _write(work, parts, out, bar)
-            return bar.count
-    out.mkdir(parents=True, exist_ok=True)
-    with locked(out / ".lock"), _Bar(work.name, parts, progress) as bar:
-        clear_leftovers(out)
-        _check_mark(work, inputs, out)
-        for part in parts:
-            target = out / output_name(part)
-            if target.exists():
-                bar.update(part.rows or 0)
-            else:
-                _write(work, [part], target, bar)
+    if inputs.count(STANDARD) > 1:
+        raise ValueError("standard input: expected once")
+    with _Bar(work.name, parts, progress) as bar:
+        if out == STANDARD:
+            _write_lines(work, _all_batches(work, parts), sys.stdout.buffer, bar)
+        elif not out.suffix or out.is_dir():
+            if STANDARD in inputs:
+                raise ValueError(f"{out}: expected a file, or -, for standard input; got a folder")
+            _write_folder(work, inputs, parts, out, bar)
+        elif work.unit_rows is None or STANDARD in inputs:
+            _write(work, _all_batches(work, parts), out, bar, _codec(parts))
+        else:
+            _write_by_parts(work, inputs, parts, out, bar)
         return bar.count
 
 
-def output_name(part: Unit) -> str:
-    """Return the name of a unit's output in a folder."""
+def output_name(part: Unit, piece: int | None = None, suffix: str | None = None) -> str:
+    """Return the name of a unit's output in a folder, or of a piece of it."""
+    number = "" if piece is None else f".{piece:05d}"
     if is_parquet(part.path):
-        return f"{part.path.stem}.{part.group:05d}.parquet"
-    return part.path.name
+        return f"{part.path.stem}.{part.group:05d}{number}{suffix or '.parquet'}"
+    if piece is None:
+        return part.path.name
+    stem, _, rest = part.path.name.rpartition(".json")
+    stem = stem or part.path.name.partition(".")[0]
+    return f"{stem}{number}{suffix or '.json' + rest}"
+
+
+def _write_folder(
+    work: Work,
+    inputs: Sequence[Path],
+    parts: Sequence[Unit],
+    folder: Path,
+    bar: _Bar,
+    suffix: str | None = None,
+) -> list[Path]:
+    """Write the outputs that a folder lacks; return all of them, in order."""
+    names = [output_name(part) for part in parts]
+    double = next((i for i, name in enumerate(names) if name in names[:i]), None)
+    if double is not None:
+        raise ValueError(
+            f"{parts[double].path}: expected files of different names for a folder of outputs; "
+            f"{parts[names.index(names[double])].path} would have the same output"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    targets = []
+    with locked(folder / ".lock"):
+        clear_leftovers(folder)
+        _check_mark(work, inputs, folder)
+        for part in parts:
+            for target, rows, batches in _pieces(work, part, suffix):
+                targets.append(folder / target)
+                if targets[-1].exists():
+                    bar.update(rows or 0)
+                else:
+                    _write(work, batches, targets[-1], bar, _codec([part]))
+    return targets
+
+
+def _pieces(
+    work: Work, part: Unit, suffix: str | None
+) -> Iterator[tuple[str, int | None, Iterable[_Batch]]]:
+    """Yield the outputs of a unit: name, rows if known, and the batches that it is made of."""
+    if work.unit_rows is None:
+        yield output_name(part), part.rows, _batches(work, part)
+        return
+    for number, batch in enumerate(_batches(work, part)):
+        yield output_name(part, number, suffix), batch.table.num_rows, [batch]
+
+
+def _write_by_parts(
+    work: Work, inputs: Sequence[Path], parts: Sequence[Unit], out: Path, bar: _Bar
+) -> None:
+    """Write a file from a folder of parts, that goes when the file is there."""
+    if out.exists():
+        raise ValueError(f"{out}: is there already; remove it, or give another name")
+    if not is_parquet(out):
+        json_lines.check_name(out)
+    folder = out.with_name(out.name + ".parts")
+    kind = ".parquet" if is_parquet(out) else ".jsonl"
+    found = _write_folder(work, inputs, parts, folder, bar, kind)
+    with written_whole(out) as beside:
+        if not is_parquet(out):
+            with json_lines.open_to_write(beside) as stream:
+                for path in found:
+                    stream.write(path.read_bytes())
+        elif found:
+            schemas = [pq.read_schema(path) for path in found]
+            schema = pa.unify_schemas(schemas, promote_options="permissive")
+            with pq.ParquetWriter(beside, schema, compression=_codec(parts)) as writer:
+                for path in found:
+                    writer.write_table(pq.read_table(path).cast(schema))
+    shutil.rmtree(folder)
 
 
 def _check_mark(work: Work, inputs: Sequence[Path], folder: Path) -> None:
@@ -182,87 +265,119 @@ def _check_mark(work: Work, inputs: Sequence[Path], folder: Path) -> None:
         beside.write_text(json.dumps(mark, indent=1) + "\n", encoding="utf-8")
 
 
-def _write(work: Work, parts: Sequence[Unit], target: Path, bar: _Bar) -> None:
-    """Write the output of some units to one file."""
-    lines_out = not is_parquet(target)
-    if lines_out:
+@dataclass(frozen=True)
+class _Batch:
+    """Rows of a unit; of JSON Lines with the lines' own texts."""
+
+    part: Unit
+    table: pa.Table
+    lines: json_lines.Lines | None
+
+
+def _write(work: Work, batches: Iterable[_Batch], target: Path, bar: _Bar, codec: str) -> None:
+    """Write the output of batches to one file."""
+    if not is_parquet(target):
         json_lines.check_name(target)
-    with written_whole(target) as beside:
+        with written_whole(target) as beside, json_lines.open_to_write(beside) as stream:
+            _write_lines(work, batches, stream, bar)
+        return
+    with written_whole(target) as beside, contextlib.ExitStack() as stack:
         writer: Any = None
-        with contextlib.ExitStack() as stack:
-            if lines_out:
-                stream = stack.enter_context(json_lines.open_to_write(beside))
-            for part in parts:
-                for table, texts in _ahead(_batches(work, part)):
-                    made = _call(work, part, table, texts)
-                    if lines_out:
-                        stream.write(_as_lines(work, texts, made))
-                    else:
-                        writer = writer or stack.enter_context(_new_writer(beside, made, parts))
-                        writer.write_table(_like(made, writer.schema), row_group_size=1 << 30)
-                    bar.update(table.num_rows)
-            if writer is None and not lines_out:
-                raise ValueError(f"{parts[0].path}: expected rows, there are none")
+        for batch in _ahead(batches):
+            made = _call(work, batch)
+            if writer is None:
+                writer = stack.enter_context(
+                    pq.ParquetWriter(beside, made.schema, compression=codec, use_dictionary=False)
+                )
+            writer.write_table(_like(made, writer.schema), row_group_size=1 << 30)
+            bar.update(batch.table.num_rows)
+        if writer is None:
+            raise ValueError(f"{target}: expected rows to write, there are none")
 
 
-def _batches(work: Work, part: Unit) -> Iterator[tuple[pa.Table, _Texts | None]]:
-    """Read a unit in batches; of JSON Lines with the lines' own texts."""
+def _write_lines(work: Work, batches: Iterable[_Batch], stream: Any, bar: _Bar) -> None:
+    for batch in _ahead(batches):
+        made = _call(work, batch)
+        if batch.lines is None or work.adds is None:
+            stream.write(json_lines.from_table(made))
+        else:
+            stream.write(json_lines.with_columns(batch.lines, made.select(list(work.adds))))
+        bar.update(batch.table.num_rows)
+    stream.flush()
+
+
+def _all_batches(work: Work, parts: Sequence[Unit]) -> Iterator[_Batch]:
+    for part in parts:
+        yield from _batches(work, part)
+
+
+def _batches(work: Work, part: Unit) -> Iterator[_Batch]:
+    """Read a unit in batches, of `Work.unit_rows` where that is said."""
     if not is_parquet(part.path):
-        for number, texts in json_lines.blocks(part.path, BATCH_BYTES // 2):
-            needs = work.needs if work.adds is not None else None
-            yield json_lines.parse(part.path, number, texts, needs), _Texts(number, texts)
+        needs = work.needs if work.adds is not None else None
+        blocks = json_lines.blocks(part.path, BATCH_BYTES // 2)
+        if work.unit_rows is not None:
+            blocks = json_lines.in_counts(blocks, work.unit_rows)
+        for number, lines in blocks:
+            yield _Batch(part, json_lines.parse(part.path, number, lines, needs), lines)
         return
     with _parquet(part.path) as file:
         meta = file.metadata.row_group(part.group)
-        rows = max(
-            1, min(meta.num_rows, BATCH_BYTES * meta.num_rows // max(meta.total_byte_size, 1))
-        )
+        fitting = BATCH_BYTES * meta.num_rows // max(meta.total_byte_size, 1)
+        rows = work.unit_rows or max(1, min(meta.num_rows, fitting))
         for batch in file.iter_batches(rows, row_groups=[part.group]):
-            yield pa.Table.from_batches([batch]), None
+            yield _Batch(part, pa.Table.from_batches([batch]), None)
 
 
-@dataclass(frozen=True)
-class _Texts:
-    first: int
-    lines: list[tuple[int, bytes]]
-
-
-def _call(work: Work, part: Unit, table: pa.Table, texts: _Texts | None) -> pa.Table:
+def _call(work: Work, batch: _Batch) -> pa.Table:
     """Run the stage; of rows that do not fit, name the first by its place."""
+    table = batch.table
     try:
         made = work.run(table)
+    except ServerError as error:
+        raise ServerError(_placed(batch, _row_of(error), error)) from error.__cause__
     except (ValueError, TypeError) as error:
+        if work.unit_rows is not None:
+            raise ValueError(_placed(batch, _row_of(error), error)) from None
         for row in range(table.num_rows):
             try:
                 work.run(table.slice(row, 1))
             except (ValueError, TypeError) as reason:
-                if texts is not None:
-                    place = f"{part.path}:{texts.lines[row][0]}"
-                else:
-                    place = f"{part.path}: row group {part.group}, row {row} of a batch"
                 # the row that it names is the first of one: the place says which
-                said = re.sub(r" (in|at|for) (row|group) 0\b,?", "", str(reason))
-                raise ValueError(f"{place}: {said}") from None
-        raise ValueError(f"{part.path}: {error}") from None
+                raise ValueError(_placed(batch, row, reason, named=0)) from None
+        raise ValueError(f"{shown(batch.part.path)}: {error}") from None
     if work.adds is not None and made.num_rows != table.num_rows:
         raise ValueError(f"{work.name}: expected as many rows as it was given")
     return made
 
 
-def _as_lines(work: Work, texts: _Texts | None, made: pa.Table) -> bytes:
-    if texts is None or work.adds is None:
-        return json_lines.from_table(made)
-    return json_lines.with_columns(texts.lines, made.select(list(work.adds)))
+def _row_of(error: Exception) -> int | None:
+    """Return the row of a batch that an error names."""
+    found = re.search(r"\brow (\d+)\b", str(error))
+    return int(found[1]) if found else None
 
 
-def _new_writer(path: Path, table: pa.Table, parts: Sequence[Unit]) -> Any:
-    """Open a Parquet file that is compressed as the input is."""
-    codec = "zstd"
-    if is_parquet(parts[0].path):
-        with _parquet(parts[0].path) as file:
-            codec = file.metadata.row_group(parts[0].group).column(0).compression.lower()
-    codec = "none" if codec == "uncompressed" else codec
-    return pq.ParquetWriter(path, table.schema, compression=codec, use_dictionary=False)
+def _placed(batch: _Batch, row: int | None, error: Exception, named: int | None = None) -> str:
+    """Return an error's text with the place of a row in front, and not as it was numbered there."""
+    path = shown(batch.part.path)
+    if row is None or row >= batch.table.num_rows:
+        return f"{path}: {error}"
+    if batch.lines is not None:
+        place = f"{path}:{batch.lines[row][0]}"
+    else:
+        place = f"{path}: row group {batch.part.group}, row {row} of a batch"
+    number = row if named is None else named
+    said = re.sub(rf"^row {number}: | (in|at|for) (row|group) {number}\b,?", "", str(error))
+    return f"{place}: {said}"
+
+
+def _codec(parts: Sequence[Unit]) -> str:
+    """Return how the first Parquet file is compressed, to do likewise."""
+    if not parts or not is_parquet(parts[0].path):
+        return "zstd"
+    with _parquet(parts[0].path) as file:
+        codec: str = file.metadata.row_group(parts[0].group).column(0).compression.lower()
+    return "none" if codec == "uncompressed" else codec
 
 
 def _like(table: pa.Table, schema: pa.Schema) -> pa.Table:

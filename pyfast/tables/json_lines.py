@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +26,26 @@ Lines = list[tuple[int, bytes]]
 """Numbers in the file, from 1, and texts without the space around them."""
 
 
+STANDARD = Path("-")
+"""Standard input or output: JSON Lines too."""
+
+_MAGIC = {
+    b"\x1f\x8b": "gzip",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"BZh": "bz2",
+    b"\x04\x22\x4d\x18": "lz4",
+}
+
+
+def shown(path: Path) -> str:
+    """Return what errors call a file."""
+    return "standard input" if path == STANDARD else str(path)
+
+
 def check_name(path: Path) -> None:
     """Refuse a file that is not JSON Lines by its name."""
+    if path == STANDARD:
+        return
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] in PACKED:
         suffixes.pop()
@@ -39,13 +59,30 @@ def open_to_write(path: Path) -> Any:
     return pa.output_stream(str(path), compression="detect")
 
 
+def _open_to_read(path: Path) -> Any:
+    """Open a file by its suffix, or standard input, packed where its first bytes say so."""
+    if path != STANDARD:
+        return pa.input_stream(str(path), compression="detect")
+    source = getattr(sys.stdin, "buffer", None)
+    if source is None or source.closed:
+        raise ValueError("standard input: it is closed")
+    if not hasattr(source, "peek"):
+        source = io.BufferedReader(source)
+    first = source.peek(4)[:4]
+    stream = pa.PythonFile(source, mode="r")
+    for magic, name in _MAGIC.items():
+        if first.startswith(magic):
+            return pa.CompressedInputStream(stream, name)
+    return contextlib.nullcontext(source)
+
+
 def blocks(path: Path, size: int) -> Iterator[tuple[int, Lines]]:
     """Yield a file's lines in blocks of about `size` bytes: the first one's number, and all.
 
     Blank lines are left out.
     """
     number, rest = 1, b""
-    with pa.input_stream(str(path), compression="detect") as stream:
+    with _open_to_read(path) as stream:
         try:
             while True:
                 block = stream.read(size)
@@ -63,8 +100,20 @@ def blocks(path: Path, size: int) -> Iterator[tuple[int, Lines]]:
                     return
         except OSError as error:  # of a packed file that is damaged
             raise ValueError(
-                f"{path}: cannot be read on after line {number - 1}: {error}"
+                f"{shown(path)}: cannot be read on after line {number - 1}: {error}"
             ) from None
+
+
+def in_counts(found: Iterable[tuple[int, Lines]], count: int) -> Iterator[tuple[int, Lines]]:
+    """Yield the lines of blocks again, so many at a time."""
+    kept: Lines = []
+    for _, texts in found:
+        kept += texts
+        while len(kept) >= count:
+            yield kept[0][0], kept[:count]
+            kept = kept[count:]
+    if kept:
+        yield kept[0][0], kept
 
 
 def parse(path: Path, number: int, lines: Lines, needs: Needs | None) -> pa.Table:
@@ -89,10 +138,10 @@ def parse(path: Path, number: int, lines: Lines, needs: Needs | None) -> pa.Tabl
         )
     except pa.ArrowInvalid as error:
         _find_bad(path, lines, needs)
-        raise ValueError(f"{path}: lines {number} and on: {error}") from None
+        raise ValueError(f"{shown(path)}: lines {number} and on: {error}") from None
     if table.num_rows != len(lines):
         _find_bad(path, lines, needs)
-        raise ValueError(f"{path}: lines {number} and on: expected one JSON object a line")
+        raise ValueError(f"{shown(path)}: lines {number} and on: expected one JSON object a line")
     _refuse_rounded(path, lines, table, known)
     wanted = table.column_names if needs is None else [n for n in table.column_names if n in needs]
     present = [name for name in wanted if table[name].null_count < len(lines)]
@@ -113,9 +162,8 @@ def _refuse_rounded(
         for number, line in lines:
             for value in json.loads(line).get(name) or ():
                 if isinstance(value, int) and int(float(value)) != value:
-                    raise ValueError(
-                        f"{path}:{number}: {name}: expected numbers that float64 holds, got {value}"
-                    )
+                    place = f"{shown(path)}:{number}: {name}"
+                    raise ValueError(f"{place}: expected numbers that float64 holds, got {value}")
 
 
 def _find_bad(path: Path, lines: Lines, needs: Needs | None) -> None:
@@ -124,10 +172,10 @@ def _find_bad(path: Path, lines: Lines, needs: Needs | None) -> None:
         try:
             value = json.loads(line, parse_constant=_refuse)
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path}:{number}: expected a JSON object; {error}") from None
+            raise ValueError(f"{shown(path)}:{number}: expected a JSON object; {error}") from None
         if not isinstance(value, dict):
             raise ValueError(
-                f"{path}:{number}: expected a JSON object, got {type(value).__name__}"
+                f"{shown(path)}:{number}: expected a JSON object, got {type(value).__name__}"
             ) from None
         for name, kind in (needs or {}).items():
             try:
@@ -135,7 +183,9 @@ def _find_bad(path: Path, lines: Lines, needs: Needs | None) -> None:
                     pa.array([value.get(name)], kind)
             except (pa.ArrowInvalid, pa.ArrowTypeError, TypeError, OverflowError) as error:
                 reason = str(error).splitlines()[0]
-                raise ValueError(f"{path}:{number}: {name}: expected {kind} ({reason})") from None
+                raise ValueError(
+                    f"{shown(path)}:{number}: {name}: expected {kind} ({reason})"
+                ) from None
 
 
 def _refuse(name: str) -> float:

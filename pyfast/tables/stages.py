@@ -9,7 +9,7 @@ batch it comes in. All other columns are kept.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -19,11 +19,55 @@ from numpy.typing import NDArray
 
 from pyfast import select as selectors
 from pyfast.tables import arrays, formats
+from pyfast.tables.server import Drawn
 
+Sampler = Callable[[list[Any]], Sequence[Drawn]]
 Score = Callable[..., Iterable[float]]
 Encoder = Callable[[list[str]], NDArray[Any]]
 
 SELECTORS = ("opt-select", "coreset", "bottom-k", "random", "hard-preference", "mass-dpo")
+
+
+def sample(table: pa.Table, sampler: Sampler) -> pa.Table:
+    """Add responses to every row's prompt: columns ``responses`` and ``finish_reasons``.
+
+    Parameters
+    ----------
+    table : pyarrow.Table
+        With ``prompt`` (string, or list of chat messages). Responses that it has are replaced.
+    sampler : callable
+        Prompts -> a `Drawn` for each, such as a `pyfast.tables.server.Server`.
+
+    Returns
+    -------
+    pyarrow.Table
+        ``token_ids`` (list of lists of int32) is added too where the sampler tells them.
+
+    Raises
+    ------
+    ValueError
+        If the column is missing, a prompt is empty, or the sampler gives something else.
+    """
+    prompts = arrays.whole(table, "prompt").to_pylist()
+    for row, prompt in enumerate(prompts):
+        if not prompt:
+            raise ValueError(f"prompt: expected a text or messages in row {row}, got {prompt!r}")
+    found = list(sampler(prompts)) if prompts else []
+    if len(found) != len(prompts):
+        raise ValueError(f"sampler: expected {len(prompts)} results, got {len(found)}")
+    for row, drawn in enumerate(found):
+        counts = {len(drawn.responses), len(drawn.finish_reasons)}
+        counts |= {len(drawn.responses if drawn.token_ids is None else drawn.token_ids)}
+        if counts == {0} or len(counts) > 1:
+            raise ValueError(f"sampler: expected as many of all for row {row}, got {drawn}")
+    texts = pa.array([drawn.responses for drawn in found], pa.list_(pa.string()))
+    reasons = pa.array([drawn.finish_reasons for drawn in found], pa.list_(pa.string()))
+    table = arrays.set_column(table, "responses", texts)
+    table = arrays.set_column(table, "finish_reasons", reasons)
+    if not found or any(drawn.token_ids is None for drawn in found):
+        return table
+    tokens = [drawn.token_ids for drawn in found]
+    return arrays.set_column(table, "token_ids", pa.array(tokens, pa.list_(pa.list_(pa.int32()))))
 
 
 def score(table: pa.Table, function: Score, *, name: str = "scores") -> pa.Table:
@@ -195,7 +239,15 @@ def export(table: pa.Table, *, format: str = "list") -> pa.Table:
     return pa.Table.from_pylist(rows)
 
 
-_PER_RESPONSE = ("embeddings", "features", "policy_logps", "ref_logps", "token_ids", "finished")
+_PER_RESPONSE = (
+    "embeddings",
+    "features",
+    "policy_logps",
+    "ref_logps",
+    "token_ids",
+    "finish_reasons",
+    "finished",
+)
 
 
 def _grouped(
