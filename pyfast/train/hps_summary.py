@@ -139,6 +139,8 @@ def _best(group: Group) -> tuple[float, str]:
 def _costs(settings: Any, out: Path) -> dict[str, float]:
     """Return the totals over the steps; a step's line has the mean over its groups."""
     path, count = out / "metrics.jsonl", settings.optimisation.groups_per_step
+    if not path.exists():  # evaluated without training
+        return {}
     rows = [as_object(path, number, text, "a step's metrics") for number, text in lines(path)]
     return {name: round(count * sum(row[name] for row in rows), 3) for name in COSTS}
 
@@ -149,7 +151,7 @@ def table(summary: dict[str, Any]) -> str:
     title = (
         f"hps · {summary['label']} · seed {summary['seed']} · {summary['steps']} steps\n"
         f"{groups['groups'] - groups['skipped']} groups learnt from, {groups['skipped']} without a "
-        f"negative skipped; {metrics['tokens/forwarded']:,.0f} tokens forwarded"
+        f"negative skipped; {metrics.get('tokens/forwarded', 0):,.0f} tokens forwarded"
     )
     compared = summary["heldout"]
     if compared is None:
