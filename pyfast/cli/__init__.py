@@ -1,4 +1,4 @@
-"""The command line: ``pyfast train | sample | score | embed | select | export | data | plot``.
+"""The command line, a module a command: ``pyfast train``, ``pyfast select`` and the others.
 
 Only what a command needs is imported, and only when it runs: torch and transformers take seconds.
 Whatever goes wrong is told in one line; ``--debug`` shows where it came from.
@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from pyfast.cli import data, env, plot, sample, select, stages, train
+from pyfast.cli import compare, data, env, evaluate, plot, sample, select, stages, sweep, train
 from pyfast.cli._common import Help, Parser
 from pyfast.cli.train import DEMO_CONFIG as DEMO_CONFIG
 from pyfast.train.errors import UserError, WaitingError
@@ -135,6 +135,6 @@ def _parser() -> Parser:
         help="show the traceback of an error too, of any command (or PYFAST_DEBUG=1)",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (train, sample, select, stages, data, plot, env):
+    for command in (train, sweep, compare, evaluate, sample, select, stages, data, plot, env):
         command.add(commands)
     return parser

@@ -35,6 +35,8 @@ DEMO_CONFIG = DEMOS / "ampo.json"
 
 def recipe(name: str) -> type[Recipe]:
     """Return a recipe by its name."""
+    if name not in RECIPES:
+        raise UserError(f"recipe: expected one of {', '.join(RECIPES)}; got {name!r}")
     module, _, attribute = RECIPES[name].partition(":")
     found: type[Recipe] = getattr(importlib.import_module(module), attribute)
     return found

@@ -172,6 +172,31 @@ def restore(run: Path, parameters: Mapping[str, Tensor], optimiser: torch.optim.
     return 0
 
 
+def load_weights(run: Path, parameters: Mapping[str, Tensor]) -> int:
+    """Overwrite what is trained by a run's newest checkpoint, and leave the run as it is.
+
+    Returns
+    -------
+    int
+        Steps done.
+
+    Raises
+    ------
+    UserError
+        If there is none, it is not whole, or it does not belong to these weights.
+    """
+    for step, folder in _folders(run)[:1]:
+        try:
+            _, weights, _ = _read(run, step, folder, parameters)
+        except _DamagedError as error:
+            raise UserError(str(error)) from None
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(weights[name])
+        return step
+    raise UserError(f"{run}: expected a run with a checkpoint")
+
+
 def _digest(state: Mapping[str, Any]) -> str:
     return hashlib.sha256(to_json(state).encode()).hexdigest()
 

@@ -52,15 +52,11 @@ def run(kind: type[Recipe], settings: Any, inputs: Any, out: Path) -> dict[str, 
         if rundir.open_run(settings, inputs, steps, out):
             return read_summary(kind, out)
         if not rundir.is_trained(steps, out):
-            _quiet_libraries()
+            quiet_libraries()
             start = sft.run(settings, examples, out)
-            policy = loading.load(settings.policy, settings.run.seed, start)
-            text = dataclasses.asdict(settings.text)
-            recipe = kind(settings, inputs, Context(policy, settings.run.seed, out, **text))
-            of_policy = fingerprint.of(policy.base, policy.tokenizer)
-            scorers = rewards.ready(getattr(inputs, "rewards", {}), policy.device)
-            rundir.check_models(out, {"policy": of_policy, **scorers, **recipe.fingerprints()})
-
+            recipe = load(kind, settings, inputs, out, start)
+            policy = recipe.ctx.policy
+            rundir.check_models(out, models_of(recipe))
             train(recipe, settings, steps, out)
             write_folder(out / policy.saves, policy.save)
         summary = {"recipe": settings.recipe, **kind.summary(settings, inputs, out)}
@@ -68,6 +64,23 @@ def run(kind: type[Recipe], settings: Any, inputs: Any, out: Path) -> dict[str, 
         files.write_json(out / "summary.json", summary)  # last: with it a run is finished
         rundir.tidy(out)
         return summary
+
+
+def load(
+    kind: type[Recipe], settings: Any, inputs: Any, out: Path, start: Path | None = None
+) -> Recipe:
+    """Load the policy of a run, as its fine-tuning left it, and make its recipe."""
+    policy = loading.load(settings.policy, settings.run.seed, start)
+    text = dataclasses.asdict(settings.text)
+    return kind(settings, inputs, Context(policy, settings.run.seed, out, **text))
+
+
+def models_of(recipe: Recipe) -> dict[str, dict[str, str]]:
+    """Load the scorers, and return the fingerprints of all models of a run, by name."""
+    policy = recipe.ctx.policy
+    of_policy = fingerprint.of(policy.base, policy.tokenizer)
+    scorers = rewards.ready(getattr(recipe.inputs, "rewards", {}), policy.device)
+    return {"policy": of_policy, **scorers, **recipe.fingerprints()}
 
 
 def train(recipe: Recipe, settings: Any, steps: int, out: Path) -> None:
@@ -145,7 +158,7 @@ def _what_is_kept(out: Path) -> str:
     return f"the checkpoint of step {step} is kept" if step else "no checkpoint was made before"
 
 
-def _quiet_libraries() -> None:
+def quiet_libraries() -> None:
     """Leave the terminal to our own progress bars."""
     from transformers.utils import logging
 

@@ -124,6 +124,23 @@ def read_inputs(config: GroupsConfig) -> RankingInputs:
     return RankingInputs(splits, hashes)
 
 
+def read_heldout(spec: str) -> RankingInputs:
+    """Read the groups of a file that are not of the split train, to rank them alone."""
+    splits: dict[str, list[Record]] = {name: [] for name in ("train", *HELD_OUT)}
+    for record in read_records(spec, name="data", needs=("positive",)):
+        if record.split not in (None, *splits):
+            known = ", ".join(splits)
+            raise UserError(f"{record.place}: split: expected one of {known}; got {record.split!r}")
+        if record.split != "train":
+            _check_distinct(record)
+            splits[record.split or "test"].append(record)
+    if not any(splits.values()):
+        raise UserError(f"{spec}: expected groups that are not of the split train")
+    path = files.resolve(spec)
+    assert path is not None
+    return RankingInputs(splits, {"heldout": files.sha256(path)})
+
+
 def _check_distinct(record: Record) -> None:
     """Refuse a candidate that is empty, or equal to another: a tie with the right one is lost."""
     first: dict[str, int] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -152,6 +153,23 @@ class Recipe(ABC):
     @abstractmethod
     def evaluate(self, step: int) -> None:
         """Measure the policy after so many steps, once: what is measured already is left."""
+
+    @classmethod
+    def elsewhere(cls, settings: Any, data: str, steps: int) -> tuple[Any, Any]:
+        """Return settings and inputs with other held-out data alone, to evaluate a run on it.
+
+        Parameters
+        ----------
+        settings : Settings
+            A finished run's.
+        data : str
+            The other file.
+        steps : int
+            The run's.
+        """
+        section = dataclasses.replace(settings.data, heldout=data)
+        changed = dataclasses.replace(settings, data=section)
+        return changed, cls.read(changed)
 
     @staticmethod
     @abstractmethod

@@ -129,6 +129,14 @@ def run(settings: Any, examples: Sequence[Example], out: Path) -> Path | None:
     return saved
 
 
+def finished(settings: Any, run: Path) -> Path | None:
+    """Return what `run` returned to a run that is finished."""
+    config = getattr(settings, "sft", None)
+    if config is None or config.epochs == 0:
+        return None
+    return run / FOLDER / ("model" if settings.policy.training == "full" else "adapter")
+
+
 def _open(folder: Path, mark: dict[str, Any], out: Path) -> None:
     """Begin in the folder, go on in it, or begin again if it is of something else."""
     path = folder / "stage.json"

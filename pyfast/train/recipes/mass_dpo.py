@@ -7,6 +7,7 @@ candidates without gradients, selects, and learns from 1 + k of them alone.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -281,6 +282,16 @@ class MassDpo(Recipe):
                 refs = self.ref_logps[split]
                 ranking.rank(self.ctx, split, step, self.candidates[split], refs)
         ranking.write_curve(self.ctx.folder, self.inputs.watched, self.settings.loss.beta)
+
+    @classmethod
+    def elsewhere(
+        cls, settings: MassDpoSettings, data: str, steps: int
+    ) -> tuple[MassDpoSettings, RankingInputs]:
+        """Rank the candidates of another file's held-out groups."""
+        optimisation = dataclasses.replace(settings.optimisation, steps=steps)
+        section = dataclasses.replace(settings.data, groups=None, heldout=data)
+        changed = dataclasses.replace(settings, data=section, optimisation=optimisation)
+        return changed, ranking.read_heldout(data)
 
     @staticmethod
     def summary(settings: MassDpoSettings, inputs: RankingInputs, out: Path) -> dict[str, Any]:
