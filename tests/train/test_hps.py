@@ -457,6 +457,18 @@ def test_appendix_e_trains_on_each_valid_one(tmp_path, tiny_model):
         )
 
 
+def test_fine_tuning_before_is_on_the_chosen_responses(tmp_path, tiny_model):
+    values = make(tmp_path, tiny_model, sft={"epochs": 1.0, "lr": 0.01})
+    inputs = Hps.read(settings_of(values))
+    rows = [record(i) for i in range(5)]
+    best = [row["responses"][int(np.argmax(row["scores"]))] for row in rows]
+    assert [text for _, text, _ in Hps.chosen(settings_of(values), inputs)] == best
+    status, out = run(tmp_path, values)
+    assert status == 0
+    curve = (out / "evaluation" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(curve[0])["rm_dpo"] == 0  # the reference is the fine-tuned model
+
+
 def test_inputs_hash_their_files(tmp_path, tiny_model):
     values = make(tmp_path, tiny_model)
     inputs = hps_inputs.read(settings_of(values))

@@ -24,12 +24,14 @@ from pyfast.train.config import (
     SamplingConfig,
     Section,
     Settings,
+    SftConfig,
     TextConfig,
     setting,
 )
 from pyfast.train.errors import UserError
 from pyfast.train.hard_negatives import NegativesConfig, Plan
 from pyfast.train.hps_inputs import Example, Inputs
+from pyfast.train.prompts import Prompt
 from pyfast.train.recipe import Scored, TrainingGroup
 
 if TYPE_CHECKING:
@@ -174,6 +176,7 @@ class HpsSettings(Settings):
     policy: PolicyConfig = PolicyConfig()
     negatives: NegativesConfig = NegativesConfig()
     loss: HpsLossConfig = HpsLossConfig()
+    sft: SftConfig = SftConfig()
     optimisation: EpochsConfig = EpochsConfig()
     sampling: HpsSampling = HpsSampling()
     scoring: HpsScoring = HpsScoring()
@@ -243,6 +246,18 @@ class Hps(AnsweringRecipe):
     def label(settings: HpsSettings) -> str:
         """Return how negatives are chosen, and for which loss."""
         return f"{settings.negatives.mode}-{settings.loss.base}"
+
+    @staticmethod
+    def chosen(settings: HpsSettings, inputs: Inputs) -> list[tuple[Prompt, str, str]]:
+        """Return the chosen responses."""
+        return [
+            (
+                example.record.prompt,
+                example.record.responses[example.heads[0]],
+                example.record.place,
+            )
+            for example in inputs.examples
+        ]
 
     def groups(self, step: int) -> list[TrainingGroup]:
         """Draw the negatives of a step's groups, before anything is forwarded."""
