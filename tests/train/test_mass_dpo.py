@@ -89,6 +89,22 @@ def test_a_run_from_end_to_end(tmp_path, settings, capsys):
         assert 0 <= row["selection/overlap_random"] <= 1
 
 
+def test_a_run_on_other_groups(tmp_path, settings):
+    """On its own test split a finished run has its own rankings again; train is left out."""
+    out = run(tmp_path, settings)
+    there = tmp_path / "there"
+    command = ["evaluate", str(out), "--data", settings["data"]["groups"], "--out", str(there)]
+    assert cli.main(command) == 0
+    for step in (0, 5):
+        own = (out / "evaluation" / f"test-{step}.jsonl").read_bytes()
+        assert (there / "evaluation" / f"test-{step}.jsonl").read_bytes() == own
+    found, expected = (json.loads((f / "summary.json").read_text()) for f in (there, out))
+    assert found["metrics"] == expected["metrics"]
+    rows = [json.dumps({**row, "split": "train"}) for row in lines(tmp_path / "groups.jsonl")]
+    (tmp_path / "train.jsonl").write_text("\n".join(rows))
+    assert cli.main(["evaluate", str(out), "--data", str(tmp_path / "train.jsonl")]) == 2
+
+
 def test_before_training_nothing_is_won(tmp_path, settings):
     """All beta h are 0 then, to the bit, and ties count against: accuracy is 0, not by chance."""
     out = run(tmp_path, settings)

@@ -11,7 +11,7 @@ from one_at_a_time import plain_logp
 from safetensors.torch import load_file
 
 from pyfast.train import config as configs
-from pyfast.train import loading, loop, sft
+from pyfast.train import loading, loop, sft, transfer
 from pyfast.train.data import read_groups
 from pyfast.train.errors import UserError
 from pyfast.train.recipes.ampo import Ampo, AmpoSettings
@@ -42,6 +42,19 @@ def with_sft(settings, folder, **changes):
 def parsed(settings, **changes):
     changes = {name.replace("__", "."): value for name, value in changes.items()}
     return configs.from_dict(AmpoSettings, settings, changes)
+
+
+@pytest.mark.parametrize("training", ["lora", "full"])
+def test_a_fine_tuned_run_on_its_own_data_answers_as_it_did(tiny_settings, tmp_path, training):
+    settings = parsed(
+        with_sft(tiny_settings, tmp_path), policy__training=training, optimisation__steps=2
+    )
+    run(settings, tmp_path / "run")
+    data = tiny_settings["data"]["heldout"]
+    transfer.evaluate_on(Ampo, tmp_path / "run", data, tmp_path / "again")
+    for name in ("eval_before.jsonl", "eval_after.jsonl"):
+        again = (tmp_path / "again" / name).read_bytes()
+        assert again == (tmp_path / "run" / name).read_bytes()
 
 
 def run(settings, out):

@@ -165,6 +165,8 @@ class MassDpo(Recipe):
     def prepare(self) -> None:
         """Make the reference's log-probs of all candidates that the run will see."""
         steps = range(self.steps(self.settings, self.inputs))
+        if not self.candidates["train"]:  # a finished run on other data
+            steps = range(0)
         seen = {"train": sorted({index for step in steps for _, index in self._turns(step)})}
         seen |= {name: list(range(len(self.candidates[name]))) for name in ranking.HELD_OUT}
         places = [(split, index) for split, indices in seen.items() for index in indices]
