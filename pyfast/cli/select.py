@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -11,6 +12,10 @@ from typing import Any
 from pyfast.cli._common import Help, need
 from pyfast.train.errors import UserError
 from pyfast.train.recipes import ampo
+
+SELECTORS = (*ampo.SELECTORS, "kmedoids", "logdet", "hard-preference", "mass-dpo")
+LARGE = 32 << 20
+"""Bytes of a file of JSON Lines from which on it is read in blocks, where pyarrow is there."""
 
 
 def add(commands: Any) -> None:
@@ -23,9 +28,10 @@ def add(commands: Any) -> None:
         description=(
             "Choose the best response and k negatives of every group in a file. Each line is a\n"
             'JSON object {"prompt": ..., "responses": [...], "scores": [...],\n'
-            '"embeddings": [[...], ...]}; opt-select and coreset need the embeddings. The same\n'
-            'lines come out, all their fields as they were written, with "positive" and\n'
-            '"negatives" (indices from 0) set; of fewer than k others all become negatives.'
+            '"embeddings": [[...], ...]}; opt-select, coreset, kmedoids and logdet need the\n'
+            "embeddings, mass-dpo features, policy_logps and ref_logps. The same lines come out,\n"
+            'all their fields as they were written, with "positive" and "negatives" (indices\n'
+            "from 0) set; of fewer than k others all become negatives."
         ),
         epilog=(
             "examples:\n"
@@ -44,7 +50,7 @@ def add(commands: Any) -> None:
     )
     select.add_argument(
         "--selector",
-        choices=ampo.SELECTORS,
+        choices=SELECTORS,
         default=defaults.selector,
         help="how the negatives are chosen (default: %(default)s)",
     )
@@ -56,7 +62,17 @@ def add(commands: Any) -> None:
         type=int,
         metavar="N",
         default=defaults.n_init,
-        help="starts of opt-select's swap search (default: %(default)s)",
+        help="starts of opt-select's and kmedoids' swap search (default: %(default)s)",
+    )
+    select.add_argument(
+        "--gamma",
+        type=float,
+        metavar="X",
+        help="hardness of hard-preference (default: 1), ridge of logdet and mass-dpo (0.1)",
+    )
+    select.add_argument("--beta", type=float, metavar="X", help="of mass-dpo (default: 0.1)")
+    select.add_argument(
+        "--plot", metavar="PNG", help="draw what was chosen: scores, ranks, margins, a group"
     )
     select.add_argument(
         "--seed", type=int, metavar="N", default=0, help="seed of what is random (default: 0)"
@@ -77,13 +93,31 @@ def add(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Choose in every group, and write the lines with the choice only if all went well."""
-    if _is_large(arguments):
-        return _run_files(arguments)
+    for name, users in (("gamma", SELECTORS[-3:]), ("beta", SELECTORS[-1:])):
+        if getattr(arguments, name) is not None and arguments.selector not in users:
+            raise UserError(f"--{name}: expected only with --selector {' or '.join(users)}")
+    if arguments.plot is not None:
+        need("matplotlib", "pyarrow")
+        if arguments.out in (None, "-"):
+            raise UserError("--plot: expected a file or a folder as --out, which it is drawn from")
+    status = _run_files(arguments) if _is_large(arguments) else _run_lines(arguments)
+    if arguments.plot is not None:
+        from pyfast.tables import picture
+
+        try:
+            picture.draw(Path(arguments.out), Path(arguments.plot))
+        except (ValueError, TypeError) as error:
+            raise UserError(f"--plot: {error}") from None
+    return status
+
+
+def _run_lines(arguments: argparse.Namespace) -> int:
+    """Choose in one file, of which every line is read and checked as a group."""
     (arguments.groups,) = arguments.groups
     from pyfast._files import written_whole
+    from pyfast.tables import seeds
     from pyfast.tables.json_text import with_fields
     from pyfast.train import group_lines
-    from pyfast.train.seeds import derive
 
     config = ampo.SelectionConfig(
         arguments.selector, arguments.k, arguments.n_init, arguments.deduplicate
@@ -94,7 +128,9 @@ def run(arguments: argparse.Namespace) -> int:
         try:
             if group.scores is None:
                 raise ValueError("scores are missing")
-            seed = derive(arguments.seed, "select", position)
+            seed = arguments.seed  # as of files: every group draws the same stream, or its own
+            if config.selector == "random":
+                seed = seeds.of_prompt(group.prompt, seed)
             chosen = ampo.choose(config, group.scores, group.embeddings, seed, group.responses)
         except (ValueError, TypeError) as error:
             raise UserError(f"{name}:{number}: group {position + 1}: {error}") from None
@@ -118,9 +154,23 @@ def _is_large(arguments: argparse.Namespace) -> bool:
     """Tell what goes through tables: Parquet, packed or several files, a folder of outputs."""
     first = Path(arguments.groups[0])
     packed = first.suffix.lower() in (".parquet", ".pq", ".gz", ".zst", ".bz2", ".lz4")
-    out = arguments.out or ""
-    folder = out.endswith(("/", os.sep)) or (out != "" and Path(out).is_dir())
-    return len(arguments.groups) > 1 or packed or folder
+    out = Path(arguments.out or "-")
+    folder = str(arguments.out).endswith(("/", os.sep)) or out.is_dir()
+    if len(arguments.groups) > 1 or packed or folder or arguments.selector not in ampo.SELECTORS:
+        return True
+    if out.suffix.lower() not in ("", ".jsonl", ".json", ".ndjson"):
+        return True
+    if arguments.groups == ["-"]:
+        return _is_packed(getattr(sys.stdin, "buffer", None))
+    here = importlib.util.find_spec("pyarrow") and importlib.util.find_spec("tqdm")
+    large = first.is_file() and first.stat().st_size >= LARGE and not arguments.deduplicate
+    return large and bool(here) and arguments.out is not None and out.suffix != ""
+
+
+def _is_packed(stream: Any) -> bool:
+    """Tell whether standard input is packed, without taking anything from it."""
+    first = stream.peek(4)[:4] if hasattr(stream, "peek") else b""
+    return first.startswith((b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"BZh", b"\x04\x22\x4d\x18"))
 
 
 def _run_files(arguments: argparse.Namespace) -> int:
@@ -129,15 +179,16 @@ def _run_files(arguments: argparse.Namespace) -> int:
     from pyfast.tables import stages
     from pyfast.tables.files import Work
 
-    if arguments.out is None:
-        raise UserError("--out: expected a file or a folder for files like these")
     if arguments.deduplicate:
         raise UserError("--deduplicate: expected one file of JSON Lines, and a file as --out")
     name = arguments.selector
     settings = {"selector": name, "k": arguments.k, "seed": arguments.seed}
-    if name == "opt-select":
+    if name in ("opt-select", "kmedoids"):
         settings["n_init"] = arguments.n_init
-    ampo.SelectionConfig(name, arguments.k, arguments.n_init)  # checks them
+    for extra in ("gamma", "beta"):
+        if getattr(arguments, extra) is not None:
+            settings[extra] = getattr(arguments, extra)
+    ampo.SelectionConfig(k=arguments.k, n_init=arguments.n_init)  # checks them
     work = Work(
         "select",
         lambda table: stages.select(table, **settings),
@@ -145,7 +196,7 @@ def _run_files(arguments: argparse.Namespace) -> int:
         ("positive", "negatives"),
         settings,
     )
-    return run_work(work, arguments.groups, arguments.out)
+    return run_work(work, arguments.groups, arguments.out or "-")
 
 
 def _print(lines: list[str]) -> None:

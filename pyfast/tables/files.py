@@ -96,8 +96,9 @@ def units(paths: Sequence[Path]) -> list[Unit]:
     for path in paths:
         if not is_parquet(path):
             json_lines.check_name(path)
-            if path != STANDARD:
-                path.stat()
+        if path != STANDARD:
+            path.stat()
+        if not is_parquet(path):
             found.append(Unit(path, 0, None))
             continue
         with _parquet(path) as file:
@@ -201,6 +202,12 @@ def _write_folder(
                 else:
                     _write(work, batches, targets[-1], bar, _codec([part]))
     return targets
+
+
+def batches(work: Work, part: Unit) -> Iterator[pa.Table]:
+    """Read a unit as a stage would be given it."""
+    for batch in _batches(work, part):
+        yield batch.table
 
 
 def _pieces(

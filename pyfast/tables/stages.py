@@ -8,7 +8,6 @@ batch it comes in. All other columns are kept.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import Any
@@ -17,15 +16,26 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pyfast import _arguments as args
 from pyfast import select as selectors
-from pyfast.tables import arrays, formats
+from pyfast.tables import arrays, formats, seeds
 from pyfast.tables.server import Drawn
 
 Sampler = Callable[[list[Any]], Sequence[Drawn]]
 Score = Callable[..., Iterable[float]]
 Encoder = Callable[[list[str]], NDArray[Any]]
 
-SELECTORS = ("opt-select", "coreset", "bottom-k", "random", "hard-preference", "mass-dpo")
+SELECTORS = (
+    "opt-select",
+    "coreset",
+    "bottom-k",
+    "random",
+    "kmedoids",
+    "logdet",
+    "hard-preference",
+    "mass-dpo",
+)
+"""`kmedoids` and `logdet` choose among all but the best response, whatever their scores."""
 
 
 def sample(table: pa.Table, sampler: Sampler) -> pa.Table:
@@ -152,9 +162,10 @@ def select(
     Parameters
     ----------
     table : pyarrow.Table
-        With ``scores`` (list of numbers); for opt-select and coreset ``embeddings`` (list of
-        equally long vectors; bottom-k breaks ties with them); for mass-dpo ``features`` (likewise),
-        ``policy_logps`` and ``ref_logps``, and ``positive`` or else ``scores``.
+        With ``scores`` (list of numbers); for opt-select, coreset, kmedoids and logdet
+        ``embeddings`` (list of equally long vectors; bottom-k breaks ties with them); for mass-dpo
+        ``features`` (likewise), ``policy_logps`` and ``ref_logps``, and ``positive`` or else
+        ``scores``; for random and hard-preference ``prompt``.
     selector : str
         One of ``SELECTORS``.
     k : int
@@ -262,10 +273,7 @@ def _grouped(
     scores, offsets = arrays.numbers(table, "scores")
     embeddings: Any = None
     if selector != "bottom-k" or "embeddings" in table.column_names:
-        embeddings, ends = arrays.vectors(table, "embeddings")
-        if (ends != offsets).any():
-            row = int((ends != offsets).argmax()) - 1
-            raise ValueError(f"embeddings: expected one for each score, not so in row {row}")
+        embeddings = _embeddings(table, offsets)
     common: dict[str, Any] = {"k": k, "offsets": offsets, "n_threads": n_threads}
     if selector == "opt-select":
         found = selectors.opt_select(embeddings, scores, seed=seed, **common, **settings)
@@ -290,25 +298,47 @@ def _rows(
     if selector == "mass-dpo":
         return _mass_dpo(table, k, n_threads, settings)
     scores, offsets = arrays.numbers(table, "scores")
-    prompts = _prompts(table)
+    args.check_values(scores, "scores", args.Layout("ragged", offsets))
+    of_points = selector in ("kmedoids", "logdet")
+    if of_points:
+        embeddings = _embeddings(table, offsets)
+        common = {"n_threads": n_threads, **({"seed": seed} if selector == "kmedoids" else {})}
+        choose = getattr(selectors, selector)
+    prompts = [] if of_points else _prompts(table)
     chosen = []
     for row in range(len(offsets) - 1):
-        rewards = np.asarray(scores[offsets[row] : offsets[row + 1]], np.float64)
-        if len(rewards) < 2:
-            raise ValueError(f"scores: expected at least 2 in row {row}, got {len(rewards)}")
-        own = zlib.crc32(prompts[row].encode("utf-8", "surrogatepass"), seed & 0xFFFFFFFF)
-        own |= (seed >> 32) << 32
+        part = slice(int(offsets[row]), int(offsets[row + 1]))
+        rewards = np.asarray(scores[part], np.float64)
+        least = 2 if selector == "hard-preference" else 1
+        if len(rewards) < least:
+            raise ValueError(f"scores: expected at least {least} in row {row}, got {len(rewards)}")
         top = int(rewards.argmax())
-        if selector == "random":
-            others = np.delete(np.arange(len(rewards)), top)
-            picked = selectors.random(len(others), min(k, len(others)), seed=own).indices
-            chosen.append((top, others[picked].tolist()))
-        else:
-            gamma = settings.get("gamma", 1.0)
+        others = np.delete(np.arange(len(rewards)), top)
+        if selector == "hard-preference":
+            own, gamma = seeds.of_prompt(prompts[row], seed), settings.get("gamma", 1.0)
             rest = {name: value for name, value in settings.items() if name != "gamma"}
             drawn = selectors.hard_preference(rewards, gamma, draws=k, seed=own, **rest)
             chosen.append((top, drawn.negatives.tolist()))
+            continue
+        if k >= len(others):
+            picked = np.arange(len(others))
+        elif of_points:
+            found = choose(embeddings[part][others], k, **common, **settings)
+            picked = found.medoids if selector == "kmedoids" else found.indices
+        else:
+            own = seeds.of_prompt(prompts[row], seed)
+            picked = selectors.random(len(others), k, seed=own).indices
+        chosen.append((top, others[picked].tolist()))
     return chosen
+
+
+def _embeddings(table: pa.Table, offsets: NDArray[np.int64]) -> arrays.Floats:
+    """Return the embeddings of responses whose scores begin at these offsets."""
+    embeddings, ends = arrays.vectors(table, "embeddings")
+    if (ends != offsets).any():
+        row = int((ends != offsets).argmax()) - 1
+        raise ValueError(f"embeddings: expected one for each score, not so in row {row}")
+    return embeddings
 
 
 def _prompts(table: pa.Table) -> list[str]:

@@ -237,3 +237,34 @@ def test_a_kill_loses_and_doubles_nothing(work, tmp_path):
     assert found["id"].to_pylist() == list(range(400))
     assert found.select(list(EXPECTED)).to_pylist() == expected(400)
     assert {p.name for p in (tmp_path / "out").glob(".*")} <= {".lock"}
+
+
+def test_inputs_whose_outputs_would_have_one_name_are_refused(work, tmp_path):
+    (tmp_path / "x").mkdir()
+    (tmp_path / "y").mkdir()
+    for make, name, other in ((parquet, "a.parquet", "a.pq"), (lines, "a.jsonl", "a.jsonl")):
+        one, two = make(tmp_path / "x" / name, 5), make(tmp_path / "y" / other, 5, seed=1)
+        for paths in ([one, two], [one, one]):
+            with pytest.raises(ValueError, match="expected files of different names"):
+                run(work, paths, tmp_path / "out", progress=False)
+
+
+def test_rows_that_are_dear_are_made_once(tmp_path):
+    calls = []
+
+    def dear(table):
+        calls.extend(table["id"].to_pylist())
+        if 8 in calls and calls.count(7) == 1:
+            raise ValueError("prompt: expected a text in row 1")
+        return table.append_column("x", table["id"])
+
+    path = lines(tmp_path / "a.jsonl", 20)
+    out = tmp_path / "out.parquet"
+    work = Work("dear", dear, {"id": None}, ("x",), {}, 7)
+    with pytest.raises(ValueError, match=r"a\.jsonl:9: prompt: expected a text$"):
+        run(work, [path], out, progress=False)
+    assert calls == list(range(14))
+    run(work, [path], out, progress=False)
+    assert calls == [*range(14), *range(7, 20)]
+    assert pq.read_table(out)["x"].to_pylist() == list(range(20))
+    assert not (tmp_path / "out.parquet.parts").exists()

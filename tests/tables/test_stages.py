@@ -1,6 +1,7 @@
 import datasets
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pyfast import select
@@ -113,6 +114,34 @@ def test_vectors_lie_where_arrow_has_them():
     found, offsets = arrays.vectors(pa.table({"e": column}), "e")
     assert np.shares_memory(found, table["e"].chunk(0).to_numpy())
     assert (found.shape, offsets.tolist()) == ((6, 4), [0, 3, 6])
+
+
+@pytest.mark.parametrize("selector", ["opt-select", "coreset", "bottom-k"])
+def test_embeddings_go_to_the_core_where_arrow_has_them(tmp_path, monkeypatch, selector):
+    """Of a table, and of a Parquet file read back: the same address, so no copy on the way."""
+    draw = np.random.default_rng(0)
+    numbers = pa.array(draw.normal(size=96).astype(np.float32))
+    vectors = pa.ListArray.from_arrays(pa.array(range(0, 97, 4), pa.int32()), numbers)
+    column = pa.ListArray.from_arrays(pa.array([0, 8, 16, 24], pa.int32()), vectors)
+    scores = pa.array(draw.random((3, 8)).tolist())
+    table = pa.table({"prompt": ["a", "b", "c"], "scores": scores, "embeddings": column})
+    pq.write_table(table, tmp_path / "a.parquet")
+    seen = []
+    name = selector.replace("-", "_")
+    real = getattr(select, name)
+
+    def spy(*args, **kwargs):
+        X = kwargs.get("embeddings", args[0] if args else None)
+        seen.append((X.__array_interface__["data"][0], X.dtype, X.shape))
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(select, name, spy)
+    for given in (table, pq.read_table(tmp_path / "a.parquet")):
+        seen.clear()
+        chunk = given["embeddings"].chunk(0)
+        stages.select(given, selector=selector, k=2)
+        start = chunk.values.values.buffers()[1].address
+        assert seen == [(start, np.dtype(np.float32), (24, 4))]
 
 
 def test_scores_and_embeddings_are_added(groups):
