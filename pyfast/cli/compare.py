@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pyfast.cli._common import Help, need
-from pyfast.cli.sweep import MARK
+from pyfast.cli.sweep import MARK, listed
 from pyfast.cli.train import recipe_of
 from pyfast.train.errors import UserError
 
@@ -100,10 +100,4 @@ def _runs(folders: list[Path]) -> tuple[list[Any], list[Path]]:
 
 
 def _of_sweep(folder: Path) -> list[tuple[Path, str | None]]:
-    from pyfast.train.files import read_json
-
-    try:
-        runs = read_json(folder / MARK)["runs"]
-        return [(folder / Path(run["name"]).name, run["case"]) for run in runs]
-    except (KeyError, TypeError):
-        raise UserError(f"{folder / MARK}: expected the list of a sweep's runs") from None
+    return [(folder / Path(run["name"]).name, run["case"]) for run in listed(folder)]

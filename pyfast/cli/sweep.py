@@ -101,7 +101,7 @@ def _state(out: Path, planned: Planned) -> str:
 
 def _record(out: Path, planned: list[Planned]) -> None:
     """Write which runs belong to the sweep, and each run's settings."""
-    from pyfast.train.files import read_json, write_json
+    from pyfast.train.files import write_json
 
     runs = [{"name": p.name, "case": p.case, "values": p.values} for p in planned]
     try:
@@ -110,10 +110,23 @@ def _record(out: Path, planned: list[Planned]) -> None:
         raise UserError(f"{out}: cannot make the folder: {error.strerror}") from None
     if (out / MARK).exists():  # runs of a sweep file that has since changed are still there
         names = {run["name"] for run in runs}
-        runs += [run for run in read_json(out / MARK)["runs"] if run["name"] not in names]
+        runs += [run for run in listed(out) if run["name"] not in names]
     write_json(out / MARK, {"recipe": planned[0].settings.recipe, "runs": runs})
     for each in planned:
         write_json(out / f"{each.name}.json", each.settings.to_dict())
+
+
+def listed(out: Path) -> list[dict[str, Any]]:
+    """Return the runs of a sweep's folder, ``{"name", "case", "values"}`` each."""
+    from pyfast.train.files import read_json
+
+    value = read_json(out / MARK)
+    runs = value.get("runs") if isinstance(value, dict) else None
+    if not isinstance(runs, list) or not all(
+        isinstance(run, dict) and isinstance(run.get("name"), str) and "case" in run for run in runs
+    ):
+        raise UserError(f"{out / MARK}: expected the list of a sweep's runs")
+    return runs
 
 
 def _train(out: Path, planned: Planned) -> str:

@@ -120,7 +120,10 @@ def rows_of(runs: Sequence[Run]) -> list[Row]:
             raise UserError(f"{run.folder}: it has read other data than {row.runs[0].folder}")
         row.runs.append(run)
     rows = list(by_values.values())
+    labels = [row.label for row in rows]
     for row in rows:
+        if labels.count(row.label) > 1:  # cases of one name, from two sweeps
+            row.label = " ".join([row.label, *(_said(k, v) for k, v in row.values.items())])
         row.runs.sort(key=lambda run: run.seed)
     return rows
 

@@ -155,8 +155,11 @@ def read_prompts(path: str | Path) -> list[Prompt]:
 
 
 def check_heldout(prompts: Sequence[str], heldout: Sequence[str], path: str | Path) -> None:
-    """Refuse a held-out prompt that is also trained on: its score would say nothing."""
-    trained = set(prompts)
+    """Refuse a held-out prompt that is also trained on: its score would say nothing.
+
+    A text and the chat of it as one message are the same prompt to the model.
+    """
+    trained = {str(prompt) for prompt in prompts}
     for prompt in heldout:
-        if prompt in trained:
-            raise UserError(f"{path}: held-out prompt is also a training prompt: {prompt!r}")
+        if str(prompt) in trained:
+            raise UserError(f"{path}: held-out prompt is also a training prompt: {str(prompt)!r}")

@@ -117,9 +117,9 @@ def read_inputs(config: GroupsConfig) -> RankingInputs:
         raise UserError("data.groups: expected a groups file")
     if not splits["train"]:
         raise UserError(f"{config.groups}: expected at least one group of the split train")
-    learnt = {files.to_json(record.prompt.written) for record in splits["train"]}
+    learnt = {str(record.prompt) for record in splits["train"]}
     for record in (record for name in HELD_OUT for record in splits[name]):
-        if files.to_json(record.prompt.written) in learnt:
+        if str(record.prompt) in learnt:
             raise UserError(f"{record.place}: prompt: a held-out prompt is also learnt from")
     return RankingInputs(splits, hashes)
 

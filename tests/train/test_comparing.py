@@ -82,3 +82,9 @@ def test_what_cannot_be_compared_is_refused(tmp_path, capsys):
     (other / "summary.json").unlink()
     assert cli.main(["compare", str(a), str(other)]) == 0
     assert "left out, not finished" in capsys.readouterr().err
+
+
+def test_cases_of_one_name_that_differ_are_told_apart(tmp_path):
+    kinds = [make_run(tmp_path / f"{k}", 0, {"m": 1.0}, selection={"k": k}) for k in (2, 3)]
+    runs = [comparing.read_run(folder, AmpoSettings, "ours") for folder in kinds]
+    assert [row.label for row in comparing.rows_of(runs)] == ["ours k=2", "ours k=3"]

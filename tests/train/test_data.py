@@ -3,7 +3,7 @@ import pytest
 
 from pyfast.train.data import Group, read_groups, write_groups
 from pyfast.train.errors import UserError
-from pyfast.train.prompts import check_heldout, read_prompts
+from pyfast.train.prompts import Prompt, check_heldout, read_prompts
 
 
 def write(tmp_path, name, content):
@@ -50,6 +50,8 @@ def test_empty_and_missing_prompts_files(tmp_path):
 
 def test_heldout_prompts_must_be_new():
     check_heldout(["a"], ["b"], "h.txt")
+    with pytest.raises(UserError, match=r"is also a training prompt: 'a'"):
+        check_heldout([Prompt([{"role": "user", "content": "a"}])], [Prompt("a")], "h.txt")
     with pytest.raises(UserError, match=r"h\.txt: held-out prompt is also a training prompt: 'a'"):
         check_heldout(["a"], ["b", "a"], "h.txt")
 
