@@ -7,6 +7,9 @@ from typing import Any
 
 from pyfast.train.recipe import Recipe
 
+AT_ONCE = 32
+"""Responses that are sampled together: fewer are slower, more take more memory."""
+
 NAMES = ("before", "after", "difference")
 """What `evaluate.compare` finds."""
 

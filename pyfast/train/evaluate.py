@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from pyfast._files import written_whole
 from pyfast.train import rewards
+from pyfast.train.answering import AT_ONCE
 from pyfast.train.context import Context
 from pyfast.train.data import Group, read_groups, write_groups
 from pyfast.train.errors import UserError
@@ -39,10 +40,11 @@ def answer(
         Written whole or not at all.
     """
     # As many responses at once as training samples for one prompt, so memory is no more than there.
+    # Few, as in pools of pairs, are too few for speed.
     sampling = config.sampling
     if config.evaluation.temperature is not None:
         sampling = dataclasses.replace(sampling, temperature=config.evaluation.temperature)
-    at_once = max(1, config.sampling.responses // config.evaluation.responses)
+    at_once = max(1, max(config.sampling.responses, AT_ONCE) // config.evaluation.responses)
     groups = []
     bar = tqdm(total=len(prompts), desc=path.stem, unit="prompt")
     for start in range(0, len(prompts), at_once):

@@ -11,15 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from pyfast.train.answering import AT_ONCE
 from pyfast.train.config import SamplingConfig
 from pyfast.train.oracle import Question
 
 if TYPE_CHECKING:
     from pyfast.train.context import Context
     from pyfast.train.prompts import Prompt
-
-ROWS_AT_ONCE = 32
-"""Responses that are sampled together, and kept in one file."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +97,7 @@ def make_pool(
     """
     drawn = [prompts[number] for number in numbers]
     ids = [ctx.tokens.prompt(prompt) for prompt in drawn]
-    step = max(1, ROWS_AT_ONCE // config.responses)
+    step = max(1, AT_ONCE // config.responses)
     answered: list[dict[str, Any]] = []
     for start in tqdm(range(0, len(drawn), step), f"{name}: sampling", unit="batch", leave=False):
         some = range(start, min(start + step, len(drawn)))

