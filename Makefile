@@ -10,13 +10,17 @@ PIP     := $(BIN)/python -m pip install --disable-pip-version-check -q -c constr
 SOURCES := $(shell find csrc -name '*.?pp') CMakeLists.txt pyproject.toml constraints.txt
 CXX_FILES := $(shell find csrc tests/core -name '*.?pp')
 
-.PHONY: demo demo-ampo demo-hps test test-trl test-ray lint bench sanitize clean
+.PHONY: demo demo-ampo demo-hps demo-active-dpo test test-trl test-ray lint bench sanitize clean
 
-demo: demo-$(RECIPE)  ## align the demo's model: RECIPE=ampo|hps SEED=0
+demo: demo-$(RECIPE)  ## align the demo's model: RECIPE=ampo|hps|active-dpo SEED=0
 
 demo-ampo: OUT ?= runs/demo-$(SELECTOR)-seed$(SEED)
 demo-ampo: .venv/train.done  ## SELECTOR=opt-select|coreset|bottom-k|random
 	$(BIN)/pyfast train ampo --demo --selector $(SELECTOR) --seed $(SEED) --out $(OUT) $(DEMO_FLAGS)
+
+demo-active-dpo: OUT ?= runs/demo-active-dpo-seed$(SEED)
+demo-active-dpo: .venv/train.done  ## DEMO_FLAGS="--method random|apo|aplp"
+	$(BIN)/pyfast train active-dpo --demo --seed $(SEED) --out $(OUT) $(DEMO_FLAGS)
 
 # Answers of the model to the demo's prompts, sampled and scored once: the data of HPS's demo.
 HPS_DATA := runs/demo-hps-data

@@ -79,8 +79,10 @@ def curves(settings: Any, out: Path, ends: Sequence[int]) -> list[dict[str, Any]
     lines: list[dict[str, Any]] = [{"step": 0, "labels": 0}]
     for number, end in enumerate(ends, start=1):
         path = out / "kept" / f"round-{number}" / "labelled.json"
-        if path.exists():
-            lines.append({"step": end, **read_json(path)["report"]})
+        report = read_json(path)["report"] if path.exists() else {}
+        if report or answers_file(out, end, ends[-1]).exists():  # on other data without a round
+            labels = number * settings.active.labels
+            lines.append({"step": end, "labels": labels, **report})
     initial: list[NDArray[np.float64]] = []
     for line in lines:
         path = answers_file(out, line["step"], ends[-1])

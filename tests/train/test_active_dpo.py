@@ -13,7 +13,7 @@ import torch
 from pyfast import cli, select
 from pyfast.sketch import SketchPool
 from pyfast.train import config as configs
-from pyfast.train import labels, loading, loop, round_report, rounds
+from pyfast.train import labels, loading, loop, round_report, rounds, transfer
 from pyfast.train.data import read_groups
 from pyfast.train.encoder import SentenceEncoder
 from pyfast.train.errors import UserError
@@ -196,6 +196,21 @@ def test_each_round_has_a_schedule_of_its_own(finished):
     rates = [line["lr"] for line in lines(out / "metrics.jsonl")]
     assert rates[:4] == rates[4:8] == rates[8:]
     assert rates[0] == max(rates)
+
+
+def test_a_finished_run_is_evaluated_on_other_data(finished, tmp_path):
+    _, out, _ = finished
+    (tmp_path / "other.txt").write_text("tell me about the good sun\nabout a nice dog\n")
+    there = tmp_path / "elsewhere"
+    summary = transfer.evaluate_on(ActiveDpo, out, str(tmp_path / "other.txt"), there)
+    assert [line["labels"] for line in summary["rounds"]] == [0, 12]
+    assert summary["metrics"]["win_rate"]["mean"] == pytest.approx(
+        round_report.wins(
+            round_report.scores_of(there / "eval_after.jsonl"),
+            round_report.scores_of(there / "eval_before.jsonl"),
+        ).mean()
+    )
+    assert "win rate" in ActiveDpo.table(summary)
 
 
 def test_win_rate_is_that_of_all_answers_against_all():

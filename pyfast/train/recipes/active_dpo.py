@@ -265,8 +265,8 @@ class ActiveDpo(AnsweringRecipe):
             **found,
             "rounds": lines,
             "confidence": settings.evaluation.confidence,
-            "skipped": sum(line["skipped"] for line in lines[1:]),
-            "ties": sum(line["ties"] for line in lines[1:]),
+            "skipped": sum(line.get("skipped", 0) for line in lines),
+            "ties": sum(line.get("ties", 0) for line in lines),
             "judge": told + ("the same scorer" if same else "different scorers"),
         }
 
