@@ -21,11 +21,11 @@ def test_every_selector_takes_the_best_and_k_others(selector, group):
     config = SelectionConfig(selector=selector, k=5)
     chosen = ampo.choose(config, scores, embeddings, seed=3)
     assert chosen.positive == int(np.argmax(scores))
-    assert len(set(chosen.negatives)) == 5
+    assert len(set(chosen.negatives)) == (1 if selector == "worst" else 5)
     assert chosen.positive not in chosen.negatives
     assert chosen.indices == [chosen.positive, *chosen.negatives]
     assert chosen == ampo.choose(config, scores, embeddings, seed=3)
-    assert (chosen.cost is not None) == (selector == "opt-select")
+    assert set(chosen.measured) == ({"selection/cost"} if selector == "opt-select" else set())
 
 
 def test_selectors_are_the_public_ones(group):
@@ -33,7 +33,7 @@ def test_selectors_are_the_public_ones(group):
     opt = ampo.choose(SelectionConfig("opt-select", 5, 4), scores, embeddings, seed=3)
     expected = select.opt_select(embeddings, scores, k=5, n_init=4, seed=3)
     assert opt.negatives == expected.negatives.tolist()
-    assert opt.cost == expected.cost
+    assert opt.measured["selection/cost"] == expected.cost
     lowest = ampo.choose(SelectionConfig("bottom-k", 5), scores, None, seed=3)
     assert sorted(lowest.negatives) == sorted(np.argsort(scores)[:5].tolist())
     coreset = ampo.choose(SelectionConfig("coreset", 5), scores, embeddings, seed=3)
@@ -94,3 +94,64 @@ def test_at_step_0_nothing_is_won():
     ampo.loss(LossConfig(), logps, logps, torch.tensor([1.0, 0.5, 0.0]), found)
     assert found["rewards/accuracies"] == 0
     assert found["rewards/margins"] == 0
+
+
+def test_best_against_worst_with_simpo_is_simpo():
+    """AMPO's baseline of table 1, by SimPO's equation 6 (Meng et al. 2024)."""
+    config = LossConfig(implicit_reward="simpo", beta=2.5, margin=1.2, alpha=0.0)
+    policy = torch.tensor([-6.0, -9.0])
+    lengths = torch.tensor([3, 6])
+    gap = 2.5 * (-6.0 / 3 - -9.0 / 6) - 1.2
+    found = {}
+    loss = ampo.loss(config, policy, policy, torch.tensor([0.9, 0.1]), found, lengths)
+    assert loss.item() == pytest.approx(math.log1p(math.exp(-gap)), rel=1e-6)
+    assert found["rewards/chosen"].item() == pytest.approx(2.5 * -2.0)
+    scores = [0.5, 0.9, 0.1, 0.4]
+    worst = ampo.choose(SelectionConfig("worst", 3), scores, None, seed=0)
+    assert worst.indices == [1, 2]
+
+
+@pytest.mark.parametrize("kind", ["dpo", "length_normalized", "simpo"])
+def test_implicit_rewards_and_margin_one_response_at_a_time(kind):
+    config = LossConfig(implicit_reward=kind, beta=0.7, margin=0.4, alpha=0.5, positives="mean")
+    policy, ref = [-6.0, -9.0, -4.0], [-5.0, -8.5, -6.0]
+    scores, lengths = [0.9, 0.1, 0.7], [3, 6, 2]
+    mean = sum(scores) / 3
+    shifted = []
+    for p, q, r, n in zip(policy, ref, scores, lengths, strict=True):
+        implicit = {"dpo": p - q, "length_normalized": (p - q) / n, "simpo": p / n}[kind]
+        shifted.append(0.7 * implicit + 0.5 * (r - mean))
+    top = math.exp(shifted[0]) + math.exp(shifted[2])
+    expected = -math.log(top / (top + math.exp(0.4 + shifted[1])))
+    tensors = [torch.tensor(values) for values in (policy, ref, scores)]
+    loss = ampo.loss(config, *tensors, lengths=torch.tensor(lengths))
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_opt_selects_settings_are_select_s_own(group):
+    scores, embeddings = group
+    for changes, expected in (
+        ({"search": "eager", "n_init": 1}, {"search": "eager", "n_init": 1}),
+        ({"cover_top": True}, {"cover_top": True}),
+        ({"reward_scale": "none"}, {"reward_scale": "none"}),
+        ({"certify": True}, {"certify": True}),
+        ({"exact": True}, {"exact": True}),
+    ):
+        config = SelectionConfig(k=4, **changes)
+        chosen = ampo.choose(config, scores, embeddings, seed=2)
+        other = select.opt_select(embeddings, scores, k=4, seed=2, **expected)
+        assert chosen.negatives == other.negatives.tolist(), changes
+        assert chosen.measured["selection/cost"] == other.cost
+        assert chosen.measured.get("selection/gap") == other.gap
+    spread = [100 * score for score in scores]  # one scale is not the other
+    raw = ampo.choose(SelectionConfig(k=4, reward_scale="none"), spread, embeddings, seed=2)
+    scaled = ampo.choose(SelectionConfig(k=4), spread, embeddings, seed=2)
+    assert raw.negatives != scaled.negatives
+
+
+def test_one_score_scale_serves_selection_and_loss():
+    scores = [3.0, 1.0, 2.0]
+    assert ampo.scale(SelectionConfig(), scores) == scores
+    assert ampo.scale(SelectionConfig(reward_scale="none"), scores) == scores
+    assert ampo.scale(SelectionConfig(reward_scale="minmax"), scores) == [1.0, 0.0, 0.5]
+    assert ampo.scale(SelectionConfig(reward_scale="minmax"), [2.0, 2.0]) == [0.5, 0.5]

@@ -1,22 +1,26 @@
 """AMPO: the best response against k actively selected negatives (AMPO, Algorithm 1).
 
 The numbers in the comments are the lines of Algorithm 1. Its input, sampled and scored responses,
-is made in `Ampo.groups`; the loop takes the gradient step (line 13).
+is made in `Ampo._select`, for the prompts of a step or for all prompts of a round; the loop takes
+the gradient step (line 13).
 """
 
 from __future__ import annotations
 
+import importlib.util
+import math
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pyfast import select
 from pyfast.train import inputs as prompt_inputs
-from pyfast.train import metrics, order, rewards
+from pyfast.train import kept_groups, order, rewards
 from pyfast.train.answering import AnsweringRecipe
 from pyfast.train.config import (
     DataConfig,
@@ -40,8 +44,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pyfast.train.context import Context
+    from pyfast.train.prompts import Prompt
 
-SELECTORS = ("opt-select", "coreset", "bottom-k", "random")
+SELECTORS = ("opt-select", "coreset", "bottom-k", "random", "worst")
+STEPS = 100
+"""Optimiser steps where neither steps nor epochs are asked for."""
 
 
 @dataclass(frozen=True)
@@ -49,24 +56,90 @@ class SelectionConfig(Section):
     """Which negatives stand beside the best response."""
 
     section: ClassVar[str] = "selection"
-    selector: str = setting("opt-select", "how the negatives are chosen", choices=SELECTORS)
+    selector: str = setting(
+        "opt-select",
+        "how the negatives are chosen; worst: the worst response alone, as best-against-worst has "
+        "it (with --implicit-reward simpo --alpha 0 that is SimPO)",
+        choices=SELECTORS,
+    )
     k: int = setting(7, "negatives for each prompt (k)", least=1)
     n_init: int = setting(10, "starts of opt-select's swap search; the best is kept", least=1)
     deduplicate: bool = setting(
         False, "choose among distinct texts alone, so that no negative is a copy of the best"
     )
+    search: str = setting(
+        "best", "opt-select's swaps: the best of all, or FasterPAM's", choices=("best", "eager")
+    )
+    cover_top: bool = setting(
+        False, "opt-select covers the best response too, as Algorithm 4 prints it"
+    )
+    certify: bool = setting(False, "bound opt-select's optimum: the metric selection/gap")
+    exact: bool = setting(False, "find opt-select's optimum (equation 9; needs scipy)")
+    reward_scale: str = setting(
+        "split",
+        "scores of a group: from 0 to 1 (minmax) or as they are (none), for opt-select and the "
+        "loss alike; or split: from 0 to 1 for opt-select, as they are for the loss",
+        choices=("split", "minmax", "none"),
+    )
+
+    @property
+    def negatives(self) -> int:
+        """The negatives that are wanted."""
+        return 1 if self.selector == "worst" else self.k
 
 
 @dataclass(frozen=True)
 class LossConfig(Section):
-    """SWEPO (AMPO, equation 4)."""
+    """SWEPO (AMPO, equation 4) on implicit rewards.
+
+    The paper's experiments have length-normalised ones, beta 5 to 10 and margin 2 to 4.
+    """
 
     section: ClassVar[str] = "loss"
-    beta: float = setting(0.1, "weight of the log-ratio to the reference", above=0)
+    beta: float = setting(0.1, "weight of the implicit rewards", above=0)
     alpha: float = setting(1.0, "weight of the score's deviation from its group's mean", least=0)
     positives: str = setting(
         "top", "the positive set: the top response, or all above the mean", choices=("top", "mean")
     )
+    implicit_reward: str = setting(
+        "dpo",
+        "what the policy thinks of a response: its log-ratio to the reference, that a token, or "
+        "its log-prob a token (simpo, without a reference)",
+        choices=("dpo", "length_normalized", "simpo"),
+    )
+    margin: float = setting(0.0, "by how much the chosen response has to win (gamma of SimPO)")
+
+
+@dataclass(frozen=True)
+class RoundsConfig(Section):
+    """Rounds: sample and select for all prompts, learn from that, and again."""
+
+    section: ClassVar[str] = "rounds"
+    rounds: int | None = setting(
+        None, "rounds; default: none, each step samples for its own prompts", least=1
+    )
+    reference: str = setting(
+        "loaded",
+        "the reference of a round: the model as loaded, or the policy that the round begins with",
+        choices=("loaded", "round"),
+    )
+
+
+@dataclass(frozen=True)
+class AmpoOptimisation(OptimisationConfig):
+    """AdamW with linear warm-up and cosine decay, in rounds anew in each of them."""
+
+    steps: int | None = setting(  # type: ignore[assignment]
+        None, f"optimiser steps; default: {STEPS}, or those of all epochs or rounds", least=1
+    )
+    epochs: float | None = setting(
+        None, "times that every prompt is learnt from, in rounds in each; there 1 is the default",
+        above=0,
+    )  # fmt: skip
+
+    def steps_of(self, prompts: int) -> int:
+        """Return the optimiser steps of all epochs."""
+        return math.ceil((self.epochs or 1.0) * prompts / self.groups_per_step)
 
 
 @dataclass(frozen=True)
@@ -82,26 +155,44 @@ class AmpoSettings(Settings):
     selection: SelectionConfig = SelectionConfig()
     loss: LossConfig = LossConfig()
     sft: SftConfig = SftConfig()
-    optimisation: OptimisationConfig = OptimisationConfig()
+    rounds: RoundsConfig = RoundsConfig()
+    optimisation: AmpoOptimisation = AmpoOptimisation()
     evaluation: EvaluationConfig = EvaluationConfig()
     run: RunConfig = RunConfig()
 
     def __post_init__(self) -> None:
         """Check what no single section can see."""
-        k, n = self.selection.k, self.sampling.responses
-        if k > n - 1:
+        selection, optim, n = self.selection, self.optimisation, self.sampling.responses
+        if selection.negatives > n - 1:
             raise UserError(
                 f"selection.k: expected at most sampling.responses - 1 = {n - 1} "
-                f"(one response is the positive), got {k}"
+                f"(one response is the positive), got {selection.k}"
             )
+        for name in ("exact", "certify", "cover_top"):
+            if getattr(selection, name) and selection.selector != "opt-select":
+                raise UserError(f"selection.{name}: expected the selector opt-select beside it")
+        if self.rounds.rounds is None and self.rounds.reference == "round":
+            raise UserError(
+                "rounds.reference: expected loaded without rounds, got 'round': a policy that "
+                "samples anew at each step would be its own reference"
+            )
+        if optim.steps is not None and (self.rounds.rounds or optim.epochs) is not None:
+            name = "rounds.rounds" if self.rounds.rounds else "optimisation.epochs"
+            raise UserError(
+                f"optimisation.steps: expected null beside {name}, which gives the steps; "
+                f"got {optim.steps}"
+            )
+        if (optim.steps, optim.epochs, self.rounds.rounds) == (None, None, None):
+            object.__setattr__(self, "optimisation", replace(optim, steps=STEPS))
 
 
 class Ampo(AnsweringRecipe):
     """The best response against k actively selected negatives, on policy (AMPO).
 
     For each prompt, sample N responses, score and embed them, keep the best one and k selected
-    negatives, and update a LoRA adapter with the SWEPO loss. Held-out prompts are answered before
-    and after.
+    negatives, and update the policy with the SWEPO loss: for the prompts of each step, or in rounds
+    for all prompts, which are then learnt from for some epochs. Held-out prompts are answered
+    before and after.
     """
 
     Settings = AmpoSettings
@@ -110,6 +201,9 @@ class Ampo(AnsweringRecipe):
         "  pyfast train ampo --demo --selector coreset --seed 1 --out runs/coreset-1\n"
         "  pyfast train ampo --prompts prompts.jsonl --heldout heldout.jsonl \\\n"
         "      --model ./my-model --reward my_rewards:helpfulness --steps 200 --out runs/mine\n"
+        "  pyfast train ampo --prompts prompts.jsonl --rounds 3 --epochs 2 --reference round\n"
+        "  pyfast train ampo --demo --selector worst --implicit-reward simpo --alpha 0 "
+        "--beta 2 --margin 1\n"
         "  pyfast train ampo --config runs/mine/config.json --seed 1 --out runs/mine-1"
     )
 
@@ -119,16 +213,35 @@ class Ampo(AnsweringRecipe):
         super().__init__(settings, inputs, ctx)
         prompt_inputs.check_lengths(inputs, ctx, settings.sampling.max_new_tokens)
         self.encoder = SentenceEncoder(settings.scoring.encoder, ctx.policy.device)
+        self._pools: dict[int, list[Group]] = {}
 
     @staticmethod
     def read(settings: AmpoSettings) -> prompt_inputs.Inputs:
         """Read prompts and find the reward."""
+        if settings.selection.exact and importlib.util.find_spec("scipy") is None:
+            raise UserError("selection.exact: needs the package scipy (pip install scipy)")
+        if settings.sampling.temperature == 0:
+            sys.stderr.write(
+                "pyfast: warning: sampling.temperature: at 0 all responses to a prompt are the "
+                "same, and there is nothing to learn from\n"
+            )
         return prompt_inputs.read_inputs(settings)
 
     @staticmethod
     def steps(settings: AmpoSettings, inputs: prompt_inputs.Inputs) -> int:
-        """Return the steps that are asked for."""
-        return settings.optimisation.steps
+        """Return the steps that are asked for, or those of all epochs and rounds."""
+        optim = settings.optimisation
+        if optim.steps is not None:
+            return optim.steps
+        return (settings.rounds.rounds or 1) * optim.steps_of(len(inputs.prompts))
+
+    def schedule(self, step: int) -> tuple[int, int]:
+        """Return the steps of a step's round."""
+        if self.settings.rounds.rounds is None:
+            return super().schedule(step)
+        length = self.settings.optimisation.steps_of(len(self.inputs.prompts))
+        start = step // length * length
+        return start, start + length
 
     @staticmethod
     def label(settings: AmpoSettings) -> str:
@@ -142,51 +255,92 @@ class Ampo(AnsweringRecipe):
         return {"encoder": fingerprint.of(self.encoder.model, self.encoder.tokenizer)}
 
     def groups(self, step: int) -> list[TrainingGroup]:
-        """Sample, score, embed and select for the prompts of a step."""
-        count = self.settings.optimisation.groups_per_step
-        prompts = self.inputs.prompts
-        chosen = order.of_step(len(prompts), count, self.settings.run.seed, step)
-        return [self._group(prompts[i], step, slot) for slot, (_, i) in enumerate(chosen)]
+        """Return the groups of a step: sampled and selected now, or those of its round."""
+        count, prompts = self.settings.optimisation.groups_per_step, self.inputs.prompts
+        if self.settings.rounds.rounds is None:
+            chosen = order.of_step(len(prompts), count, self.settings.run.seed, step)
+            groups = [self._select(prompts[i], step, slot) for slot, (_, i) in enumerate(chosen)]
+            return [self._training_group(group, step) for group in groups]
+        start, end = self.schedule(step)
+        number = start // (end - start)
+        pool = self._pool(number)
+        seed = self.ctx.seed("round", number)
+        chosen = order.of_step(len(prompts), count, seed, step - start)
+        return [self._training_group(pool[i], step) for _, i in chosen]
 
-    def _group(self, prompt: str, step: int, slot: int) -> TrainingGroup:
+    def _pool(self, number: int) -> list[Group]:
+        """Return a round's groups, one a prompt; they are made once, by the policy as it is."""
+        if number not in self._pools:
+            prompts = self.inputs.prompts
+
+            def make(i: int) -> Group:
+                group = self._select(prompts[i], "round", number, i)
+                logps = self._reference(group)
+                return replace(group, ref_logps=logps, meta={**group.meta, "round": number + 1})
+
+            path = self.ctx.folder / "kept" / f"round-{number + 1}.jsonl"
+            self._pools = {number: kept_groups.make(path, prompts, make)}
+        return self._pools[number]
+
+    def _reference(self, group: Group) -> list[float | None]:
+        """Return what a round's reference thinks of the selected responses."""
+        import torch
+
+        ids, tokens = _learnt(self.ctx, group)
+        loaded = self.settings.rounds.reference == "loaded"
+        with torch.no_grad():
+            logps = self.ctx.policy.logps(ids, tokens, reference=loaded)
+        return _spread(logps, group, len(group.responses))
+
+    def _select(self, prompt: Prompt, *place: int | str) -> Group:
+        """Sample, score, embed and select for a prompt; `place` tells its random numbers apart."""
         ctx, config = self.ctx, self.settings
-        ids = ctx.tokens.prompt(prompt)
-        seeds = [ctx.seed("sample", step, slot)]
-        (samples,) = ctx.policy.answer([ids], config.sampling.responses, config.sampling, seeds)
+        seeds = [ctx.seed("sample", *place)]
+        ids, n = [ctx.tokens.prompt(prompt)], config.sampling.responses
+        (samples,) = ctx.policy.answer(ids, n, config.sampling, seeds)
         scores = rewards.score(self.inputs.reward, prompt, samples.texts)
         embeddings = self.encoder.encode(samples.texts)
-        seed = ctx.seed("select", step, slot)
+        seed = ctx.seed("select", *place)
         chosen = choose(config.selection, scores, embeddings, seed, samples.texts)
-        lengths = [len(tokens) for tokens in samples.token_ids]
-        measured = metrics.sample_metrics(
-            scores, chosen.positive, chosen.negatives, lengths, samples.finished, samples.texts
+        return Group(
+            prompt,
+            samples.texts,
+            scores,
+            embeddings if config.run.save_embeddings else None,
+            samples.token_ids,
+            positive=chosen.positive,
+            negatives=chosen.negatives,
+            meta={
+                "selector": config.selection.selector,
+                "finished": samples.finished,
+                "selection": chosen.measured,
+            },
         )
-        if chosen.cost is not None:
-            measured["selection/cost"] = chosen.cost
-        tied = max(scores) == min(scores) or not chosen.negatives  # equals prefer nothing
+
+    def _training_group(self, group: Group, step: int) -> TrainingGroup:
+        """Return what to learn from a group at a step, and its line."""
+        ids, tokens = _learnt(self.ctx, group)
+        scores, negatives = group.scores or [], group.negatives or []
+        measured = kept_groups.measure(group)
+        tied = max(scores) == min(scores) or not negatives  # equals prefer nothing
         measured["groups/tied"] = float(tied)
+        indices = [group.positive or 0, *negatives]
+        known = [group.ref_logps[i] for i in indices] if group.ref_logps else None
 
         def line(x: Scored | None) -> str:
             """Return the group with what was thought of its selected responses."""
-            policy = _spread(x.policy_logps if x else None, chosen.indices, len(scores))
-            reference = _spread(x.ref_logps if x else None, chosen.indices, len(scores))
-            return Group(
-                prompt,
-                samples.texts,
-                scores,
-                embeddings if config.run.save_embeddings else None,
-                samples.token_ids,
-                policy,
-                reference,
-                chosen.positive,
-                chosen.negatives,
-                {"step": step + 1, "selector": config.selection.selector},
-            ).to_json()
+            policy = _spread(x.policy_logps if x else None, group, len(scores))
+            reference = _spread(x.ref_logps if x else None, group, len(scores))
+            meta = {"step": step + 1, "selector": group.meta["selector"]}
+            shown = replace(group, policy_logps=policy, ref_logps=reference, meta=meta)
+            return shown.to_json()
 
+        scaled = scale(self.settings.selection, scores)
         return TrainingGroup(
             ids,
-            [samples.token_ids[i] for i in chosen.indices],
-            [scores[i] for i in chosen.indices],
+            tokens,
+            [scaled[i] for i in indices],
+            ref_logps=_as_tensor(known),
             prefers=not tied,
             measured=measured,
             line=line,
@@ -195,7 +349,8 @@ class Ampo(AnsweringRecipe):
     def loss(self, x: Scored, step: int, metrics: dict[str, Tensor]) -> Tensor:
         """Contrast the chosen response with its negatives."""
         assert x.scores is not None
-        return loss(self.settings.loss, x.policy_logps, x.ref_logps, x.scores, metrics)
+        config = self.settings.loss
+        return loss(config, x.policy_logps, x.ref_logps, x.scores, metrics, x.lengths)
 
     @staticmethod
     def plots(out: Path, **options: Any) -> list[Path]:
@@ -205,13 +360,30 @@ class Ampo(AnsweringRecipe):
         return plots.plot_run(out, **options)
 
 
-def _spread(values: Tensor | None, indices: list[int], n: int) -> list[float | None]:
+def _learnt(ctx: Context, group: Group) -> tuple[list[int], list[list[int]]]:
+    """Return the tokens of a group's prompt, and of the responses that are learnt from."""
+    assert group.token_ids is not None
+    assert group.positive is not None
+    indices = [group.positive, *(group.negatives or [])]
+    return ctx.tokens.prompt(group.prompt), [group.token_ids[i] for i in indices]
+
+
+def _spread(values: Tensor | None, group: Group, n: int) -> list[float | None]:
     """Put the values of selected responses, if there are any, at their places among all n."""
     spread: list[float | None] = [None] * n
     if values is not None:
+        indices = [group.positive, *(group.negatives or [])]
         for index, value in zip(indices, values.tolist(), strict=True):
-            spread[index] = value
+            spread[index or 0] = value
     return spread
+
+
+def _as_tensor(values: Sequence[float | None] | None) -> Tensor | None:
+    if values is None:
+        return None
+    import torch
+
+    return torch.tensor(values, dtype=torch.float32)
 
 
 @dataclass(frozen=True)
@@ -224,13 +396,14 @@ class Chosen:
         Index of the chosen response.
     negatives : list of k ints
         Indices of its negatives.
-    cost : float or None
-        Opt-Select's coverage cost (AMPO, equation 8); None for the other selectors.
+    measured : dict
+        ``selection/cost``, Opt-Select's coverage cost (AMPO, equation 8), and ``selection/gap``,
+        the fraction by which it may miss the optimum, where that is asked for.
     """
 
     positive: int
     negatives: list[int]
-    cost: float | None = None
+    measured: dict[str, float] = field(default_factory=dict)
 
     @property
     def indices(self) -> list[int]:
@@ -272,7 +445,7 @@ def choose(
         first = sorted({text: i for i, text in reversed([*enumerate(texts)])}.values())
         rows = None if embeddings is None else embeddings[first]
         among = choose(config, [scores[i] for i in first], rows, seed)
-        return Chosen(first[among.positive], [first[i] for i in among.negatives], among.cost)
+        return Chosen(first[among.positive], [first[i] for i in among.negatives], among.measured)
     rewards = np.asarray(scores, dtype=np.float64)
     if config.selector == "random":
         top = int(rewards.argmax())  # 3-4
@@ -280,16 +453,38 @@ def choose(
         if config.k < len(pool):  # else all, as the other selectors do
             pool = pool[select.random(len(pool), config.k, seed=seed).indices]
         return Chosen(top, [int(i) for i in pool])
-    if config.selector == "bottom-k":  # Section 4.1, equation 5
-        group = select.bottom_k(rewards, k=config.k, embeddings=embeddings)
+    measured = {}
+    if config.selector in ("bottom-k", "worst"):  # Section 4.1, equation 5; table 1
+        group = select.bottom_k(rewards, k=config.negatives, embeddings=embeddings)
     elif embeddings is None:
         raise ValueError(f"{config.selector} needs embeddings")
     elif config.selector == "opt-select":  # Section 5, equation 8
-        group = select.opt_select(embeddings, rewards, k=config.k, n_init=config.n_init, seed=seed)
+        group = select.opt_select(
+            embeddings,
+            rewards,
+            k=config.k,
+            n_init=config.n_init,
+            seed=seed,
+            search="eager" if config.search == "eager" else "best",
+            cover_top=config.cover_top,
+            reward_scale="none" if config.reward_scale == "none" else "minmax",
+            certify=config.certify,
+            exact=config.exact,
+        )
+        measured = {"selection/cost": float(group.cost)}
+        if group.gap is not None:
+            measured["selection/gap"] = float(group.gap)
     else:  # coreset: Section 4.2, Algorithm 2
         group = select.coreset(embeddings, rewards, k=config.k, seed=seed)
-    cost = float(group.cost) if config.selector == "opt-select" else None
-    return Chosen(int(group.positive), [int(i) for i in group.negatives], cost)
+    return Chosen(int(group.positive), [int(i) for i in group.negatives], measured)
+
+
+def scale(config: SelectionConfig, scores: Sequence[float]) -> list[float]:
+    """Return a group's scores as the loss takes them (`SelectionConfig.reward_scale`)."""
+    low, high = min(scores), max(scores)
+    if config.reward_scale != "minmax":
+        return list(scores)
+    return [(r - low) / (high - low) if high > low else 0.5 for r in scores]
 
 
 def loss(
@@ -298,6 +493,7 @@ def loss(
     ref_logps: Tensor,
     scores: Tensor,
     metrics: dict[str, Tensor] | None = None,
+    lengths: Tensor | None = None,
 ) -> Tensor:
     """Contrast the positive with its negatives: SWEPO (AMPO, Algorithm 1, lines 8-12).
 
@@ -308,6 +504,8 @@ def loss(
         The chosen response first. Line 9's mean score is taken over these 1 + k.
     metrics : dict, optional
         Filled by TRL's names, from the scores that the loss is made of.
+    lengths : int tensor (1 + k,), optional
+        Tokens of the responses, which the implicit rewards but dpo need.
 
     Returns
     -------
@@ -322,5 +520,8 @@ def loss(
         beta=config.beta,
         alpha=config.alpha,
         positives="top" if config.positives == "top" else "mean",
+        margin=config.margin,
+        reward=cast("Literal['dpo', 'length_normalized', 'simpo']", config.implicit_reward),
+        lengths=None if config.implicit_reward == "dpo" else lengths,
         metrics=metrics,
     )
