@@ -76,7 +76,8 @@ def test_every_setting_has_a_flag_with_help_and_default(capsys):
     for name, kind in AmpoSettings.sections().items():
         for item in fields(kind):
             flag = item.name.replace("_", "-")
-            assert f"--{'eval-' if name == 'evaluation' else ''}{flag}" in text
+            before = {"evaluation": "eval-", "sft": "sft-"}.get(name, "")
+            assert f"--{before}{flag}" in text
     assert text.count("(default: ") >= sum(
         len(fields(kind)) for kind in AmpoSettings.sections().values()
     )
