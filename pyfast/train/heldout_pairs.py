@@ -164,9 +164,11 @@ def measure(
         beside.write_text("".join(line + "\n" for line in written), encoding="utf-8")
 
 
-def read_measures(path: Path) -> dict[str, NDArray[np.float64]]:
-    """Return each measure's values, one a prompt that has it."""
+def read_measures(path: Path, count: int) -> dict[str, NDArray[np.float64]]:
+    """Return each measure's values, one a prompt that has it, of so many prompts."""
     rows = [as_object(path, number, text, "what was measured") for number, text in lines(path)]
+    if len(rows) != count:
+        raise UserError(f"{path}: expected {count} lines, one a held-out prompt, got {len(rows)}")
     found = {}
     for name in MEASURES:
         values = [row[name] for row in rows if name in row]
@@ -177,13 +179,15 @@ def read_measures(path: Path) -> dict[str, NDArray[np.float64]]:
     return found
 
 
-def write_curve(folder: Path, answers: Callable[[int], Path]) -> None:
+def write_curve(folder: Path, count: int, answers: Callable[[int], Path]) -> None:
     """Write ``metrics.jsonl``, a line a measured step, of the files of a folder's steps.
 
     Parameters
     ----------
     folder : Path
         With what `measure` wrote, by step.
+    count : int
+        Held-out prompts.
     answers : callable
         Of a step: the file of the scored answers.
     """
@@ -194,7 +198,7 @@ def write_curve(folder: Path, answers: Callable[[int], Path]) -> None:
     }
     rows = []
     for step in sorted(steps):
-        measured = read_measures(steps[step])
+        measured = read_measures(steps[step], count)
         rows.append({"step": step, **{name: float(v.mean()) for name, v in measured.items()}})
         if not answers(step).exists():  # of a last step that is none any more
             continue

@@ -47,7 +47,8 @@ def complete(found: dict[str, Any], settings: Any, inputs: Inputs, out: Path) ->
         values |= _of_answers(out / "eval_before.jsonl", inputs, "_before")
         values |= _of_answers(out / "eval_after.jsonl", inputs, "")
         steps = found["steps"]
-        values |= heldout_pairs.read_measures(out / "evaluation" / f"pairs-step-{steps}.jsonl")
+        path = out / "evaluation" / f"pairs-step-{steps}.jsonl"
+        values |= heldout_pairs.read_measures(path, len(inputs.pairs))
         values |= _against_others(settings, inputs, out)
     metrics = {name: interval(value) for name, value in values.items()}
     return {

@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import random
+import shutil
 
 import numpy as np
 import pytest
@@ -212,10 +213,18 @@ def metrics_of(out):
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_run_measures_what_the_paper_has(tmp_path, tiny_model, capsys):
-    values = make(tmp_path, tiny_model, evaluation={"every": 3})
-    status, out = run(tmp_path, values)
+@pytest.fixture(scope="module")
+def measured_run(tmp_path_factory, tiny_model):
+    """Return a run's settings and its folder; tests leave it as it is."""
+    folder = tmp_path_factory.mktemp("hps")
+    values = make(folder, tiny_model, evaluation={"every": 3})
+    status, out = run(folder, values)
     assert status == 0
+    return values, out
+
+
+def test_a_run_measures_what_the_paper_has(measured_run):
+    _, out = measured_run
     summary = json.loads((out / "summary.json").read_text())
     metrics = summary["metrics"]
     wanted = {"score/mean", "score/best", "score/difference", *heldout_pairs.MEASURES}
@@ -239,21 +248,19 @@ def test_a_run_measures_what_the_paper_has(tmp_path, tiny_model, capsys):
     assert set(as_loaded.values()) == {0}
     assert curve[-1]["rm_dpo"] == pytest.approx(metrics["rm_dpo"]["mean"])
     assert curve[-1]["rm_dpo"] != 0
-    shown = capsys.readouterr().out
-    assert "rm_r_dpo" in shown
+    assert "rm_r_dpo" in Hps.table(summary)
     for name in ("training_curves", "heldout_scores", "heldout_curves"):
         assert (out / f"{name}.png").stat().st_size > 10_000
     assert [step["negatives/gamma"] for step in steps] == [-5, -5, -3, -1, 1, 3]
 
 
-def test_margins_are_those_of_one_response_at_a_time(tmp_path, tiny_model):
+def test_margins_are_those_of_one_response_at_a_time(measured_run, tiny_model):
     """RM_DPO, RM_R-DPO and the log-ratio of the chosen response, from logits of one text each."""
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    values = make(tmp_path, tiny_model)
-    _, out = run(tmp_path, values)
+    _, out = measured_run
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     base = AutoModelForCausalLM.from_pretrained(tiny_model).double()
     tuned = PeftModel.from_pretrained(
@@ -398,12 +405,12 @@ def test_held_out_prompts_are_not_trained_on(tmp_path, tiny_model):
         Hps.read(settings_of(values))
 
 
-def test_wins_against_another_run(tmp_path, tiny_model, capsys):
-    first = make(tmp_path, tiny_model)
-    _, other = run(tmp_path, first, "other")
+def test_wins_against_another_run(measured_run, tmp_path, tiny_model, capsys):
+    other = measured_run[1].rename(measured_run[1].with_name("other"))
     values = make(tmp_path, tiny_model, negatives={"mode": "bt"})
     values["scoring"]["against"] = str(other)
     status, out = run(tmp_path, values)
+    other.rename(measured_run[1])
     assert status == 0
     metrics = json.loads((out / "summary.json").read_text())["metrics"]
     assert {"win/other", "tie/other", "lose/other", "win_rate/other"} <= set(metrics)
@@ -415,14 +422,13 @@ def test_wins_against_another_run(tmp_path, tiny_model, capsys):
     assert "no answers of a finished run here" in capsys.readouterr().err
 
 
-def test_a_run_against_itself_ties(tmp_path, tiny_model):
-    values = make(tmp_path, tiny_model)
-    _, other = run(tmp_path, values, "other")
-    values["scoring"]["against"] = str(other)
+def test_a_run_against_itself_ties(measured_run, tmp_path):
+    values, other = measured_run
+    values = {**values, "scoring": {**values["scoring"], "against": str(other)}}
     _, out = run(tmp_path, values)
     metrics = json.loads((out / "summary.json").read_text())["metrics"]
-    assert metrics["tie/other"]["mean"] == 1
-    assert metrics["win_rate/other"]["mean"] == 0.5
+    assert metrics["tie/run"]["mean"] == 1
+    assert metrics["win_rate/run"]["mean"] == 0.5
 
 
 def test_a_finished_run_is_judged_again_by_another_judge(tmp_path, tiny_model, monkeypatch):
@@ -469,9 +475,8 @@ def test_fine_tuning_before_is_on_the_chosen_responses(tmp_path, tiny_model):
     assert json.loads(curve[0])["rm_dpo"] == 0  # the reference is the fine-tuned model
 
 
-def test_a_run_on_other_data_is_only_measured(tmp_path, tiny_model, capsys):
-    values = make(tmp_path, tiny_model)
-    _, out = run(tmp_path, values)
+def test_a_run_on_other_data_is_only_measured(measured_run, tmp_path, capsys):
+    values, out = measured_run
     other = write(tmp_path / "other.jsonl", [record(i, 2, positive=0) for i in (8, 9)])
     on_other = tmp_path / "on-other"
     assert cli.main(["evaluate", str(out), "--data", other, "--out", str(on_other)]) == 0
@@ -489,6 +494,39 @@ def test_a_run_on_other_data_is_only_measured(tmp_path, tiny_model, capsys):
     assert second["rm_dpo"] == first["rm_dpo"]
     capsys.readouterr()
     assert cli.main(["compare", str(out), str(on_other), "--json"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("evaluation/pairs-step-6.jsonl", "", "expected 3 lines, one a held-out prompt, got 0"),
+        ("evaluation/pairs-step-6.jsonl", '{"rm_dpo": "1"}\n' * 3, "rm_dpo: expected numbers"),
+        ("evaluation/pairs-step-6.jsonl", "{\n", "not JSON"),
+        ("eval_before.jsonl", '{"prompt": "a", "responses": ["b"], "scores": [1]}\n', "expected"),
+        ("metrics.jsonl", "3\n", "expected"),
+    ],
+)
+def test_damaged_measures_are_told(measured_run, tmp_path, name, content, message, capsys):
+    values, out = measured_run
+    folder = tmp_path / "damaged"
+    shutil.copytree(out, folder)
+    (folder / name).write_text(content)
+    (folder / "summary.json").unlink()
+    (tmp_path / "values.json").write_text(json.dumps(values))
+    command = ["train", "hps", "--config", str(tmp_path / "values.json"), "--out", str(folder)]
+    assert cli.main(command) == 2
+    told = capsys.readouterr().err
+    assert message in told
+    assert "Traceback" not in told
+
+
+def test_the_score_of_clean_language():
+    pytest.importorskip("profanity_check")
+    from pyfast.train.profanity import clean
+
+    good, bad = clean("x", ["What a lovely day it is.", "you fucking idiot"])
+    assert good > 0.8 > 0.2 > bad
+    assert clean("x", [""])[0] > 0.5
 
 
 def test_inputs_hash_their_files(tmp_path, tiny_model):

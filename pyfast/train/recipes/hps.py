@@ -309,7 +309,8 @@ class Hps(AnsweringRecipe):
             heldout_pairs.measure(self.ctx, self.inputs.pairs, self.settings, path, beta=beta)
         if self.inputs.pairs:
             steps = self.steps(self.settings, self.inputs)
-            heldout_pairs.write_curve(folder, lambda at: answers_file(self.ctx.folder, at, steps))
+            count, run = len(self.inputs.pairs), self.ctx.folder
+            heldout_pairs.write_curve(folder, count, lambda at: answers_file(run, at, steps))
 
     @classmethod
     def summary(cls, settings: HpsSettings, inputs: Inputs, out: Path) -> dict[str, Any]:
