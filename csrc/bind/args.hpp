@@ -19,7 +19,7 @@ namespace pyfast::bind {
 namespace py = pybind11;
 
 // A C-contiguous, aligned array of exactly T with `rank` dimensions, or a TypeError with its name.
-// Returns the data; the caller keeps the array alive.
+// Returns the data; the work keeps the array alive.
 template <class T>
 const T* checked(const py::array& array, const char* name, py::ssize_t rank) {
   if (!py::isinstance<py::array_t<T>>(array) || array.ndim() != rank ||
@@ -46,6 +46,30 @@ inline Groups checked_groups(const py::array& offsets, index total = -1) {
     if (data[b] <= data[b - 1]) throw py::type_error("offsets: expected no empty group");
   }
   return {data, count};
+}
+
+// n_b^2 over all groups, times `each`: the operations of a call, for Work::each().
+inline double operations_of_pairs(const Groups& groups, double each) {
+  double sum = 0;
+  for (index b = 0; b < groups.count; ++b) {
+    sum += static_cast<double>(groups.size(b)) * static_cast<double>(groups.size(b));
+  }
+  return sum * each;
+}
+
+template <class T>
+MatrixView<T> rows_of(const T* data, index d, const Groups& groups, index b) {
+  return {data + groups.begin(b) * d, groups.size(b), d};
+}
+
+// Where the n_b x n_b distances of each group start.
+inline std::vector<index> square_starts(const Groups& groups, index total) {
+  std::vector<index> starts{0};
+  for (index b = 0; b < groups.count; ++b) {
+    starts.push_back(starts.back() + groups.size(b) * groups.size(b));
+  }
+  if (starts.back() != total) throw py::type_error("D: expected sum of n_b^2 distances");
+  return starts;
 }
 
 // Python has checked the meaning; these keep what would read or write out of bounds, or break a
@@ -76,17 +100,17 @@ py::array_t<T> to_array(const std::vector<T>& values) {
   return py::array_t<T>(static_cast<py::ssize_t>(values.size()), values.data());
 }
 
-// Calls work(cancel) without the GIL. Python's signal handlers run now and then (PEP 475's way);
-// if one raises, the work stops and its exception, KeyboardInterrupt say, is what the caller sees.
-template <class Work>
-void without_gil(Work&& work) {
-  Cancel cancel([] {
+// Calls body(work) without the GIL. Python's signal handlers run now and then (PEP 475's way); if
+// one raises, the work stops and its exception, KeyboardInterrupt say, is what the caller sees.
+template <class Body>
+void without_gil(int threads, Body&& body) {
+  Work work(threads, [] {
     const py::gil_scoped_acquire held;
     return PyErr_CheckSignals() != 0;
   });
   try {
     const py::gil_scoped_release released;
-    work(cancel);
+    body(work);
   } catch (const Cancelled&) {
     throw py::error_already_set();
   }

@@ -1,9 +1,7 @@
 #include <algorithm>
 
 #include "bind/args.hpp"
-#include "bind/problems.hpp"
 #include "core/kmedoids/certificate.hpp"
-#include "core/run/memory.hpp"
 
 namespace pyfast::bind {
 
@@ -20,33 +18,6 @@ struct Solutions {
   const double* costs;
   bool unit;
 };
-
-template <class T>
-double largest_distance(const KMedoidsProblem<T>& problem) {
-  T largest = 0;
-  const T* d = problem.distances.data;
-  for (index at = 0; at < problem.points() * problem.points(); ++at) {
-    largest = std::max(largest, d[at]);
-  }
-  return static_cast<double>(largest);
-}
-
-template <class T>
-void certify_group(const Solutions& all, index b, KMedoidsProblem<T> problem, const Shifts& shifts,
-                   const Means& means, double* bounds, char* open) {
-  // As the problem has it, which is a power of two times the unit of costs.
-  const double largest = all.unit ? largest_distance(problem) : 0.0;
-  problem.distances.rows = all.candidates[b];
-  const std::vector<index> medoids(all.medoids + all.starts[b], all.medoids + all.starts[b + 1]);
-  const double unit = largest > 0 ? largest : 1.0;
-  const int exponent = all.unit ? shifts.weights : shifts.costs();
-  const double cost = std::ldexp(all.costs[b] * unit, exponent);
-  const Certificate found =
-      certify(problem, medoids, cost, means.threads, means.cancel, means.token);
-  // Dividing again must not lift the bound above the cost.
-  bounds[b] = std::min(std::ldexp(found.bound / unit, -exponent), all.costs[b]);
-  std::copy(found.open.begin(), found.open.end(), open + all.groups.begin(b));
-}
 
 Solutions checked_solutions(const Groups& groups, const py::array& weights,
                             const py::array& candidates, const py::array& counts,
@@ -85,28 +56,22 @@ void certify_groups(const py::array& data, const Solutions& all, bool precompute
   std::vector<index> squares;
   if (precomputed) squares = square_starts(groups, data.shape(0));
   const index d = precomputed ? 0 : data.shape(1);
-  const int inner = groups.count == 1 ? threads : 1;
-  without_gil([&](Cancel& cancel) {
-    parallel_for(groups.count, threads, cancel, [&](index b, int, Token& token) {
-      const Means means{inner, cancel, token};
-      const index n = groups.size(b), k = all.counts[b];
+  constexpr double kPasses = 50;  // of the bound over the distances, at a guess
+  const double operations = operations_of_pairs(groups, static_cast<double>(d) / 8 + kPasses);
+  without_gil(threads, [&](Work& work) {
+    work.each(groups.count, operations, [&](index b, int, Work& own) {
+      const index n = groups.size(b);
       const double* weights = all.weights + groups.begin(b);
-      const auto bound = [&](const auto& problem, const Shifts& shifts) {
-        certify_group(all, b, problem, shifts, means, bounds, open);
-      };
-      if (precomputed) {
-        with_weights(MatrixView<T>{from + squares[b], n, n}, 0, weights, k, token, bound);
-        return;
-      }
-      const MatrixView<T> x{from + groups.begin(b) * d, n, d};
-      if constexpr (sizeof(T) == sizeof(float)) {
-        if (all.unit && n > kSmall) {  // costs of unit distances are exact, and so must these be
-          const std::vector<double> wide = widen(x, token);
-          with_distances(MatrixView<double>{wide.data(), n, d}, weights, k, means, bound);
-          return;
-        }
-      }
-      with_distances(x, weights, k, means, bound);
+      const Solved solved{{all.medoids + all.starts[b], all.medoids + all.starts[b + 1]},
+                          all.candidates[b],
+                          all.costs[b],
+                          all.unit};
+      const Certificate found =
+          precomputed
+              ? certify_distances(MatrixView<T>{from + squares[b], n, n}, weights, solved, own)
+              : certify_points(rows_of(from, d, groups, b), weights, solved, own);
+      bounds[b] = found.bound;
+      std::copy(found.open.begin(), found.open.end(), open + groups.begin(b));
     });
   });
 }

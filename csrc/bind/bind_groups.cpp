@@ -8,26 +8,14 @@ namespace pyfast::bind {
 
 namespace {
 
-// Of points, over all groups.
-double pairs(const Groups& groups) {
-  double sum = 0;
-  for (index b = 0; b < groups.count; ++b) {
-    sum += static_cast<double>(groups.size(b)) * static_cast<double>(groups.size(b));
-  }
-  return sum;
-}
-
-// Runs select(group, worker, threads, cancel, token) over ragged groups and lays the answers end to
-// end.
+// Runs select(group, worker, work) over ragged groups, each pair of whose points costs `each`, and
+// lays the answers end to end.
 template <class Select>
-py::tuple select_groups(const Groups& groups, index d, int threads, Select&& select) {
-  threads = worthwhile_threads(threads, pairs(groups) * static_cast<double>(d));
+py::tuple select_groups(const Groups& groups, double each, int threads, Select&& select) {
   std::vector<GroupSelection> selections(static_cast<std::size_t>(groups.count));
-  const int inner = groups.count == 1 ? threads : 1;
-  without_gil([&](Cancel& cancel) {
-    parallel_for(groups.count, threads, cancel, [&](index b, int worker, Token& token) {
-      selections[b] = select(b, worker, inner, cancel, token);
-    });
+  without_gil(threads, [&](Work& work) {
+    work.each(groups.count, operations_of_pairs(groups, each),
+              [&](index b, int worker, Work& own) { selections[b] = select(b, worker, own); });
   });
   py::array_t<index> positive(groups.count);
   py::array_t<double> cost(groups.count);
@@ -47,11 +35,6 @@ template <class Run>
 py::tuple by_type(const py::array& embeddings, Run&& run) {
   return is_float32(embeddings) ? run(checked<float>(embeddings, "embeddings", 2))
                                 : run(checked<double>(embeddings, "embeddings", 2));
-}
-
-template <class T>
-MatrixView<T> rows_of(const T* data, index d, const Groups& groups, index b) {
-  return {data + groups.begin(b) * d, groups.size(b), d};
 }
 
 // Rewards that can be sorted, and counts that can size a loop.
@@ -91,12 +74,12 @@ py::tuple opt_select_groups(const py::array& embeddings, const py::array& reward
     };
     std::vector<OptSelect<T>> workers(
         static_cast<std::size_t>(std::min<index>(threads, groups.count)), OptSelect<T>(options));
-    return select_groups(
-        groups, d, threads, [&](index b, int worker, int inner, Cancel& c, Token& token) {
-          // What this worker will probably be given next.
-          const MatrixView<T> next = rows(b + static_cast<index>(workers.size()));
-          return workers[worker].select(rows(b), r + groups.begin(b), next, inner, c, token);
-        });
+    const double each = static_cast<double>(d) / 8 + 8 * static_cast<double>(n_init);
+    return select_groups(groups, each, threads, [&](index b, int worker, Work& work) {
+      // What this worker will probably be given next.
+      const MatrixView<T> next = rows(b + static_cast<index>(workers.size()));
+      return workers[worker].select(rows(b), r + groups.begin(b), next, work);
+    });
   });
 }
 
@@ -113,9 +96,10 @@ py::tuple coreset_groups(const py::array& embeddings, const py::array& rewards,
     const index d = embeddings.shape(1);
     std::vector<ExactSquares> workspaces(
         static_cast<std::size_t>(std::min<index>(threads, groups.count)));
-    return select_groups(groups, d, threads, [&](index b, int worker, int, Cancel&, Token& token) {
+    const double each = static_cast<double>(d) / 8 + 8 * static_cast<double>(n_init);
+    return select_groups(groups, each, threads, [&](index b, int worker, Work& work) {
       return coreset(rows_of(x, d, groups, b), r + groups.begin(b), k, options, workspaces[worker],
-                     token);
+                     work);
     });
   });
 }
@@ -125,11 +109,12 @@ py::tuple bottom_k_groups(const py::object& embeddings, const py::array& rewards
   const Groups groups = checked_groups(offsets, rewards.size());
   const double* r = checked_rewards(rewards, k, threads);
   const auto run = [&](const auto* x, index d) {
-    return select_groups(groups, d + 1, threads, [&](index b, int, int, Cancel&, Token& token) {
-      const auto rows =
-          x == nullptr ? decltype(rows_of(x, d, groups, b)){} : rows_of(x, d, groups, b);
-      return bottom_k(rows, r + groups.begin(b), groups.size(b), k, token);
-    });
+    return select_groups(
+        groups, static_cast<double>(d) / 8 + 1, threads, [&](index b, int, Work& work) {
+          const auto rows =
+              x == nullptr ? decltype(rows_of(x, d, groups, b)){} : rows_of(x, d, groups, b);
+          return bottom_k(rows, r + groups.begin(b), groups.size(b), k, work);
+        });
   };
   if (embeddings.is_none()) return run(static_cast<const double*>(nullptr), 0);
   const auto array = embeddings.cast<py::array>();

@@ -1,10 +1,7 @@
 #include <algorithm>
 
 #include "bind/args.hpp"
-#include "bind/problems.hpp"
-#include "core/kmedoids/kmedoids.hpp"
-#include "core/kmedoids/sampled.hpp"
-#include "core/kmedoids/small.hpp"
+#include "core/kmedoids/scaled.hpp"
 
 namespace pyfast::bind {
 
@@ -22,26 +19,28 @@ struct Request {
   index k;
   const double* weights;
   KMedoidsOptions options;
-  index sample_size, sampled_above;  // groups of more points than that are sampled
   int threads;
 };
 
-// One task per group; a single group has all threads for itself. solve(b, options, means, labels)
-// returns the solution of one group.
+// One task per group; a single group has all threads for itself. solve_one(b, weights, options,
+// work, labels) returns the solution of one group; a pair of points costs `each`, and a look of
+// each start.
 template <class Solve>
-void solve_groups(const Groups& groups, const Request& request, Outputs& out, Solve&& solve) {
+void solve_groups(const Groups& groups, const Request& request, double each, Outputs& out,
+                  Solve&& solve_one) {
   index* medoids = out.medoids.mutable_data();
   index* labels = out.labels.mutable_data();
   index* swaps = out.swaps.mutable_data();
   index* passes = out.passes.mutable_data();
   double* cost = out.cost.mutable_data();
-  const int inner = groups.count == 1 ? request.threads : 1;
-  without_gil([&](Cancel& cancel) {
-    parallel_for(groups.count, request.threads, cancel, [&](index b, int, Token& token) {
-      KMedoidsOptions own = request.options;
-      if (own.given != nullptr) own.given += b * request.k;
+  each += 8 * static_cast<double>(request.options.n_init);
+  without_gil(request.threads, [&](Work& work) {
+    work.each(groups.count, operations_of_pairs(groups, each), [&](index b, int, Work& own) {
+      KMedoidsOptions options = request.options;
+      if (options.given != nullptr) options.given += b * request.k;
+      const index first = groups.begin(b);
       const KMedoidsSolution solution =
-          solve(b, own, Means{inner, cancel, token}, labels + groups.begin(b));
+          solve_one(b, request.weights + first, options, own, labels + first);
       std::copy(solution.medoids.begin(), solution.medoids.end(), medoids + b * request.k);
       cost[b] = solution.cost;
       swaps[b] = solution.swaps;
@@ -51,47 +50,14 @@ void solve_groups(const Groups& groups, const Request& request, Outputs& out, So
 }
 
 template <class T>
-KMedoidsSolution solve_problem(const KMedoidsProblem<T>& problem, const Shifts& shifts,
-                               const KMedoidsOptions& options, const Means& means, index* labels) {
-  KMedoidsSolution solution = kmedoids(problem, options, means.threads, means.cancel, means.token);
-  assign(problem, solution.medoids, means.token, labels);
-  solution.cost = unscaled(solution.cost, shifts.costs());
-  return solution;
-}
-
-// Of more points than have their distances in a matrix of double.
-template <class T>
-KMedoidsSolution solve_many(MatrixView<T> x, const double* weights, const Request& request,
-                            const KMedoidsOptions& options, const Means& means, index* labels) {
-  const LiftedPoints<T> points(x, means.token);
-  const ScaledWeights scaled(weights, x.rows, points.farthest());
-  KMedoidsSolution solution =
-      x.rows > request.sampled_above
-          ? sampled_kmedoids(points.view(), scaled.data(), request.k, request.sample_size, options,
-                             means.threads, means.cancel, means.token, labels)
-          : kmedoids_of_points(points.view(), scaled.data(), request.k, options, means.threads,
-                               means.cancel, means.token, nullptr, labels);
-  solution.cost = unscaled(solution.cost, points.shift() + scaled.shift());
-  return solution;
-}
-
-template <class T>
 void from_points(const py::array& data, const Groups& groups, const Request& request,
                  Outputs& out) {
   const T* x = checked<T>(data, "X", 2);
-  const index d = data.shape(1), k = request.k;
-  solve_groups(groups, request, out,
-               [&](index b, const auto& options, const Means& means, index* labels) {
-                 const MatrixView<T> own{x + groups.begin(b) * d, groups.size(b), d};
-                 const double* weights = request.weights + groups.begin(b);
-                 if (own.rows > kSmall) {
-                   return solve_many(own, weights, request, options, means, labels);
-                 }
-                 KMedoidsSolution solution;
-                 with_distances(own, weights, k, means, [&](const auto& problem, const Shifts& by) {
-                   solution = solve_problem(problem, by, options, means, labels);
-                 });
-                 return solution;
+  const index d = data.shape(1);
+  solve_groups(groups, request, static_cast<double>(d) / 8, out,
+               [&](index b, const double* weights, const auto& options, Work& work, index* labels) {
+                 return solve_points(rows_of(x, d, groups, b), weights, request.k, options, work,
+                                     labels);
                });
 }
 
@@ -100,16 +66,11 @@ void from_distances(const py::array& data, const Groups& groups, const Request& 
                     Outputs& out) {
   const T* distances = checked<T>(data, "D", 1);
   const std::vector<index> starts = square_starts(groups, data.shape(0));
-  solve_groups(groups, request, out,
-               [&](index b, const auto& options, const Means& means, index* labels) {
+  solve_groups(groups, request, 1, out,
+               [&](index b, const double* weights, const auto& options, Work& work, index* labels) {
                  const index n = groups.size(b);
-                 KMedoidsSolution solution;
-                 with_weights(MatrixView<T>{distances + starts[b], n, n}, 0,
-                              request.weights + groups.begin(b), request.k, means.token,
-                              [&](const auto& problem, const Shifts& by) {
-                                solution = solve_problem(problem, by, options, means, labels);
-                              });
-                 return solution;
+                 return solve_distances(MatrixView<T>{distances + starts[b], n, n}, weights,
+                                        request.k, options, work, labels);
                });
 }
 
@@ -149,6 +110,8 @@ py::tuple kmedoids_groups(const py::array& data, const py::array& offsets, const
     options.given = checked_starts(given, groups, k);
   }
   options.n_init = n_init;
+  options.sampled_above = sampled_above;
+  options.sample_size = sample_size;
   options.seed = seed;
   const double* w = checked<double>(weights, "weights", 1);
   check_finite(w, total, "weights");
@@ -161,7 +124,7 @@ py::tuple kmedoids_groups(const py::array& data, const py::array& offsets, const
   const bool single = is_float32(data);
   const auto run = precomputed ? (single ? from_distances<float> : from_distances<double>)
                                : (single ? from_points<float> : from_points<double>);
-  run(data, groups, Request{k, w, options, sample_size, sampled_above, threads}, out);
+  run(data, groups, Request{k, w, options, threads}, out);
   return py::make_tuple(out.medoids, out.labels, out.cost, out.swaps, out.passes);
 }
 

@@ -48,10 +48,7 @@ py::tuple carry_on(const Candidates& candidates, index k, double gamma, double s
                             factor.mutable_data()};
   const LogDetProblem problem{&candidates, k, gamma, scale, before};
   double logdet = 0;
-  without_gil([&](Cancel& cancel) {
-    Token token(cancel, true);
-    logdet = LogDetGreedy().solve(problem, answer, threads, cancel, token);
-  });
+  without_gil(threads, [&](Work& work) { logdet = LogDetGreedy().solve(problem, answer, work); });
   return py::make_tuple(picks, gains, logdet, vectors, factor);
 }
 
@@ -105,37 +102,31 @@ py::array_t<index> logdet_best_subset(const py::array& data, index k, double gam
     const RowCandidates candidates(MatrixView<std::decay_t<decltype(*x)>>{x, n, d});
     py::array_t<index> picks = new_indices(k);
     index* to = picks.mutable_data();
-    without_gil([&](Cancel& cancel) {
-      Token token(cancel, true);
-      best_subset(candidates, k, gamma, scale, before, to, token);
-    });
+    without_gil(1, [&](Work& work) { best_subset(candidates, k, gamma, scale, before, to, work); });
     return picks;
   };
   return is_float32(data) ? run(checked<float>(data, "V", 2)) : run(checked<double>(data, "V", 2));
 }
 
-// Many groups. solve(worker's own Solver, group, answer, inner threads, cancel, token) -> logdet.
+// Many groups of vectors of d numbers. solve_one(worker's own Solver, group, answer, work) returns
+// the log-determinant.
 template <class Solver, class Solve>
-py::tuple solve_groups(const Groups& groups, index k, int threads, Solve&& solve) {
+py::tuple solve_groups(const Groups& groups, index d, index k, int threads, Solve&& solve_one) {
   py::array_t<index> picks = new_indices(groups.count * k);
   py::array_t<double> gains(groups.count * k), logdets(groups.count);
   index* to_picks = picks.mutable_data();
   double* to_gains = gains.mutable_data();
   double* to_logdets = logdets.mutable_data();
-  const int inner = groups.count == 1 ? threads : 1;
-  std::vector<Solver> solvers(static_cast<std::size_t>(threads));
-  without_gil([&](Cancel& cancel) {
-    parallel_for(groups.count, threads, cancel, [&](index b, int worker, Token& token) {
+  const double operations = static_cast<double>(groups.offsets[groups.count]) *
+                            static_cast<double>(d + 16) * static_cast<double>(k);
+  std::vector<Solver> solvers(static_cast<std::size_t>(std::min<index>(threads, groups.count)));
+  without_gil(threads, [&](Work& work) {
+    work.each(groups.count, operations, [&](index b, int worker, Work& own) {
       const LogDetAnswer answer{to_picks + b * k, to_gains + b * k, nullptr, nullptr};
-      to_logdets[b] = solve(solvers[worker], b, answer, inner, cancel, token);
+      to_logdets[b] = solve_one(solvers[worker], b, answer, own);
     });
   });
   return py::make_tuple(picks, gains, logdets);
-}
-
-template <class T>
-MatrixView<T> rows_of(const T* data, index d, const Groups& groups, index b) {
-  return {data + groups.begin(b) * d, groups.size(b), d};
 }
 
 py::tuple logdet_groups(const py::array& data, const py::array& offsets, index k, double gamma,
@@ -144,13 +135,12 @@ py::tuple logdet_groups(const py::array& data, const py::array& offsets, index k
     const index d = data.shape(1);
     const Groups groups = checked_groups(offsets, data.shape(0));
     for (index b = 0; b < groups.count; ++b) check_counts(k, groups.size(b), threads);
-    return solve_groups<LogDetGreedy>(groups, k, threads,
-                                      [&](LogDetGreedy& greedy, index b, const LogDetAnswer& answer,
-                                          int inner, Cancel& cancel, Token& token) {
-                                        const RowCandidates candidates(rows_of(x, d, groups, b));
-                                        return greedy.solve({&candidates, k, gamma, scale, {}},
-                                                            answer, inner, cancel, token);
-                                      });
+    return solve_groups<LogDetGreedy>(
+        groups, d, k, threads,
+        [&](LogDetGreedy& greedy, index b, const LogDetAnswer& answer, Work& work) {
+          const RowCandidates candidates(rows_of(x, d, groups, b));
+          return greedy.solve({&candidates, k, gamma, scale, {}}, answer, work);
+        });
   };
   return is_float32(data) ? run(checked<float>(data, "V", 2)) : run(checked<double>(data, "V", 2));
 }
@@ -178,14 +168,13 @@ py::tuple mass_dpo_groups(const py::array& features, const py::array& policy_log
       throw py::type_error("features: expected one row per response");
     }
     const index d = features.shape(1);
-    return solve_groups<MassDpo>(groups, k, threads,
-                                 [&](MassDpo& solver, index b, const LogDetAnswer& answer,
-                                     int inner, Cancel& cancel, Token& token) {
-                                   const index first = groups.begin(b);
-                                   return solver.solve(rows_of(x, d, groups, b), policy + first,
-                                                       ref + first, best[b], options, answer, inner,
-                                                       cancel, token);
-                                 });
+    return solve_groups<MassDpo>(
+        groups, d, k, threads,
+        [&](MassDpo& solver, index b, const LogDetAnswer& answer, Work& work) {
+          const index first = groups.begin(b);
+          return solver.solve(rows_of(x, d, groups, b), policy + first, ref + first, best[b],
+                              options, answer, work);
+        });
   };
   return is_float32(features) ? run(checked<float>(features, "features", 2))
                               : run(checked<double>(features, "features", 2));
@@ -197,12 +186,13 @@ py::array_t<double> squared_norms(const py::array& data, int threads) {
   double* to = out.mutable_data();
   const auto run = [&](const auto* x) {
     const index d = data.shape(1);
-    without_gil([&](Cancel& cancel) {
+    without_gil(threads, [&](Work& work) {
       const index n = data.shape(0);
       constexpr index kRows = 16;
-      parallel_for((n + kRows - 1) / kRows, threads, cancel, [&](index b, int, Token& token) {
+      const double numbers = static_cast<double>(n) * static_cast<double>(d);
+      work.each((n + kRows - 1) / kRows, numbers / 8, [&](index b, int, Work& own) {
         const index first = b * kRows, count = std::min(kRows, n - first);
-        token.spend(count * d);
+        own.spend(count * d);
         const MatrixView<std::decay_t<decltype(*x)>> rows{x + first * d, count, d};
         pyfast::squared_norms(rows, to + first);
       });

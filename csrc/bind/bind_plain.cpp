@@ -5,11 +5,8 @@
 #include <optional>
 
 #include "bind/args.hpp"
-#include "bind/problems.hpp"
 #include "core/distance/check.hpp"
-#include "core/distance/exact.hpp"
-#include "core/kmedoids/kmedoids.hpp"
-#include "core/kmedoids/small.hpp"
+#include "core/kmedoids/scaled.hpp"
 #include "simd/simd.hpp"
 
 namespace pyfast::bind {
@@ -81,37 +78,22 @@ bool valid(const T* data, index count, bool nonnegative) {
 }
 
 template <class T>
-bool symmetric(const T* d, index n) {
-  Cancel never;
-  Token token(never, true);
-  return first_asymmetric(d, n, token) < 0;
-}
-
-template <class T>
-py::object solve(const py::array& array, index k, bool precomputed,
-                 const KMedoidsOptions& options) {
+py::object solve_one(const py::array& array, index k, bool precomputed,
+                     const KMedoidsOptions& options) {
   const index n = array.shape(0), d = array.shape(1);
   const T* data = static_cast<const T*>(array.data());
+  Work checking;
   if (!valid(data, n * d, precomputed)) return py::none();
-  if (precomputed && (d != n || !symmetric(data, n))) return py::none();
+  if (precomputed && (d != n || first_asymmetric(data, n, checking) >= 0)) return py::none();
 
   py::array_t<index> medoids(k), labels(n);
   index *to_medoids = medoids.mutable_data(), *to_labels = labels.mutable_data();
   KMedoidsSolution solution;
-  without_gil([&](Cancel& cancel) {
-    Token token(cancel, true);
+  without_gil(1, [&](Work& work) {
     const std::vector<double> weights(static_cast<std::size_t>(n), 1.0);
-    const auto run = [&](const auto& problem, const Shifts& shifts) {
-      solution = kmedoids(problem, options, 1, cancel, token);
-      assign(problem, solution.medoids, token, to_labels);
-      solution.cost = unscaled(solution.cost, shifts.costs());
-    };
-    const Means means{1, cancel, token};
-    if (precomputed) {
-      with_weights(MatrixView<T>{data, n, n}, 0, weights.data(), k, token, run);
-    } else {
-      with_distances(MatrixView<T>{data, n, d}, weights.data(), k, means, run);
-    }
+    const MatrixView<T> view{data, n, d};
+    solution = precomputed ? solve_distances(view, weights.data(), k, options, work, to_labels)
+                           : solve_points(view, weights.data(), k, options, work, to_labels);
   });
   std::copy(solution.medoids.begin(), solution.medoids.end(), to_medoids);
   return py::make_tuple(std::move(medoids), std::move(labels), solution.cost, solution.swaps,
@@ -131,8 +113,8 @@ py::object kmedoids_plain(const py::array& X, py::handle k, py::handle metric, p
   KMedoidsOptions options;
   const auto medoids = static_cast<index>(*count);
   if (!read_options(search, init, n_init, seed, medoids, n, options)) return py::none();
-  if (plain_array<double>(X, 2)) return solve<double>(X, medoids, precomputed, options);
-  if (plain_array<float>(X, 2)) return solve<float>(X, medoids, precomputed, options);
+  if (plain_array<double>(X, 2)) return solve_one<double>(X, medoids, precomputed, options);
+  if (plain_array<float>(X, 2)) return solve_one<float>(X, medoids, precomputed, options);
   return py::none();
 }
 

@@ -36,8 +36,8 @@ void sketch_add(const py::array& data, py::array& out, std::uint64_t seed, std::
   check_range(threads, "threads", 1, kMostThreads);
   const StripeAddress address = address_of(seed, module, first_stripe);
   float* y = static_cast<float*>(out.mutable_data());
-  without_gil([&](Cancel& cancel) {
-    add_sketch({v, data.shape(0), data.shape(1)}, dim, address, y, threads, cancel);
+  without_gil(threads, [&](Work& work) {
+    add_sketch({v, data.shape(0), data.shape(1)}, dim, address, y, work);
   });
 }
 
@@ -63,8 +63,8 @@ py::array_t<double> sketch_add_products(const py::array& wide, const py::array& 
   py::array_t<double> norms(factors.responses);
   float* y = static_cast<float*>(out.mutable_data());
   double* squares = norms.mutable_data();
-  without_gil([&](Cancel& cancel) {
-    add_sketch(factors, dim, address_of(seed, module, 0), y, squares, threads, cancel);
+  without_gil(threads, [&](Work& work) {
+    add_sketch(factors, dim, address_of(seed, module, 0), y, squares, work);
   });
   return norms;
 }
@@ -78,7 +78,7 @@ void products(const py::array& wide, const py::array& narrow, py::array& out, in
   }
   check_range(threads, "threads", 1, kMostThreads);
   float* to = static_cast<float*>(out.mutable_data());
-  without_gil([&](Cancel& cancel) { multiply(factors, to, threads, cancel); });
+  without_gil(threads, [&](Work& work) { multiply(factors, to, work); });
 }
 
 }  // namespace

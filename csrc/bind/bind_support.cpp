@@ -19,11 +19,11 @@ bool valid(const double* data, index count, bool nonnegative) {
 
 // Block by block, and number by number only in the block that has a bad one.
 template <class T>
-index first_invalid_in(const T* data, index count, bool nonnegative, Token& token) {
+index first_invalid_in(const T* data, index count, bool nonnegative, Work& work) {
   constexpr index kBlock = 4096;
   for (index start = 0; start < count; start += kBlock) {
     const index end = std::min(start + kBlock, count);
-    token.spend(end - start);
+    work.spend(end - start);
     if (valid(data + start, end - start, nonnegative)) continue;
     for (index i = start; i < end; ++i) {
       if (!std::isfinite(data[i]) || (nonnegative && data[i] < 0)) return i;
@@ -37,10 +37,7 @@ index first_invalid(const py::array& array, bool nonnegative) {
   const index count = array.size();
   const auto search = [&](const auto* data) {
     index found = -1;
-    without_gil([&](Cancel& cancel) {
-      Token token(cancel, true);
-      found = first_invalid_in(data, count, nonnegative, token);
-    });
+    without_gil(1, [&](Work& work) { found = first_invalid_in(data, count, nonnegative, work); });
     return found;
   };
   return is_float32(array) ? search(checked<float>(array, "array", array.ndim()))
@@ -65,11 +62,10 @@ index first_asymmetric_groups(const py::array& distances, const py::array& offse
   const Groups groups = checked_squares(distances, offsets);
   const auto search = [&](const auto* d) {
     index found = -1, start = 0;
-    without_gil([&](Cancel& cancel) {
-      Token token(cancel, true);
+    without_gil(1, [&](Work& work) {
       for (index b = 0; b < groups.count && found < 0; ++b) {
         const index n = groups.size(b);
-        const index local = first_asymmetric(d + start, n, token);
+        const index local = first_asymmetric(d + start, n, work);
         if (local >= 0) found = start + local;
         start += n * n;
       }
@@ -85,9 +81,9 @@ bool surely_distances_groups(const py::array& distances, const py::array& offset
   check_range(threads, "threads", 1, kMostThreads);
   const auto check = [&](const auto* d) {
     bool fine = true;
-    without_gil([&](Cancel& cancel) {
+    without_gil(threads, [&](Work& work) {
       for (index b = 0; b < groups.count && fine; ++b) {
-        fine = surely_distances(d, groups.size(b), threads, cancel);
+        fine = surely_distances(d, groups.size(b), work);
         d += groups.size(b) * groups.size(b);
       }
     });
@@ -107,12 +103,10 @@ py::array_t<index> random_subsets(const py::array& sizes, index k, std::uint64_t
   py::array_t<index> out(std::vector<py::ssize_t>{sizes.size(), k});
   index* to = out.mutable_data();
   const index groups = sizes.size();
-  without_gil([&](Cancel& cancel) {
-    Token token(cancel, true);
+  without_gil(1, [&](Work& work) {
     for (index b = 0; b < groups; ++b) {
-      std::vector<index> subset =
-          random_subset(n[b], k, seed, static_cast<std::uint32_t>(b), token);
-      sort_subset(subset, n[b], token);
+      std::vector<index> subset = random_subset(n[b], k, seed, static_cast<std::uint32_t>(b), work);
+      sort_subset(subset, n[b], work);
       to = std::copy(subset.begin(), subset.end(), to);
     }
   });

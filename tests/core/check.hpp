@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdio>
 #include <random>
+#include <stdexcept>
 #include <vector>
 
 #include "core/kmedoids/kmedoids.hpp"
@@ -46,9 +47,20 @@ inline std::vector<double> exact_distances(index n, unsigned seed) {
 }
 
 inline std::vector<index> drawn(index n, index k, std::uint64_t seed, std::uint32_t stream) {
-  Cancel cancel;
-  Token token(cancel, true);
-  return random_subset(n, k, seed, stream, token);
+  Work work;
+  return random_subset(n, k, seed, stream, work);
+}
+
+// One search from a given start.
+template <class T>
+KMedoidsSolution swap_search(const KMedoidsProblem<T>& problem, const std::vector<index>& start,
+                             Search search) {
+  KMedoidsOptions options;
+  options.search = search;
+  options.init = KMedoidsOptions::Init::given;
+  options.given = start.data();
+  Work work;
+  return solve(problem, options, work);
 }
 
 inline std::vector<index> first(index k) {

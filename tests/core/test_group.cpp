@@ -10,22 +10,20 @@ namespace {
 
 GroupSelection opt(const std::vector<double>& x, const std::vector<double>& r, index k,
                    bool cover_top = false) {
-  Cancel cancel;
-  Token token(cancel, true);
+  Work work;
   const index n = static_cast<index>(r.size());
   const MatrixView<double> view{x.data(), n, static_cast<index>(x.size()) / n};
   KMedoidsOptions options;
   options.n_init = 10;
-  return opt_select(view, r.data(), k, cover_top, options, 1, cancel, token);
+  return opt_select(view, r.data(), k, cover_top, options, work);
 }
 
 GroupSelection bottom(const std::vector<double>& r, index k, const std::vector<double>& x = {}) {
-  Cancel cancel;
-  Token token(cancel, true);
+  Work work;
   const index n = static_cast<index>(r.size());
   const MatrixView<double> view{x.empty() ? nullptr : x.data(), n,
                                 static_cast<index>(x.size()) / n};
-  return bottom_k(view, r.data(), n, k, token);
+  return bottom_k(view, r.data(), n, k, work);
 }
 
 using Indices = std::vector<index>;
@@ -72,12 +70,11 @@ TEST(large_groups_are_the_same_for_every_thread_count) {
   for (const Init init : {Init::random, Init::greedy}) {  // on float distances first; on exact ones
     GroupSelection of_one;
     for (const int threads : {1, 2, 3}) {
-      Cancel cancel;
-      Token token(cancel, true);
+      Work work(threads);
       KMedoidsOptions options;
       options.init = init;
-      const GroupSelection s = opt_select(MatrixView<double>{x.data(), n, d}, r.data(), 6, false,
-                                          options, threads, cancel, token);
+      const GroupSelection s =
+          opt_select(MatrixView<double>{x.data(), n, d}, r.data(), 6, false, options, work);
       if (threads == 1) of_one = s;
       CHECK(s.negatives == of_one.negatives);
       CHECK(s.cost == of_one.cost);
@@ -97,11 +94,10 @@ TEST(bottom_k_breaks_ties_by_similarity_then_index) {
 TEST(coreset_takes_the_lowest_of_each_cluster) {
   const std::vector<double> x{0, 0.1, 0.2, 10, 10.1, 20, 5};
   const std::vector<double> r{3, 1, 2, 4, 3, 0, 9};
-  Cancel cancel;
-  Token token(cancel, true);
+  Work work;
   ExactSquares workspace;
   const GroupSelection s =
-      coreset(MatrixView<double>{x.data(), 7, 1}, r.data(), 3, KMeansOptions{}, workspace, token);
+      coreset(MatrixView<double>{x.data(), 7, 1}, r.data(), 3, KMeansOptions{}, workspace, work);
   CHECK(s.positive == 6);
   CHECK((s.negatives == Indices{1, 4, 5}));
 }

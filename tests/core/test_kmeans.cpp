@@ -12,13 +12,12 @@ using namespace pyfast::test;
 namespace {
 
 KMeansSolution cluster(const std::vector<double>& x, index n, index k, index n_init = 1) {
-  Cancel cancel;
-  Token token(cancel, true);
+  Work work;
   KMeansOptions options;
   options.n_init = n_init;
   const index d = static_cast<index>(x.size()) / n;
   ExactSquares workspace;
-  return kmeans(MatrixView<double>{x.data(), n, d}, k, options, workspace, token);
+  return kmeans(MatrixView<double>{x.data(), n, d}, k, options, workspace, work);
 }
 
 }  // namespace
@@ -57,9 +56,8 @@ TEST(overflowing_squares_are_refused) {
 TEST(distances_survive_extreme_scales) {
   const std::vector<float> x{0, 0, 3e-30f, 4e-30f, 3e25f, 4e25f};
   std::vector<float> d(9);
-  Cancel cancel;
-  Token token(cancel, true);
-  euclidean_distances(MatrixView<float>{x.data(), 3, 2}, d.data(), 1, cancel, token);
+  Work work;
+  euclidean_distances(MatrixView<float>{x.data(), 3, 2}, d.data(), work);
   CHECK_NEAR(d[1], 5e-30f, 1e-36f);
   CHECK_NEAR(d[2], 5e25f, 1e19f);
   CHECK(d[0] == 0 && d[4] == 0 && d[3] == d[1]);

@@ -3,6 +3,7 @@
 #include "check.hpp"
 #include "core/distance/euclidean.hpp"
 #include "core/distance/exact.hpp"
+#include "core/kmedoids/build.hpp"
 #include "core/kmedoids/kmedoids.hpp"
 #include "core/naive/kmedoids.hpp"
 #include "core/run/random.hpp"
@@ -18,20 +19,12 @@ struct Random2D {
 
   Random2D(index n, index k, unsigned seed) : weights(uniform(std::size_t(n), seed + 1000)) {
     const std::vector<double> x = uniform(std::size_t(2 * n), seed);
-    Cancel cancel;
-    Token token(cancel, true);
+    Work work;
     distances.resize(std::size_t(n * n));
-    euclidean_distances(MatrixView<double>{x.data(), n, 2}, distances.data(), 1, cancel, token);
+    euclidean_distances(MatrixView<double>{x.data(), n, 2}, distances.data(), work);
     problem = {{distances.data(), n, n}, weights.data(), k};
   }
 };
-
-KMedoidsSolution search(const KMedoidsProblem<double>& problem, std::vector<index> start,
-                        Search how) {
-  Cancel cancel;
-  Token token(cancel, true);
-  return swap_search(problem, std::move(start), how, 1, cancel, token);
-}
 
 bool has_improving_swap(const KMedoidsProblem<double>& problem, const std::vector<index>& set) {
   return naive::best_trajectory(problem, set).size() > 1;
@@ -45,7 +38,7 @@ TEST(best_follows_appendix_e) {
     const Random2D data(n, k, seed);
     const auto start = drawn(n, k, seed, 0);
     const auto visited = naive::best_trajectory(data.problem, start);
-    const KMedoidsSolution found = search(data.problem, start, Search::best);
+    const KMedoidsSolution found = swap_search<double>(data.problem, start, Search::best);
     CHECK(found.medoids == visited.back());
     CHECK(found.swaps == static_cast<index>(visited.size()) - 1);
   }
@@ -59,7 +52,7 @@ TEST(best_breaks_exact_ties_as_appendix_e_does) {
     w[seed % std::size_t(n)] = seed % 3;  // zero, one and two
     const KMedoidsProblem<double> problem{{d.data(), n, n}, w.data(), k};
     const auto start = drawn(n, k, seed, 0);
-    CHECK(search(problem, start, Search::best).medoids ==
+    CHECK(swap_search<double>(problem, start, Search::best).medoids ==
           naive::best_trajectory(problem, start).back());
   }
 }
@@ -69,7 +62,7 @@ TEST(both_searches_end_in_a_local_optimum_of_the_cost_they_report) {
     const index n = 5 + seed % 20, k = 1 + seed % 5;
     const Random2D data(n, k, seed);
     for (const Search how : {Search::best, Search::eager}) {
-      const auto found = search(data.problem, drawn(n, k, seed, 0), how);
+      const auto found = swap_search<double>(data.problem, drawn(n, k, seed, 0), how);
       CHECK(!has_improving_swap(data.problem, found.medoids));
       CHECK_NEAR(found.cost, naive::cost(data.problem, found.medoids), 1e-12 * found.cost);
       CHECK(found.cost >= naive::optimum(data.problem) * (1 - 1e-12));
@@ -80,10 +73,9 @@ TEST(both_searches_end_in_a_local_optimum_of_the_cost_they_report) {
 
 TEST(greedy_takes_the_best_candidate_each_time) {
   const Random2D data(12, 4, 5);
-  Cancel cancel;
-  Token token(cancel, true);
+  Work work;
   std::vector<index> chosen;
-  for (const index next : greedy_start(data.problem, token)) {
+  for (const index next : greedy_start(data.problem, work)) {
     std::vector<index> with = chosen;
     with.push_back(next);
     for (index other = 0; other < 12; ++other) {
@@ -101,13 +93,12 @@ TEST(float_and_double_distances_agree_when_float_holds_them) {
   const std::vector<double> wide = exact_distances(n, 3);
   const std::vector<float> narrow(wide.begin(), wide.end());
   const std::vector<double> w = uniform(n, 9);
-  Cancel cancel;
-  Token token(cancel, true);
+  Work work;
   for (const Search how : {Search::best, Search::eager}) {
-    const auto a = swap_search(KMedoidsProblem<double>{{wide.data(), n, n}, w.data(), 4}, first(4),
-                               how, 1, cancel, token);
-    const auto b = swap_search(KMedoidsProblem<float>{{narrow.data(), n, n}, w.data(), 4}, first(4),
-                               how, 1, cancel, token);
+    const auto a =
+        swap_search(KMedoidsProblem<double>{{wide.data(), n, n}, w.data(), 4}, first(4), how);
+    const auto b =
+        swap_search(KMedoidsProblem<float>{{narrow.data(), n, n}, w.data(), 4}, first(4), how);
     CHECK(a.medoids == b.medoids && a.cost == b.cost && a.swaps == b.swaps);
   }
 }
@@ -121,7 +112,7 @@ TEST(degenerate_problems_return_k_distinct_medoids) {
       for (const auto& problem : {KMedoidsProblem<double>{{zeros.data(), n, n}, ones.data(), k},
                                   KMedoidsProblem<double>{{d.data(), n, n}, none.data(), k},
                                   KMedoidsProblem<double>{{d.data(), n, n}, ones.data(), k}}) {
-        auto medoids = search(problem, first(k), how).medoids;
+        auto medoids = swap_search<double>(problem, first(k), how).medoids;
         CHECK(std::adjacent_find(medoids.begin(), medoids.end()) == medoids.end());
         CHECK(static_cast<index>(medoids.size()) == k &&
               std::is_sorted(medoids.begin(), medoids.end()));
@@ -137,7 +128,7 @@ TEST(searches_over_negative_distances_end) {
       const std::vector<double> d = uniform(std::size_t(n * n), seed, -2, 1);
       const std::vector<double> ones(std::size_t(n), 1.0);
       for (const Search how : {Search::best, Search::eager}) {
-        const auto found = search({{d.data(), n, n}, ones.data(), 3}, first(3), how);
+        const auto found = swap_search<double>({{d.data(), n, n}, ones.data(), 3}, first(3), how);
         CHECK(std::adjacent_find(found.medoids.begin(), found.medoids.end()) ==
               found.medoids.end());
       }
@@ -150,7 +141,7 @@ TEST(only_candidates_become_medoids) {
   KMedoidsProblem<double> problem = data.problem;
   problem.distances.rows = 5;
   for (const Search how : {Search::best, Search::eager}) {
-    const auto found = search(problem, first(3), how);
+    const auto found = swap_search<double>(problem, first(3), how);
     CHECK(found.medoids.back() < 5);
     CHECK_NEAR(found.cost, naive::optimum(problem), 0.5 * found.cost);
     CHECK(!has_improving_swap(problem, found.medoids));
@@ -160,19 +151,19 @@ TEST(only_candidates_become_medoids) {
 TEST(overflowing_costs_are_refused) {
   const std::vector<double> d{0, 1e10, 2e10, 1e10, 0, 1e10, 2e10, 1e10, 0};
   const std::vector<double> w(3, 1e300);
-  CHECK_THROWS(search({{d.data(), 3, 3}, w.data(), 2}, first(2), Search::eager), std::range_error);
+  CHECK_THROWS(swap_search<double>({{d.data(), 3, 3}, w.data(), 2}, first(2), Search::eager),
+               std::range_error);
 }
 
 TEST(more_starts_never_cost_more_and_threads_do_not_matter) {
   const Random2D data(40, 5, 11);
-  Cancel cancel;
-  Token token(cancel, true);
+  Work work, four(4);
   double last = 1e300;
   for (const index starts : {1, 2, 5, 20}) {
     KMedoidsOptions options;
     options.n_init = starts;
-    const auto one = kmedoids(data.problem, options, 1, cancel, token);
-    const auto two = kmedoids(data.problem, options, 4, cancel, token);
+    const auto one = solve(data.problem, options, work);
+    const auto two = solve(data.problem, options, four);
     CHECK(one.medoids == two.medoids && one.cost == two.cost);
     CHECK(one.cost <= last);
     last = one.cost;

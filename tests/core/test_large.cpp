@@ -8,6 +8,7 @@
 #include "core/distance/check.hpp"
 #include "core/distance/euclidean.hpp"
 #include "core/distance/exact.hpp"
+#include "core/kmedoids/assign.hpp"
 #include "core/kmedoids/certificate.hpp"
 #include "core/kmedoids/sampled.hpp"
 #include "core/naive/kmedoids.hpp"
@@ -116,13 +117,12 @@ TEST(tiles_hold_the_distances_of_pairs) {
   const index n = 270, d = 11;
   const std::vector<double> x = uniform(std::size_t(n * d), 3, -1, 1);
   const std::vector<float> narrow = converted<float>(x);
-  Cancel cancel;
-  Token token(cancel, true);
+  Work work, team(4);
   std::vector<double> wide(std::size_t(n * n), -1);
   std::vector<float> one(std::size_t(n * n), -1), four(one);
-  euclidean_distances(MatrixView<double>{x.data(), n, d}, wide.data(), 1, cancel, token);
-  euclidean_distances(MatrixView<float>{narrow.data(), n, d}, one.data(), 1, cancel, token);
-  euclidean_distances(MatrixView<float>{narrow.data(), n, d}, four.data(), 4, cancel, token);
+  euclidean_distances(MatrixView<double>{x.data(), n, d}, wide.data(), work);
+  euclidean_distances(MatrixView<float>{narrow.data(), n, d}, one.data(), work);
+  euclidean_distances(MatrixView<float>{narrow.data(), n, d}, four.data(), team);
   CHECK(one == four);
   for (index i = 0; i < n; ++i) {
     for (index j = 0; j < n; ++j) {
@@ -133,8 +133,7 @@ TEST(tiles_hold_the_distances_of_pairs) {
     }
   }
   std::vector<float> between(std::size_t(3 * n), -1), some(2);
-  distance_rows(MatrixView<float>{narrow.data(), n, d}, {5, 269, 7}, between.data(), 1, cancel,
-                token);
+  distance_rows(MatrixView<float>{narrow.data(), n, d}, {5, 269, 7}, between.data(), work);
   for (const index r : {0, 1, 2}) {
     const index i = r == 0 ? 5 : r == 1 ? 269 : 7;
     CHECK(std::equal(&between[r * n], &between[r * n] + n, &one[i * n]));
@@ -163,16 +162,16 @@ bool floors_are_close(int kind, index d) {
   }
   const std::vector<T> x = converted<T>(values);
   const MatrixView<T> points{x.data(), n, d};
-  Cancel cancel;
-  Token token(cancel, true);
+  Work work;
   std::vector<T> exact(std::size_t(n * n)), one(std::size_t(n * n), -1), four(one);
-  euclidean_distances(points, exact.data(), 1, cancel, token);
+  euclidean_distances(points, exact.data(), work);
   for (const int threads : {1, 4}) {
     std::vector<T>& all = threads == 1 ? one : four;
     const auto copy = [&](index i, index j, index count, const T* found) {
       std::copy(found, found + count, all.data() + i * n + j);
     };
-    each_bound<T>(points, copy, threads, cancel, token);
+    Work team(threads);
+    each_bound<T>(points, copy, team);
   }
   for (std::size_t p = 0; p < exact.size(); ++p) {
     if (!(one[p] <= exact[p] && one[p] >= T(0.98) * exact[p])) return false;
@@ -203,10 +202,9 @@ void check_points_without_matrix(int kind, const std::vector<int>& threads) {
   }
   for (index i = 0; i < n; i += 3) w[i] = kind == 4 ? 0 : kind == 1 ? 1 : w[i];
   const std::vector<T> x = converted<T>(values);
-  Cancel cancel;
-  Token token(cancel, true);
+  Work work;
   std::vector<T> all(std::size_t(n * n));
-  euclidean_distances(MatrixView<T>{x.data(), n, d}, all.data(), 1, cancel, token);
+  euclidean_distances(MatrixView<T>{x.data(), n, d}, all.data(), work);
   const KMedoidsProblem<T> problem{{all.data(), n, n}, w.data(), k};
   const std::vector<index> given = first(k);
   KMedoidsOptions options;
@@ -215,13 +213,13 @@ void check_points_without_matrix(int kind, const std::vector<int>& threads) {
                           KMedoidsOptions::Init::greedy}) {
     options.init = init;
     options.given = init == KMedoidsOptions::Init::given ? given.data() : nullptr;
-    const KMedoidsSolution want = kmedoids(problem, options, 1, cancel, token);
+    const KMedoidsSolution want = solve(problem, options, work);
     std::vector<index> labels(std::size_t(n), -1), want_labels(labels);
-    assign(problem, want.medoids, token, want_labels.data());
+    assign(problem, want.medoids, work, want_labels.data());
     for (const int some : threads) {
+      Work team(some);
       const KMedoidsSolution got =
-          kmedoids_of_points(MatrixView<T>{x.data(), n, d}, w.data(), k, options, some, cancel,
-                             token, nullptr, labels.data());
+          solve(KMedoidsPoints<T>{{x.data(), n, d}, w.data(), k}, options, team, labels.data());
       CHECK(got.medoids == want.medoids && labels == want_labels);
       CHECK(got.cost == want.cost && got.swaps == want.swaps && got.passes == want.passes);
     }
@@ -277,8 +275,7 @@ TEST(a_sample_stands_for_the_whole_weight) {
 }
 
 TEST(no_bound_is_above_the_optimum) {
-  Cancel cancel;
-  Token token(cancel, true);
+  Work work;
   for (unsigned seed = 0; seed < 120; ++seed) {
     const index n = 4 + seed % 9, k = 1 + seed % 3, m = n - seed % 2;
     const std::vector<double> d =
@@ -287,9 +284,9 @@ TEST(no_bound_is_above_the_optimum) {
     if (seed % 4 == 1) w[0] = 1e12;
     if (seed % 4 == 2) w[1] = w[2] = 0;
     const KMedoidsProblem<double> problem{{d.data(), m, n}, w.data(), std::min(k, m)};
-    const auto found = swap_search(problem, first(problem.k), Search::eager, 1, cancel, token);
+    const auto found = swap_search(problem, first(problem.k), Search::eager);
     const double optimum = naive::optimum(problem);
-    const Certificate one = certify(problem, found.medoids, found.cost, 1, cancel, token);
+    const Certificate one = certify(problem, found.medoids, found.cost, work);
     CHECK(one.bound <= optimum * (1 + 1e-13) && one.bound >= 0);
     // An optimum that is cheaper than what was found is made of open candidates.
     if (optimum < found.cost * (1 - 1e-9)) {

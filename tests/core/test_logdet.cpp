@@ -34,12 +34,11 @@ Found solve(const Candidates& candidates, index k, double gamma = 0.1, double sc
   found.gains.resize(std::size_t(k));
   found.vectors.resize(std::size_t(k * candidates.dims()));
   found.factor.resize(std::size_t(total * total));
-  Cancel cancel;
-  Token token(cancel, true);
+  Work work(threads);
   LogDetGreedy greedy;
   found.logdet = greedy.solve(
       problem, {found.picks.data(), found.gains.data(), found.vectors.data(), found.factor.data()},
-      threads, cancel, token);
+      work);
   if (before != nullptr) {
     found.vectors.insert(found.vectors.begin(), before->vectors.begin(), before->vectors.end());
   }
@@ -154,8 +153,7 @@ TEST(logdet_gives_the_same_bits_from_threads_that_share_one_problem) {
 // One solver for problems large and small, sieved and not, of floats and doubles.
 TEST(logdet_keeps_nothing_of_the_problem_before) {
   LogDetGreedy greedy;
-  Cancel cancel;
-  Token token(cancel, true);
+  Work work;
   for (const index n : {40, 3, 25, 100, 7}) {
     const index d = n == 25 ? 9 : 300, k = std::min<index>(n, 20);
     const std::vector<double> wide = uniform(std::size_t(n * d), unsigned(n), -1, 1);
@@ -166,9 +164,8 @@ TEST(logdet_keeps_nothing_of_the_problem_before) {
                                          static_cast<const Candidates*>(&of_doubles)}) {
       std::vector<index> picks(static_cast<std::size_t>(k));
       std::vector<double> gains(static_cast<std::size_t>(k));
-      const double logdet =
-          greedy.solve({candidates, k, 0.1, 1, {}}, {picks.data(), gains.data(), nullptr, nullptr},
-                       1, cancel, token);
+      const double logdet = greedy.solve({candidates, k, 0.1, 1, {}},
+                                         {picks.data(), gains.data(), nullptr, nullptr}, work);
       const Found expected = solve(*candidates, k);
       CHECK(picks == expected.picks && gains == expected.gains && logdet == expected.logdet);
     }
@@ -278,17 +275,16 @@ TEST(mass_dpo_prefers_probable_and_spread_negatives) {
   const std::vector<double> zero(4, 0.0);
   MassDpoOptions options;
   options.k = 2;
-  Cancel cancel;
-  Token token(cancel, true);
+  Work work;
   std::vector<index> picks(2);
   std::vector<double> gains(2);
   MassDpo solver;
   solver.solve(MatrixView<double>{f.data(), 4, 2}, zero.data(), zero.data(), 1, options,
-               {picks.data(), gains.data(), nullptr, nullptr}, 1, cancel, token);
+               {picks.data(), gains.data(), nullptr, nullptr}, work);
   CHECK(picks[0] == 3 && picks[1] == 2);
   // With all weight on response 2, the centre sits on it, and little is left of the others.
   const std::vector<double> policy{0, 0, 400, 0};
   solver.solve(MatrixView<double>{f.data(), 4, 2}, policy.data(), zero.data(), 1, options,
-               {picks.data(), gains.data(), nullptr, nullptr}, 1, cancel, token);
+               {picks.data(), gains.data(), nullptr, nullptr}, work);
   CHECK(gains[0] < 1e-12);
 }

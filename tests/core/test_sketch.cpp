@@ -98,8 +98,8 @@ TEST(sketches_are_the_defined_bits_for_every_shape_and_thread_count) {
     for (index r = 0; r < rows; ++r) plain(&v[r * n], n, dim, at, &want[r * dim]);
     for (const int threads : {1, 2, 5}) {
       std::vector<float> got(want.size(), 0.5f);
-      Cancel cancel;
-      add_sketch({v.data(), rows, n}, dim, at, got.data(), threads, cancel);
+      Work work(threads);
+      add_sketch({v.data(), rows, n}, dim, at, got.data(), work);
       CHECK(std::memcmp(want.data(), got.data(), want.size() * sizeof(float)) == 0);
     }
   }
@@ -107,9 +107,9 @@ TEST(sketches_are_the_defined_bits_for_every_shape_and_thread_count) {
 
 TEST(no_numbers_change_nothing) {
   std::vector<float> y(128, 1.0f);
-  Cancel cancel;
-  add_sketch({nullptr, 1, 0}, 128, {}, y.data(), 2, cancel);
-  add_sketch({nullptr, 0, 5}, 128, {}, y.data(), 2, cancel);
+  Work work(2);
+  add_sketch({nullptr, 1, 0}, 128, {}, y.data(), work);
+  add_sketch({nullptr, 0, 5}, 128, {}, y.data(), work);
   for (const float value : y) CHECK(value == 1.0f);
 }
 

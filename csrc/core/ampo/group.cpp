@@ -58,13 +58,13 @@ index first_highest(const double* rewards, index n) {
 
 template <class T>
 GroupSelection coreset(MatrixView<T> embeddings, const double* rewards, index k,
-                       const KMeansOptions& options, ExactSquares& workspace, Token& token) {
+                       const KMeansOptions& options, ExactSquares& workspace, Work& work) {
   const index n = embeddings.rows;
   GroupSelection selection;
   selection.positive = first_highest(rewards, n);
   const std::vector<index> pool = pool_of(n, selection.positive);
   for (index i = 0; i < n; ++i) {
-    token.spend(embeddings.cols);
+    work.spend(embeddings.cols);
     if (!valid(embeddings.row(i), embeddings.cols)) {
       throw std::range_error("an embedding is not finite");
     }
@@ -73,9 +73,9 @@ GroupSelection coreset(MatrixView<T> embeddings, const double* rewards, index k,
     selection.negatives = pool;
     return selection;
   }
-  const std::vector<T> x = gather(embeddings, pool, token);
+  const std::vector<T> x = gather(embeddings, pool, work);
   const KMeansSolution clusters =
-      kmeans(MatrixView<T>{x.data(), n - 1, embeddings.cols}, k, options, workspace, token);
+      kmeans(MatrixView<T>{x.data(), n - 1, embeddings.cols}, k, options, workspace, work);
   std::vector<index> lowest(static_cast<std::size_t>(k), -1);
   for (std::size_t i = 0; i < pool.size(); ++i) {
     index& low = lowest[clusters.labels[i]];
@@ -89,7 +89,7 @@ GroupSelection coreset(MatrixView<T> embeddings, const double* rewards, index k,
 
 template <class T>
 GroupSelection bottom_k(MatrixView<T> embeddings, const double* rewards, index n, index k,
-                        Token& token) {
+                        Work& work) {
   GroupSelection selection;
   selection.positive = first_highest(rewards, n);
   std::vector<index>& chosen = selection.negatives;
@@ -103,7 +103,7 @@ GroupSelection bottom_k(MatrixView<T> embeddings, const double* rewards, index n
   std::vector<std::size_t> compared(static_cast<std::size_t>(n), 0);
   const auto similarity = [&](index i) {
     for (std::size_t& c = compared[i]; c < chosen.size(); ++c) {
-      token.spend(embeddings.cols);
+      work.spend(embeddings.cols);
       closest[i] = std::max(closest[i],
                             cosine(embeddings.row(i), embeddings.row(chosen[c]), embeddings.cols));
     }
@@ -128,8 +128,8 @@ GroupSelection bottom_k(MatrixView<T> embeddings, const double* rewards, index n
 
 #define PYFAST_INSTANTIATE(T)                                                                \
   template GroupSelection coreset(MatrixView<T>, const double*, index, const KMeansOptions&, \
-                                  ExactSquares&, Token&);                                    \
-  template GroupSelection bottom_k(MatrixView<T>, const double*, index, index, Token&);
+                                  ExactSquares&, Work&);                                     \
+  template GroupSelection bottom_k(MatrixView<T>, const double*, index, index, Work&);
 PYFAST_INSTANTIATE(float)
 PYFAST_INSTANTIATE(double)
 #undef PYFAST_INSTANTIATE

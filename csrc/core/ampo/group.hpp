@@ -27,19 +27,18 @@ index first_highest(const double* rewards, index n);
 // Negatives ascend.
 template <class T>
 GroupSelection opt_select(MatrixView<T> embeddings, const double* rewards, index k, bool cover_top,
-                          const KMedoidsOptions& options, int threads, Cancel& cancel,
-                          Token& token);
+                          const KMedoidsOptions& options, Work& work);
 
 // k-means on the pool, then the lowest reward of each cluster (lowest index of equals).
 // Negatives ascend.
 template <class T>
 GroupSelection coreset(MatrixView<T> embeddings, const double* rewards, index k,
-                       const KMeansOptions& options, ExactSquares& workspace, Token& token);
+                       const KMeansOptions& options, ExactSquares& workspace, Work& work);
 
 // The k lowest rewards of the pool, lowest first. Among equals: smallest of the largest cosine
 // similarities to those chosen before (if embeddings are given), then lowest index.
 template <class T>
 GroupSelection bottom_k(MatrixView<T> embeddings, const double* rewards, index n, index k,
-                        Token& token);
+                        Work& work);
 
 }  // namespace pyfast

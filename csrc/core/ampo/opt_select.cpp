@@ -74,11 +74,11 @@ void OptSelect<T>::weigh(const double* rewards, index n) {
 
 // Starts depend on the group's size alone, so that equal groups draw the first of them once.
 template <class T>
-const index* OptSelect<T>::start(index run, Token& token) {
+const index* OptSelect<T>::start(index run, Work& work) {
   const auto draw = [&](index r, std::vector<index>& into) {
     shuffled_.resize(static_cast<std::size_t>(candidates_));
     random_subset_into(candidates_, k_, options_.search.seed, static_cast<std::uint32_t>(r),
-                       shuffled_.data(), token);
+                       shuffled_.data(), work);
     into.insert(into.end(), shuffled_.begin(), shuffled_.begin() + k_);
   };
   if (run >= kKeptStarts) {
@@ -96,20 +96,20 @@ const index* OptSelect<T>::start(index run, Token& token) {
 // Distances in exact_, `stride` numbers from one point to the next, and the largest. False if one
 // was not to be had from the square of all coordinates' differences.
 template <class T>
-bool OptSelect<T>::measure_exactly(index stride, Token& token) {
+bool OptSelect<T>::measure_exactly(index stride, Work& work) {
   const index m = points_.count();
-  resize(exact_, m * stride, token);
-  squares_.measure(points_.rows.data(), m, points_.d, exact_.data(), stride, threads_, token);
+  resize(exact_, m * stride, work);
+  squares_.measure(points_.rows.data(), m, points_.d, exact_.data(), stride, work);
   largest_ = 0;
   bool usual = true;
   for (index i = 0; i < m; ++i) {
-    token.spend(2 * m);
+    work.spend(2 * m);
     double* row = exact_.data() + i * stride;
     for (index j = 0; j < m; ++j) {
       if (i == j || comfortable_square(row[j])) {
         row[j] = std::sqrt(row[j]);
       } else {
-        token.spend(points_.d);
+        work.spend(points_.d);
         row[j] = points_.distance(i, j);
         usual = false;
       }
@@ -122,14 +122,14 @@ bool OptSelect<T>::measure_exactly(index stride, Token& token) {
 
 // Divided by the largest, unless the least of them would vanish: then all times a power of two.
 template <class T>
-void OptSelect<T>::scale_exactly(index stride, double least, Token& token) {
+void OptSelect<T>::scale_exactly(index stride, double least, Work& work) {
   constexpr double kVanishing = 1e-250;
   const index m = points_.count();
   const bool vanishing = least / largest_ < kVanishing || largest_ < 1e-290;
   const int up = vanishing ? (even_ ? 900 : 0) - std::ilogb(largest_) : 0;
   unit_ = vanishing ? std::ldexp(largest_, up) : 1.0;
   for (index i = 0; i < m; ++i) {
-    token.spend(m);
+    work.spend(m);
     double* row = exact_.data() + i * stride;
     if (vanishing) {
       scale_by_power_of_two(row, m, up);
@@ -141,15 +141,15 @@ void OptSelect<T>::scale_exactly(index stride, double least, Token& token) {
 
 // In units of the largest or, see above, of largest / unit_.
 template <class T>
-void OptSelect<T>::exact_distances(index stride, Token& token) {
+void OptSelect<T>::exact_distances(index stride, Work& work) {
   constexpr double kTiny = 1e-280;  // below it, double holds few digits of a distance
   const index m = points_.count();
   unit_ = 1;
   double least = std::numeric_limits<double>::infinity();
-  if (!measure_exactly(stride, token)) {
+  if (!measure_exactly(stride, work)) {
     if (largest_ > 0 && largest_ < kTiny) {
-      lift_points(token);
-      measure_exactly(stride, token);
+      lift_points(work);
+      measure_exactly(stride, work);
     }
     for (index i = 0; i < m; ++i) {
       for (index j = 0; j < i; ++j) {
@@ -158,16 +158,16 @@ void OptSelect<T>::exact_distances(index stride, Token& token) {
       }
     }
   }
-  if (largest_ > 0) scale_exactly(stride, least, token);
+  if (largest_ > 0) scale_exactly(stride, least, work);
 }
 
 // Exactly the same set of points, times a power of two.
 template <class T>
-void OptSelect<T>::lift_points(Token& token) {
+void OptSelect<T>::lift_points(Work& work) {
   if constexpr (sizeof(T) == sizeof(double)) {
     const index m = points_.count(), d = points_.d;
     const int up = -std::ilogb(largest_);
-    resize(lifted_, m * d, token);
+    resize(lifted_, m * d, work);
     for (index i = 0; i < m; ++i) {
       T* to = lifted_.data() + i * d;
       std::copy_n(points_.rows[i], d, to);
@@ -178,27 +178,27 @@ void OptSelect<T>::lift_points(Token& token) {
 }
 
 template <class T>
-void OptSelect<T>::prepare_exact_search(Token& token) {
+void OptSelect<T>::prepare_exact_search(Work& work) {
   if (!exact_.empty()) return;
   const index m = points_.count(), stride = SmallSearch<double>::padded(m);
-  exact_distances(stride, token);
+  exact_distances(stride, work);
   exactly_.set_problem(exact_.data(), exact_.data(), stride, weights_.data(), m, candidates_, k_);
 }
 
 template <class T>
-typename OptSelect<T>::Set OptSelect<T>::search_exactly(const index* start, Token& token) {
-  exactly_.run(start, options_.search.search, kImprovement, token);
+typename OptSelect<T>::Set OptSelect<T>::search_exactly(const index* start, Work& work) {
+  exactly_.run(start, options_.search.search, kImprovement, work);
   Set set{exactly_.medoids(), exactly_.cost() / unit_, exactly_.swaps()};
   std::sort(set.medoids.begin(), set.medoids.end());
   return set;
 }
 
 template <class T>
-typename OptSelect<T>::Set OptSelect<T>::solve_exactly(Token& token) {
-  prepare_exact_search(token);
+typename OptSelect<T>::Set OptSelect<T>::solve_exactly(Work& work) {
+  prepare_exact_search(work);
   Set best;
   for (index run = 0; run < options_.search.n_init; ++run) {
-    Set set = search_exactly(start(run, token), token);
+    Set set = search_exactly(start(run, work), work);
     if (run == 0 || set.cost < best.cost) best = std::move(set);
   }
   return best;
@@ -206,11 +206,11 @@ typename OptSelect<T>::Set OptSelect<T>::solve_exactly(Token& token) {
 
 // Any size, k or start: the search of kmedoids.hpp.
 template <class T>
-typename OptSelect<T>::Set OptSelect<T>::solve_any(Cancel& cancel, Token& token) {
+typename OptSelect<T>::Set OptSelect<T>::solve_any(Work& work) {
   const index m = points_.count();
-  exact_distances(m, token);
+  exact_distances(m, work);
   const KMedoidsProblem<double> problem{{exact_.data(), candidates_, m}, weights_.data(), k_};
-  const KMedoidsSolution solution = kmedoids(problem, options_.search, threads_, cancel, token);
+  const KMedoidsSolution solution = pyfast::solve(problem, options_.search, work);
   return {solution.medoids, solution.cost / unit_, solution.swaps};
 }
 
@@ -271,7 +271,7 @@ void OptSelect<T>::distances_to(index medoid) {
 // Sets whose costs the filter cannot tell from its best, in the order of their starts, are judged
 // exactly; so is every swap from them that it cannot tell from an improvement.
 template <class T>
-typename OptSelect<T>::Set OptSelect<T>::settle(double tolerance, Token& token) {
+typename OptSelect<T>::Set OptSelect<T>::settle(double tolerance, Work& work) {
   const auto least = std::min_element(found_.begin(), found_.end(),
                                       [](const auto& a, const auto& b) { return a.cost < b.cost; });
   const double limit = static_cast<double>(least->cost) * (1 + tolerance);
@@ -293,8 +293,8 @@ typename OptSelect<T>::Set OptSelect<T>::settle(double tolerance, Token& token) 
       const double exact = largest_ > 0 ? cost(medoids) / largest_ : 0.0;
       set = {{medoids, medoids + k_}, exact, found_[run].swaps};
     } else {
-      prepare_exact_search(token);
-      set = search_exactly(medoids, token);
+      prepare_exact_search(work);
+      set = search_exactly(medoids, work);
       set.swaps += found_[run].swaps;
     }
     if (best.medoids.empty() || set.cost < best.cost) best = std::move(set);
@@ -305,11 +305,11 @@ typename OptSelect<T>::Set OptSelect<T>::settle(double tolerance, Token& token) 
 // One start. Best swaps follow Appendix E's sets, all of them: if one is open on the way, the start
 // is searched exactly.
 template <class T>
-void OptSelect<T>::search_filtered(index run, float tolerance, Token& token) {
-  filtered_.run(start(run, token), options_.search.search, tolerance, token, this);
+void OptSelect<T>::search_filtered(index run, float tolerance, Work& work) {
+  filtered_.run(start(run, work), options_.search.search, tolerance, work, this);
   if (filtered_.ambiguous() && options_.search.search == Search::best) {
-    prepare_exact_search(token);
-    const Set set = search_exactly(start(run, token), token);
+    prepare_exact_search(work);
+    const Set set = search_exactly(start(run, work), work);
     found_.push_back(
         {static_cast<float>(set.cost * std::max(largest_, 0.0)), true, set.swaps, set.cost});
     found_medoids_.insert(found_medoids_.end(), set.medoids.begin(), set.medoids.end());
@@ -322,7 +322,7 @@ void OptSelect<T>::search_filtered(index run, float tolerance, Token& token) {
 }
 
 template <class T>
-typename OptSelect<T>::Set OptSelect<T>::solve_filtered(Token& token) {
+typename OptSelect<T>::Set OptSelect<T>::solve_filtered(Work& work) {
   const index m = points_.count(), stride = filter_.stride();
   const auto roundings = static_cast<double>(SmallSearch<float>::roundings(m));
   const auto tolerance =  // relative, of a cost
@@ -335,23 +335,22 @@ typename OptSelect<T>::Set OptSelect<T>::solve_filtered(Token& token) {
   }
   found_.clear();
   found_medoids_.clear();
-  for (index run = 0; run < options_.search.n_init; ++run) search_filtered(run, tolerance, token);
-  return settle(static_cast<double>(tolerance), token);
+  for (index run = 0; run < options_.search.n_init; ++run) search_filtered(run, tolerance, work);
+  return settle(static_cast<double>(tolerance), work);
 }
 
 template <class T>
-typename OptSelect<T>::Set OptSelect<T>::solve(Token& token) {
+typename OptSelect<T>::Set OptSelect<T>::solve(Work& work) {
   const bool filter =
-      even_ && points_.d >= kFilterDimension && filter_.measure(points_, ahead_, threads_, token);
-  return filter ? solve_filtered(token) : solve_exactly(token);
+      even_ && points_.d >= kFilterDimension && filter_.measure(points_, ahead_, work);
+  return filter ? solve_filtered(work) : solve_exactly(work);
 }
 
 template <class T>
 GroupSelection OptSelect<T>::select(MatrixView<T> embeddings, const double* rewards,
-                                    MatrixView<T> next, int threads, Cancel& cancel, Token& token) {
+                                    MatrixView<T> next, Work& work) {
   const index bytes = next.rows * next.cols * static_cast<index>(sizeof(T));
   ahead_ = {next.data, std::min(bytes, kMostAhead)};
-  threads_ = threads;
   GroupSelection selection;
   const index n = embeddings.rows;
   selection.positive = first_highest(rewards, n);
@@ -365,7 +364,7 @@ GroupSelection OptSelect<T>::select(MatrixView<T> embeddings, const double* rewa
   }
   const bool usual = points_.count() <= kMostFiltered && k_ > 1 && k_ < candidates_ &&
                      options_.search.init == KMedoidsOptions::Init::random;
-  const Set set = usual ? solve(token) : solve_any(cancel, token);
+  const Set set = usual ? solve(work) : solve_any(work);
   for (const index medoid : set.medoids) selection.negatives.push_back(points_.ids[medoid]);
   selection.cost = set.cost;
   selection.swaps = set.swaps;
@@ -374,16 +373,14 @@ GroupSelection OptSelect<T>::select(MatrixView<T> embeddings, const double* rewa
 
 template <class T>
 GroupSelection opt_select(MatrixView<T> embeddings, const double* rewards, index k, bool cover_top,
-                          const KMedoidsOptions& options, int threads, Cancel& cancel,
-                          Token& token) {
-  return OptSelect<T>({k, cover_top, true, options})
-      .select(embeddings, rewards, {}, threads, cancel, token);
+                          const KMedoidsOptions& options, Work& work) {
+  return OptSelect<T>({k, cover_top, true, options}).select(embeddings, rewards, {}, work);
 }
 
 #define PYFAST_INSTANTIATE(T)                                                   \
   template class OptSelect<T>;                                                  \
   template GroupSelection opt_select(MatrixView<T>, const double*, index, bool, \
-                                     const KMedoidsOptions&, int, Cancel&, Token&);
+                                     const KMedoidsOptions&, Work&);
 PYFAST_INSTANTIATE(float)
 PYFAST_INSTANTIATE(double)
 #undef PYFAST_INSTANTIATE

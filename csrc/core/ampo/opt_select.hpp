@@ -30,7 +30,7 @@ class OptSelect final : private Judge {
   // See opt_select in group.hpp. The embeddings of the `next` group, if there is one, are fetched
   // meanwhile.
   GroupSelection select(MatrixView<T> embeddings, const double* rewards, MatrixView<T> next,
-                        int threads, Cancel& cancel, Token& token);
+                        Work& work);
 
  private:
   struct Set {
@@ -47,29 +47,28 @@ class OptSelect final : private Judge {
 
   void read_group(MatrixView<T> embeddings, const double* rewards, index positive);
   void weigh(const double* rewards, index n);
-  const index* start(index run, Token& token);
-  Set solve(Token& token);
+  const index* start(index run, Work& work);
+  Set solve(Work& work);
 
   // On exact distances.
-  void exact_distances(index stride, Token& token);
-  bool measure_exactly(index stride, Token& token);
-  void scale_exactly(index stride, double least, Token& token);
-  void lift_points(Token& token);
-  void prepare_exact_search(Token& token);
-  Set search_exactly(const index* start, Token& token);
-  Set solve_exactly(Token& token);
-  Set solve_any(Cancel& cancel, Token& token);
+  void exact_distances(index stride, Work& work);
+  bool measure_exactly(index stride, Work& work);
+  void scale_exactly(index stride, double least, Work& work);
+  void lift_points(Work& work);
+  void prepare_exact_search(Work& work);
+  Set search_exactly(const index* start, Work& work);
+  Set solve_exactly(Work& work);
+  Set solve_any(Work& work);
 
   // On float distances first.
-  Set solve_filtered(Token& token);
-  void search_filtered(index run, float tolerance, Token& token);
-  Set settle(double tolerance, Token& token);
+  Set solve_filtered(Work& work);
+  void search_filtered(index run, float tolerance, Work& work);
+  Set settle(double tolerance, Work& work);
   double cost(const index* medoids) override;
   double shortest(index i, const index* medoids, float limit) const;
   void distances_to(index medoid);
 
   OptSelectOptions options_;
-  int threads_ = 1;
   simd::Ahead ahead_;
   index k_ = 0, candidates_ = 0;
   GroupPoints<T> points_;  // the pool, then perhaps the positive

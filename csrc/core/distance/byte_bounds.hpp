@@ -33,9 +33,6 @@ class ByteBounds {
     }
   }
 
-  // The least size of a matrix that does not stay in cache, where reading a quarter of it helps.
-  static constexpr index kWorthwhile = 1'000'000;
-
   const unsigned char* row(index row) const { return codes_.get() + row * cols_; }
 
   // The distances of candidate `row` to points first .. first + count - 1, or floors of them.

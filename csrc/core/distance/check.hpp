@@ -20,12 +20,12 @@ bool close(T a, T b) {  // numpy.allclose: rtol 1e-5, atol 1e-8
 // Flat position of the first D[i, j] above the diagonal that is far from D[j, i], tile by tile so
 // that both sides stay in cache; -1 if there is none.
 template <class T>
-index first_asymmetric(const T* d, index n, Token& token) {
+index first_asymmetric(const T* d, index n, Work& work) {
   constexpr index kTile = 64;
   for (index i0 = 0; i0 < n; i0 += kTile) {
-    token.spend(kTile * n);
+    work.spend(kTile * n);
     for (index j0 = i0; j0 < n; j0 += kTile) {
-      token.spend(2 * kTile * kTile);
+      work.spend(2 * kTile * kTile);
       for (index i = i0; i < std::min(i0 + kTile, n); ++i) {
         for (index j = std::max(j0, i + 1); j < std::min(j0 + kTile, n); ++j) {
           if (!close(d[i * n + j], d[j * n + i])) return i * n + j;
@@ -39,20 +39,20 @@ index first_asymmetric(const T* d, index n, Token& token) {
 // Whether the n x n distances are surely finite, >= 0 and symmetric, in one pass over them. False
 // may mean that first_asymmetric() and a look at each value have to tell.
 template <class T>
-bool surely_distances(const T* d, index n, int threads, Cancel& cancel) {
+bool surely_distances(const T* d, index n, Work& work) {
   constexpr index kStrip = 64;
   std::atomic<bool> fine{true};
-  threads = worthwhile_threads(threads, static_cast<double>(n * n));
-  parallel_for((n + kStrip - 1) / kStrip, threads, cancel, [&](index strip, int, Token& token) {
-    if (!fine) return;
-    token.spend(kStrip * n);
-    const simd::Kernels& kernels = simd::kernels();
-    if constexpr (sizeof(T) == sizeof(float)) {
-      if (!kernels.mirrored_f32(d, n, strip * kStrip)) fine = false;
-    } else {
-      if (!kernels.mirrored_f64(d, n, strip * kStrip)) fine = false;
-    }
-  });
+  work.each((n + kStrip - 1) / kStrip, static_cast<double>(n * n),
+            [&](index strip, int, Work& own) {
+              if (!fine) return;
+              own.spend(kStrip * n);
+              const simd::Kernels& kernels = simd::kernels();
+              if constexpr (sizeof(T) == sizeof(float)) {
+                if (!kernels.mirrored_f32(d, n, strip * kStrip)) fine = false;
+              } else {
+                if (!kernels.mirrored_f64(d, n, strip * kStrip)) fine = false;
+              }
+            });
   return fine;
 }
 

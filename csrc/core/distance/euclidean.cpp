@@ -69,12 +69,12 @@ void take_roots(MatrixView<double> x, MatrixView<double> y, double* tile, index 
 
 // out[i * stride + j] = ||x_i - y_j||_2; infinity if that overflows T.
 template <class T>
-void distances_between(MatrixView<T> x, MatrixView<T> y, T* out, index stride, Token& token) {
+void distances_between(MatrixView<T> x, MatrixView<T> y, T* out, index stride, Work& work) {
   const index side = tile_of(x.cols);
   for (index i = 0; i < x.rows; i += side) {
     for (index j = 0; j < y.rows; j += side) {
       const MatrixView<T> a = rows_of(x, i, side), b = rows_of(y, j, side);
-      token.spend(a.rows * b.rows * x.cols);
+      work.spend(a.rows * b.rows * x.cols);
       T* tile = out + i * stride + j;
       squares(a, b, tile, stride);
       take_roots(a, b, tile, stride);
@@ -94,24 +94,14 @@ void check_overflow(const T* d, index i, index j, index count, const index* name
   }
 }
 
-// body(item, token) for each item, on the calling thread alone if that is all there is.
-template <class Body>
-void share(index count, int threads, Cancel& cancel, Token& caller, Body&& body) {
-  if (threads > 1) {
-    parallel_for(count, threads, cancel, [&](index item, int, Token& token) { body(item, token); });
-  } else {
-    for (index item = 0; item < count; ++item) body(item, caller);
-  }
-}
-
 // What is measured of a tile: the distances of the points a to the points b of a strip.
 template <class T>
 class Measured {
  public:
   explicit Measured(MatrixView<T> strip) : strip_(strip) {}
 
-  void measure(index, MatrixView<T> a, T* tile, index side, Token& token) const {
-    token.spend(a.rows * strip_.rows * a.cols);
+  void measure(index, MatrixView<T> a, T* tile, index side, Work& work) const {
+    work.spend(a.rows * strip_.rows * a.cols);
     squares(a, strip_, tile, side);
     take_roots(a, strip_, tile, side);
   }
@@ -124,13 +114,13 @@ class Measured {
 template <class T>
 class Floored {
  public:
-  Floored(MatrixView<T> strip, index top, const GemmBounds<T>& floors, Token& token)
-      : exactly_(strip), strip_(strip), floors_(floors, top, strip.rows, token) {}
+  Floored(MatrixView<T> strip, index top, const GemmBounds<T>& floors, Work& work)
+      : exactly_(strip), strip_(strip), floors_(floors, top, strip.rows, work) {}
 
-  void measure(index left, MatrixView<T> a, T* tile, index side, Token& token) {
+  void measure(index left, MatrixView<T> a, T* tile, index side, Work& work) {
     floor_.resize(static_cast<std::size_t>(side * side));
-    if (!floors_.measure(left, a.rows, floor_.data(), side, token)) {
-      return exactly_.measure(left, a, tile, side, token);
+    if (!floors_.measure(left, a.rows, floor_.data(), side, work)) {
+      return exactly_.measure(left, a, tile, side, work);
     }
     for (index i = 0; i < a.rows; ++i) {
       const float* floors = floor_.data() + i * side;
@@ -151,23 +141,22 @@ class Floored {
   std::vector<float> floor_;
 };
 
-// Every strip of points beside all strips before it, and itself: begin(strip, top, token) says what
+// Every strip of points beside all strips before it, and itself: begin(strip, top, work) says what
 // measures its tiles.
 template <class T, class Begin>
-void each_tile(MatrixView<T> x, const SeeDistances<T>& see, int threads, Cancel& cancel,
-               Token& caller, const index* names, Begin&& begin) {
+void each_tile(MatrixView<T> x, const SeeDistances<T>& see, Work& work, const index* names,
+               Begin&& begin) {
   const index n = x.rows, side = tile_of(x.cols), strips = (n + side - 1) / side;
-  threads = worthwhile_threads(threads, 0.5 * static_cast<double>(n * n * x.cols));
   // The strip of the most tiles goes first, so that the threads end together.
-  share(strips, threads, cancel, caller, [&](index item, Token& token) {
+  work.each(strips, static_cast<double>(n * n * x.cols) / 16, [&](index item, int, Work& own) {
     const index top = (strips - 1 - item) * side;
     const MatrixView<T> b = rows_of(x, top, side);
-    auto measured = begin(b, top, token);
+    auto measured = begin(b, top, own);
     std::vector<T> tile(static_cast<std::size_t>(side * side));
     std::vector<T> column(static_cast<std::size_t>(side));
     for (index left = 0; left <= top; left += side) {
       const MatrixView<T> a = rows_of(x, left, side);
-      measured.measure(left, a, tile.data(), side, token);
+      measured.measure(left, a, tile.data(), side, own);
       for (index i = 0; i < a.rows; ++i) {
         const T* row = tile.data() + i * side;
         check_overflow(row, left + i, top, b.rows, names);
@@ -185,46 +174,43 @@ void each_tile(MatrixView<T> x, const SeeDistances<T>& see, int threads, Cancel&
 }
 
 template <class T>
-void each_distance(MatrixView<T> x, const SeeDistances<T>& see, int threads, Cancel& cancel,
-                   Token& token, const index* names) {
-  each_tile(x, see, threads, cancel, token, names,
-            [](MatrixView<T> strip, index, Token&) { return Measured<T>(strip); });
+void each_distance(MatrixView<T> x, const SeeDistances<T>& see, Work& work, const index* names) {
+  each_tile(x, see, work, names,
+            [](MatrixView<T> strip, index, Work&) { return Measured<T>(strip); });
 }
 
 }  // namespace
 
 template <class T>
-void each_bound(MatrixView<T> x, const SeeDistances<T>& see, int threads, Cancel& cancel,
-                Token& token, const index* names) {
+void each_bound(MatrixView<T> x, const SeeDistances<T>& see, Work& work, const index* names) {
   if (x.cols > GemmBounds<T>::kWidest) {
-    return each_distance(x, see, threads, cancel, token, names);
+    return each_distance(x, see, work, names);
   }
-  const GemmBounds<T> floors(x, token);
-  each_tile(x, see, threads, cancel, token, names, [&](MatrixView<T> strip, index top, Token& of) {
+  const GemmBounds<T> floors(x, work);
+  each_tile(x, see, work, names, [&](MatrixView<T> strip, index top, Work& of) {
     return Floored<T>(strip, top, floors, of);
   });
 }
 
 template <class T>
-void euclidean_distances(MatrixView<T> x, T* out, int threads, Cancel& cancel, Token& token,
-                         const index* names) {
+void euclidean_distances(MatrixView<T> x, T* out, Work& work, const index* names) {
   const auto copy = [=](index i, index j, index count, const T* d) {
     std::copy(d, d + count, out + i * x.rows + j);
   };
-  each_distance<T>(x, copy, threads, cancel, token, names);
+  each_distance<T>(x, copy, work, names);
 }
 
 template <class T>
-void distance_rows(MatrixView<T> x, const std::vector<index>& points, T* out, int threads,
-                   Cancel& cancel, Token& caller, const index* names) {
+void distance_rows(MatrixView<T> x, const std::vector<index>& points, T* out, Work& work,
+                   const index* names) {
   constexpr index kChunk = 1024;
   const auto rows = static_cast<index>(points.size());
-  const std::vector<T> gathered = gather(x, points, caller);
-  threads = worthwhile_threads(threads, static_cast<double>(rows * x.rows * x.cols));
-  share((x.rows + kChunk - 1) / kChunk, threads, cancel, caller, [&](index chunk, Token& token) {
+  const std::vector<T> gathered = gather(x, points, work);
+  const auto operations = static_cast<double>(rows * x.rows * x.cols) / 8;
+  work.each((x.rows + kChunk - 1) / kChunk, operations, [&](index chunk, int, Work& own) {
     const index start = chunk * kChunk;
     const MatrixView<T> to = rows_of(x, start, kChunk);
-    distances_between({gathered.data(), rows, x.cols}, to, out + start, x.rows, token);
+    distances_between({gathered.data(), rows, x.cols}, to, out + start, x.rows, own);
     for (index r = 0; r < rows; ++r) {
       check_overflow(out + r * x.rows + start, points[r], start, to.rows, names);
     }
@@ -243,12 +229,10 @@ void distances_to(const double* to, const double* const* rows, index count, inde
   for (index r = 0; r < count; ++r) out[r] = distance_of(out[r], rows[r], to, d);
 }
 
-#define PYFAST_INSTANTIATE(T)                                                                     \
-  template void each_bound(MatrixView<T>, const SeeDistances<T>&, int, Cancel&, Token&,           \
-                           const index*);                                                         \
-  template void euclidean_distances(MatrixView<T>, T*, int, Cancel&, Token&, const index*);       \
-  template void distance_rows(MatrixView<T>, const std::vector<index>&, T*, int, Cancel&, Token&, \
-                              const index*);
+#define PYFAST_INSTANTIATE(T)                                                           \
+  template void each_bound(MatrixView<T>, const SeeDistances<T>&, Work&, const index*); \
+  template void euclidean_distances(MatrixView<T>, T*, Work&, const index*);            \
+  template void distance_rows(MatrixView<T>, const std::vector<index>&, T*, Work&, const index*);
 PYFAST_INSTANTIATE(float)
 PYFAST_INSTANTIATE(double)
 #undef PYFAST_INSTANTIATE

@@ -15,10 +15,8 @@ namespace pyfast {
 
 // out[i * n + j] = ||x_i - x_j||_2 for the n rows of x; symmetric with a zero diagonal.
 // Throws std::range_error if a distance overflows T; it calls the rows by their `names`, if any.
-// A call from inside parallel_for passes 1 thread.
 template <class T>
-void euclidean_distances(MatrixView<T> x, T* out, int threads, Cancel& cancel, Token& token,
-                         const index* names = nullptr);
+void euclidean_distances(MatrixView<T> x, T* out, Work& work, const index* names = nullptr);
 
 // Without a matrix, and sooner: see(i, j, count, d) is given numbers d that the distances of point
 // i to the points j .. j + count - 1 do not fall below (distance_floors.hpp), some of a row at a
@@ -26,13 +24,13 @@ void euclidean_distances(MatrixView<T> x, T* out, int threads, Cancel& cancel, T
 template <class T>
 using SeeDistances = std::function<void(index i, index j, index count, const T* d)>;
 template <class T>
-void each_bound(MatrixView<T> x, const SeeDistances<T>& see, int threads, Cancel& cancel,
-                Token& token, const index* names = nullptr);
+void each_bound(MatrixView<T> x, const SeeDistances<T>& see, Work& work,
+                const index* names = nullptr);
 
 // out[r * n + i] = ||x_points[r] - x_i||_2 for all n rows of x. Throws as euclidean_distances().
 template <class T>
-void distance_rows(MatrixView<T> x, const std::vector<index>& points, T* out, int threads,
-                   Cancel& cancel, Token& token, const index* names = nullptr);
+void distance_rows(MatrixView<T> x, const std::vector<index>& points, T* out, Work& work,
+                   const index* names = nullptr);
 
 // out[r] = ||to - rows[r]||_2 for `count` rows of d numbers; infinity if that overflows.
 void distances_to(const float* to, const float* const* rows, index count, index d, float* out);

@@ -67,17 +67,17 @@ void throw_overflow(index i, index j) {
 }
 
 template <class T>
-void exact_squares(MatrixView<T> x, double* out, index stride, Token& token) {
+void exact_squares(MatrixView<T> x, double* out, index stride, Work& work) {
   const index n = x.rows, d = x.cols;
   // Columns at a time, from the diagonal down, by as many rows as an interrupt can wait for.
   const index panel = d <= 1 << 18 ? 6 : 1;
-  const index some = std::max<index>(Token::fitting(panel * d), 4);
+  const index some = std::max<index>(Work::fitting(panel * d), 4);
   const simd::Kernels& kernels = simd::kernels();
   for (index j = 0; j < n; j += panel) {
     const index cols = std::min(panel, n - j);
     for (index i = j; i < n; i += some) {
       const index rows = std::min(some, n - i);
-      token.spend(rows * cols * d);
+      work.spend(rows * cols * d);
       double* to = out + i * stride + j;
       if constexpr (sizeof(T) == sizeof(float)) {
         kernels.squared_distance_wide(x.row(i), rows, d, x.row(j), cols, d, d, to, stride);
@@ -102,54 +102,49 @@ simd::PairSquares<double> pair_kernel(double) { return simd::kernels().pair_squa
 // can wait for: the block stays in the second-level cache.
 template <class T>
 void pair_squares(const T* const* rows, index n, index width, T* out, index stride,
-                  const simd::Ahead& ahead, int threads, Token& caller) {
+                  const simd::Ahead& ahead, Work& work) {
   constexpr index kBlockBytes = 1 << 18, kLeast = 24;
   constexpr index kChunk = simd::kChunkBytes / static_cast<index>(sizeof(T));
   const index fitting = kBlockBytes / (width * static_cast<index>(sizeof(T)) + 1);
   const index block = std::max(fitting / kLeast * kLeast, kLeast);
   const index blocks = std::max<index>((n + block - 1) / block, 1);
-  const auto measure = [&](index item, int, Token& token) {
+  const auto measure = [&](index item, int, Work& own) {
     const index from = (blocks - 1 - item) * block, to = std::min(from + block, n);  // most first
     const index pairs = (to - from) * (to + from) / 2;
-    const index some = Token::fitting(pairs * kChunk / 8) * kChunk;
+    const index some = Work::fitting(pairs * kChunk / 8) * kChunk;
     for (index t = 0; t == 0 || t < width; t += some) {
       const index end = std::min(t + some, width);
-      token.spend(pairs * (end - t) / 2);
+      own.spend(pairs * (end - t) / 2);
       pair_kernel(T{})(rows, n, from, to, t, end, out, stride, item == 0 ? ahead : simd::Ahead{});
     }
   };
-  threads = worthwhile_threads(threads, 0.5 * static_cast<double>(n * n * width));
-  if (threads > 1 && blocks > 1) {
-    parallel_for(blocks, threads, caller.cancel(), measure);
-  } else {
-    for (index item = 0; item < blocks; ++item) measure(item, 0, caller);
-  }
+  work.each(blocks, static_cast<double>(n * n * width) / 16, measure);
 }
 
 template <class T>
 void ExactSquares::measure(const T* const* rows, index n, index d, double* out, index stride,
-                           int threads, Token& token) {
+                           Work& work) {
   const index width = (d + 15) / 16 * 16;
-  wide_.resize(n, width, token);
+  wide_.resize(n, width, work);
   rows_.clear();
   for (index i = 0; i < n; ++i) {
     double* to = wide_.row(i);
-    token.spend(d);
+    work.spend(d);
     std::copy(rows[i], rows[i] + d, to);
     std::fill(to + d, to + width, 0.0);
     rows_.push_back(to);
   }
   rows_.insert(rows_.end(), simd::kSpareRows, wide_.row(0));
-  pair_squares(rows_.data(), n, width, out, stride, {}, threads, token);
+  pair_squares(rows_.data(), n, width, out, stride, {}, work);
 }
 
 namespace {
 
 // Into `out`; returns the largest.
 template <class T>
-double measure_exactly(MatrixView<T> x, double* out, Token& token) {
+double measure_exactly(MatrixView<T> x, double* out, Work& work) {
   const index n = x.rows;
-  exact_squares(x, out, n, token);
+  exact_squares(x, out, n, work);
   double largest = 0;
   for (index i = 0; i < n; ++i) {
     for (index j = 0; j < i; ++j) {
@@ -166,9 +161,9 @@ double measure_exactly(MatrixView<T> x, double* out, Token& token) {
 }  // namespace
 
 template <class T>
-int exact_distances(MatrixView<T> x, double* out, Token& token) {
+int exact_distances(MatrixView<T> x, double* out, Work& work) {
   constexpr double kLeast = 1e-280, kMost = 1e306;
-  const double largest = measure_exactly(x, out, token);
+  const double largest = measure_exactly(x, out, work);
   if (largest > kMost) {
     constexpr int kDown = -16;  // a hundred of them can be added up
     scale_by_power_of_two(out, x.rows * x.rows, kDown);
@@ -176,20 +171,20 @@ int exact_distances(MatrixView<T> x, double* out, Token& token) {
   }
   if (largest == 0 || largest >= kLeast) return 0;
   const int shift = -std::ilogb(largest);
-  const LiftedPoints<double> lifted(x, shift, token);
-  measure_exactly(lifted.view(), out, token);
+  const LiftedPoints<double> lifted(x, shift, work);
+  measure_exactly(lifted.view(), out, work);
   return shift;
 }
 
-template void exact_squares<float>(MatrixView<float>, double*, index, Token&);
-template void exact_squares<double>(MatrixView<double>, double*, index, Token&);
+template void exact_squares<float>(MatrixView<float>, double*, index, Work&);
+template void exact_squares<double>(MatrixView<double>, double*, index, Work&);
 template void pair_squares<float>(const float* const*, index, index, float*, index,
-                                  const simd::Ahead&, int, Token&);
-template void ExactSquares::measure<float>(const float* const*, index, index, double*, index, int,
-                                           Token&);
-template void ExactSquares::measure<double>(const double* const*, index, index, double*, index, int,
-                                            Token&);
-template int exact_distances<float>(MatrixView<float>, double*, Token&);
-template int exact_distances<double>(MatrixView<double>, double*, Token&);
+                                  const simd::Ahead&, Work&);
+template void ExactSquares::measure<float>(const float* const*, index, index, double*, index,
+                                           Work&);
+template void ExactSquares::measure<double>(const double* const*, index, index, double*, index,
+                                            Work&);
+template int exact_distances<float>(MatrixView<float>, double*, Work&);
+template int exact_distances<double>(MatrixView<double>, double*, Work&);
 
 }  // namespace pyfast

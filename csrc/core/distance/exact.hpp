@@ -42,26 +42,24 @@ double distance_of(double square, const double* a, const double* b, index d);
 // unless distances are so small that double holds few of their digits (they are measured between
 // larger rows then) or so large that a sum of them would overflow. Throws throw_overflow's error.
 template <class T>
-int exact_distances(MatrixView<T> x, double* out, Token& token);
+int exact_distances(MatrixView<T> x, double* out, Work& work);
 
 // out[i * stride + j] = ||x_i - x_j||^2 in double arithmetic, the same bits for float rows and
 // double rows of equal numbers. Not checked for overflow.
 template <class T>
-void exact_squares(MatrixView<T> x, double* out, index stride, Token& token);
+void exact_squares(MatrixView<T> x, double* out, index stride, Work& work);
 
 // out[i * stride + j] = ||x_i - x_j||^2 in T for n rows of `width` numbers, laid out as simd.hpp's
-// pair_squares asks. With threads > 1 a large matrix is shared out; a call from inside
-// parallel_for passes 1.
+// pair_squares asks.
 template <class T>
 void pair_squares(const T* const* rows, index n, index width, T* out, index stride,
-                  const simd::Ahead& ahead, int threads, Token& token);
+                  const simd::Ahead& ahead, Work& work);
 
 // exact_squares of rows anywhere, faster; the workspace grows and stays.
 class ExactSquares {
  public:
   template <class T>
-  void measure(const T* const* rows, index n, index d, double* out, index stride, int threads,
-               Token& token);
+  void measure(const T* const* rows, index n, index d, double* out, index stride, Work& work);
 
  private:
   AlignedRows<double> wide_;

@@ -14,13 +14,13 @@ index padded(index count, index to) { return (count + to - 1) / to * to; }
 
 // Rounds rows to float, less `centre` if there is one; without one, whether they hold the numbers.
 bool narrow(const std::vector<const double*>& rows, index d, const double* centre,
-            AlignedRows<float>& to, index width, Token& token) {
+            AlignedRows<float>& to, index width, Work& work) {
   const index count = static_cast<index>(rows.size());
-  const index some = Token::fitting(d);
+  const index some = Work::fitting(d);
   bool exact = true;
   for (index i = 0; i < count && exact; i += some) {
     const index piece = std::min(some, count - i);
-    token.spend(piece * d);
+    work.spend(piece * d);
     exact = simd::kernels().narrow(rows.data() + i, piece, d, centre, to.row(i), width);
   }
   return exact;
@@ -34,26 +34,25 @@ bool narrow(const std::vector<const double*>& rows, index d, const double* centr
 // either row's distance to the first: up to kShrunk of them for pairs not closer than by that
 // factor.
 template <class T>
-bool FloatBounds<T>::measure(const GroupPoints<T>& points, const simd::Ahead& ahead, int threads,
-                             Token& token) {
+bool FloatBounds<T>::measure(const GroupPoints<T>& points, const simd::Ahead& ahead, Work& work) {
   points_ = &points;
   const index m = points.count(), d = points.d, width = padded(d, 16);
   stride_ = padded(m, AlignedRows<float>::kLine);
   if (stride_ % 256 == 0) stride_ += 16;  // or all rows compete for the same few cache lines
-  const bool exact = narrow_rows(width, token);
+  const bool exact = narrow_rows(width, work);
   distances_.resize(static_cast<std::size_t>(m * stride_));
   row_largest_.resize(static_cast<std::size_t>(m));
-  pair_squares(rows_.data(), m, width, distances_.data(), stride_, ahead, threads, token);
+  pair_squares(rows_.data(), m, width, distances_.data(), stride_, ahead, work);
   const bool good = simd::kernels().roots(distances_.data(), m, stride_, row_largest_.data());
   const double additions =
       static_cast<double>(std::min<index>(d, 1024)) / 16 + static_cast<double>(d) / 1024 + 5;
   error_ = ((additions + 2) / 2 + 1 + (exact ? 0 : kShrunk)) * kFloatRounding;
-  return (exact || measure_close_pairs(token)) && (good || measure_odd_pairs(token));
+  return (exact || measure_close_pairs(work)) && (good || measure_odd_pairs(work));
 }
 
 // Rows of float, their length a multiple of 16. Whether they hold the numbers as given.
 template <class T>
-bool FloatBounds<T>::narrow_rows(index width, Token& token) {
+bool FloatBounds<T>::narrow_rows(index width, Work& work) {
   const index m = points_->count(), d = points_->d;
   bool exact = true;
   rows_.clear();
@@ -61,17 +60,17 @@ bool FloatBounds<T>::narrow_rows(index width, Token& token) {
     if (width == d) rows_ = points_->rows;
   }
   if (rows_.empty()) {
-    narrow_.resize(m, width, token);
+    narrow_.resize(m, width, work);
     for (index i = 0; i < m; ++i) rows_.push_back(narrow_.row(i));
     if constexpr (sizeof(T) == sizeof(float)) {
       for (index i = 0; i < m; ++i) {
         float* to = narrow_.row(i);
-        token.spend(d);
+        work.spend(d);
         std::fill(std::copy_n(points_->rows[i], d, to), to + width, 0.0f);
       }
     } else {
-      exact = narrow(points_->rows, d, nullptr, narrow_, width, token);
-      if (!exact) narrow(points_->rows, d, points_->rows[0], narrow_, width, token);
+      exact = narrow(points_->rows, d, nullptr, narrow_, width, work);
+      if (!exact) narrow(points_->rows, d, points_->rows[0], narrow_, width, work);
     }
   }
   rows_.resize(static_cast<std::size_t>(m + simd::kSpareRows), rows_[0]);
@@ -80,8 +79,8 @@ bool FloatBounds<T>::narrow_rows(index width, Token& token) {
 
 // False if the distance is out of float's comfortable range.
 template <class T>
-bool FloatBounds<T>::measure_exactly(index i, index j, Token& token) {
-  token.spend(points_->d);
+bool FloatBounds<T>::measure_exactly(index i, index j, Work& work) {
+  work.spend(points_->d);
   const double exact = points_->distance(i, j);
   if (exact != 0 && !(exact > 1e-30 && exact < 1e30)) return false;
   distances_[i * stride_ + j] = distances_[j * stride_ + i] = static_cast<float>(exact);
@@ -89,23 +88,23 @@ bool FloatBounds<T>::measure_exactly(index i, index j, Token& token) {
 }
 
 template <class T>
-bool FloatBounds<T>::measure_close_pairs(Token& token) {
+bool FloatBounds<T>::measure_close_pairs(Work& work) {
   for (index i = 1; i < points_->count(); ++i) {
     for (index j = 1; j < i; ++j) {
       if (row(i)[j] * kShrunk > row(0)[i] + row(0)[j]) continue;
-      if (!measure_exactly(i, j, token)) return false;
+      if (!measure_exactly(i, j, work)) return false;
     }
   }
   return true;
 }
 
 template <class T>
-bool FloatBounds<T>::measure_odd_pairs(Token& token) {
+bool FloatBounds<T>::measure_odd_pairs(Work& work) {
   const index m = points_->count();
   for (index i = 1; i < m; ++i) {
     for (index j = 0; j < i; ++j) {
       if (row(i)[j] >= 1e-14f && row(i)[j] <= 3e18f) continue;
-      if (!measure_exactly(i, j, token)) return false;
+      if (!measure_exactly(i, j, work)) return false;
     }
   }
   for (index i = 0; i < m; ++i) row_largest_[i] = *std::max_element(row(i), row(i) + m);

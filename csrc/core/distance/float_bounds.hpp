@@ -13,9 +13,9 @@ namespace pyfast {
 template <class T>
 class FloatBounds {
  public:
-  // False if float cannot hold the distances. What `ahead` names is fetched meanwhile; threads as
-  // in pair_squares. The points must outlive all other calls.
-  bool measure(const GroupPoints<T>& points, const simd::Ahead& ahead, int threads, Token& token);
+  // False if float cannot hold the distances. What `ahead` names is fetched meanwhile.
+  // The points must outlive all other calls.
+  bool measure(const GroupPoints<T>& points, const simd::Ahead& ahead, Work& work);
 
   // Symmetric; rows are filled up with zeros to the stride, a multiple of 16.
   const float* data() const { return distances_.data(); }
@@ -27,10 +27,10 @@ class FloatBounds {
   double largest() const;
 
  private:
-  bool narrow_rows(index width, Token& token);
-  bool measure_exactly(index i, index j, Token& token);
-  bool measure_close_pairs(Token& token);
-  bool measure_odd_pairs(Token& token);
+  bool narrow_rows(index width, Work& work);
+  bool measure_exactly(index i, index j, Work& work);
+  bool measure_close_pairs(Work& work);
+  bool measure_odd_pairs(Work& work);
 
   const GroupPoints<T>* points_ = nullptr;
   index stride_ = 0;

@@ -18,12 +18,12 @@ index panels_for(index count) { return (count + kWidth - 1) / kWidth; }
 }  // namespace
 
 template <class T>
-GemmBounds<T>::GemmBounds(MatrixView<T> x, Token& token)
+GemmBounds<T>::GemmBounds(MatrixView<T> x, Work& work)
     : x_(x), width_(panels_for(x.cols) * kWidth) {
   const auto d = static_cast<std::size_t>(x.cols);
   std::vector<double> sums(d);
   for (index i = 0; i < x.rows; ++i) {
-    token.spend(x.cols);
+    work.spend(x.cols);
     const T* row = x.row(i);
     for (index t = 0; t < x.cols; ++t) sums[static_cast<std::size_t>(t)] += double{row[t]};
   }
@@ -31,7 +31,7 @@ GemmBounds<T>::GemmBounds(MatrixView<T> x, Token& token)
     centre_.push_back(static_cast<T>(sum / static_cast<double>(x.rows)));
   std::vector<float> row(d);
   for (index i = 0; i < x.rows; ++i) {
-    token.spend(2 * x.cols);
+    work.spend(2 * x.cols);
     centre_row(i, row.data());
     double squared = 0;
     simd::kernels().squared_norms_f32(row.data(), 1, x.cols, x.cols, &squared);
@@ -52,13 +52,13 @@ void GemmBounds<T>::centre_row(index i, float* to) const {
 }
 
 template <class T>
-GemmBounds<T>::Strip::Strip(const GemmBounds& floors, index top, index count, Token& token)
+GemmBounds<T>::Strip::Strip(const GemmBounds& floors, index top, index count, Work& work)
     : floors_(floors), top_(top), count_(count) {
   const index d = floors.x_.cols;
-  panels_.resize(panels_for(count), d * kWidth, token);
-  rows_.resize(1, floors.width_, token);
+  panels_.resize(panels_for(count), d * kWidth, work);
+  rows_.resize(1, floors.width_, work);
   for (index c = 0; c < panels_for(count) * kWidth; ++c) {
-    token.spend(4 * d);
+    work.spend(4 * d);
     float* panel = panels_.row(c / kWidth) + c % kWidth;
     if (c < count) floors.centre_row(top + c, rows_.row(0));
     for (index t = 0; t < d; ++t) panel[t * kWidth] = c < count ? rows_.row(0)[t] : 0.0f;
@@ -66,11 +66,10 @@ GemmBounds<T>::Strip::Strip(const GemmBounds& floors, index top, index count, To
 }
 
 template <class T>
-bool GemmBounds<T>::Strip::measure(index left, index count, float* out, index stride,
-                                   Token& token) {
+bool GemmBounds<T>::Strip::measure(index left, index count, float* out, index stride, Work& work) {
   const index d = floors_.x_.cols, width = floors_.width_;
-  token.spend(count * count_ * d / 2);
-  rows_.resize(count, width, token);
+  work.spend(count * count_ * d / 2);
+  rows_.resize(count, width, work);
   for (index i = 0; i < count; ++i) floors_.centre_row(left + i, rows_.row(i));
   for (index p = 0; p < panels_for(count_); ++p) {
     simd::kernels().panel_dots(rows_.row(0), count, width, panels_.row(p), d, out + p * kWidth,

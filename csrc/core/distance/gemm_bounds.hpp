@@ -20,18 +20,18 @@ class GemmBounds {
   // Wider rows leave the second-level cache, and gain less.
   static constexpr index kWidest = 4096;
 
-  GemmBounds(MatrixView<T> x, Token& token);
+  GemmBounds(MatrixView<T> x, Work& work);
 
   // What one thread needs for the points top .. top + count - 1 beside others.
   class Strip {
    public:
-    Strip(const GemmBounds& floors, index top, index count, Token& token);
+    Strip(const GemmBounds& floors, index top, index count, Work& work);
 
     // out[i * stride + j] <= ||x_{left + i} - x_{top + j}|| as core/pairwise.hpp computes it, and
     // by less than 2 % of it; or -1 where that cannot be told, which is also the answer for i = j.
     // False, with `out` in no state, if that is so for more than few. `stride` is a multiple of 16,
     // not less than the points of the strip.
-    bool measure(index left, index count, float* out, index stride, Token& token);
+    bool measure(index left, index count, float* out, index stride, Work& work);
 
    private:
     const GemmBounds& floors_;

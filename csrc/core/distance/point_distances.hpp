@@ -22,15 +22,14 @@ class PointDistances {
   };
 
   // The distances of point j to `count` points; as euclidean_distances() has them.
-  const T* measure(index j, const std::int32_t* points, index count, Room& room,
-                   Token& token) const {
-    const index some = Token::fitting(x_.cols);
+  const T* measure(index j, const std::int32_t* points, index count, Room& room, Work& work) const {
+    const index some = Work::fitting(x_.cols);
     room.points.clear();
     for (index p = 0; p < count; ++p) room.points.push_back(x_.row(points[p]));
     room.distances.resize(static_cast<std::size_t>(count));
     for (index p = 0; p < count; p += some) {
       const index piece = std::min(some, count - p);
-      token.spend(piece * x_.cols);
+      work.spend(piece * x_.cols);
       distances_to(x_.row(j), room.points.data() + p, piece, x_.cols, room.distances.data() + p);
     }
     return room.distances.data();

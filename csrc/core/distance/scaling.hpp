@@ -27,17 +27,17 @@ template <class T>
 class LiftedPoints {
  public:
   template <class From>
-  LiftedPoints(MatrixView<From> x, int shift, Token& token)
-      : shift_(shift), copy_(converted<T>(x, token)), view_{copy_.data(), x.rows, x.cols} {
+  LiftedPoints(MatrixView<From> x, int shift, Work& work)
+      : shift_(shift), copy_(converted<T>(x, work)), view_{copy_.data(), x.rows, x.cols} {
     scale_by_power_of_two(copy_.data(), x.rows * x.cols, shift);
   }
-  LiftedPoints(MatrixView<T> x, Token& token) : view_(x) {
-    largest_ = largest_number(x, token);
+  LiftedPoints(MatrixView<T> x, Work& work) : view_(x) {
+    largest_ = largest_number(x, work);
     const T tiny = std::numeric_limits<T>::min() * static_cast<T>(0x1p60);
     if (largest_ == 0 || largest_ >= tiny) return;
     shift_ = -std::ilogb(largest_);
     largest_ = 2;
-    copy_ = converted<T>(x, token);
+    copy_ = converted<T>(x, work);
     scale_by_power_of_two(copy_.data(), x.rows * x.cols, shift_);
     view_.data = copy_.data();
   }
@@ -53,10 +53,10 @@ class LiftedPoints {
   }
 
  private:
-  static T largest_number(MatrixView<T> x, Token& token) {
+  static T largest_number(MatrixView<T> x, Work& work) {
     T largest = 0;
     for (index i = 0; i < x.rows; ++i) {
-      token.spend(x.cols);
+      work.spend(x.cols);
       const T* row = x.row(i);
       T lanes[16] = {};
       index t = 0;

@@ -65,23 +65,23 @@ class Lloyd {
     Real inertia;
     index iterations;
   };
-  Found run(index max_iter, Token& token) {
+  Found run(index max_iter, Work& work) {
     index iterations = 0;
     while (iterations < max_iter) {
       ++iterations;
-      const bool changed = assign_points(token);
-      move_centres(token);
+      const bool changed = assign_points(work);
+      move_centres(work);
       if (!changed) break;
     }
-    return {labels_, inertia(token), iterations};
+    return {labels_, inertia(work), iterations};
   }
 
  private:
-  bool assign_points(Token& token) {
+  bool assign_points(Work& work) {
     const std::vector<index> before = labels_;
     std::fill(sizes_.begin(), sizes_.end(), 0);
     for (index i = 0; i < x_.rows; ++i) {
-      token.spend(k_ * x_.cols);
+      work.spend(k_ * x_.cols);
       Real least = std::numeric_limits<Real>::infinity();
       labels_[i] = 0;  // if none is finite
       for (index c = 0; c < k_; ++c) {
@@ -100,11 +100,11 @@ class Lloyd {
     return labels_ != before;
   }
 
-  void move_centres(Token& token) {
+  void move_centres(Work& work) {
     std::fill(centres_.begin(), centres_.end(), Real{0});
     for (index i = 0; i < x_.rows; ++i) {
       Real* c = centre(labels_[i]);
-      token.spend(x_.cols);
+      work.spend(x_.cols);
       for (index t = 0; t < x_.cols; ++t) c[t] += x_.row(i)[t];
     }
     for (index c = 0; c < k_; ++c) {
@@ -112,10 +112,10 @@ class Lloyd {
     }
   }
 
-  Real inertia(Token& token) {
+  Real inertia(Work& work) {
     Real sum = 0;
     for (index i = 0; i < x_.rows; ++i) {
-      token.spend(x_.cols);
+      work.spend(x_.cols);
       sum += square_(x_.row(i), centre(labels_[i]), x_.cols);
     }
     return sum;
@@ -135,16 +135,16 @@ class Lloyd {
 // The best of all starts; none if `square` is not all fine.
 template <class Real, class Square>
 KMeansSolution best_of_starts(MatrixView<double> x, index k, const KMeansOptions& options,
-                              Square& square, Token& token) {
+                              Square& square, Work& work) {
   typename Lloyd<Real, Square>::Found best{};
   for (index run = 0; run < options.n_init; ++run) {
     Random random(options.seed, Purpose::kmeans, static_cast<std::uint32_t>(run));
     const auto of_pair = [&](index i, index j) -> Real {
-      token.spend(x.cols);
+      work.spend(x.cols);
       return square(x.row(i), x.row(j), x.cols);
     };
     const std::vector<index> centres = plus_plus<Real>(x.rows, k, of_pair, random);
-    auto found = Lloyd<Real, Square>(x, k, centres, square).run(options.max_iter, token);
+    auto found = Lloyd<Real, Square>(x, k, centres, square).run(options.max_iter, work);
     if (run == 0 || found.inertia < best.inertia) best = std::move(found);
     if constexpr (std::is_same_v<Real, double>) {
       if (!square.all_fine()) return {};
@@ -154,13 +154,13 @@ KMeansSolution best_of_starts(MatrixView<double> x, index k, const KMeansOptions
 }
 
 KMeansSolution wide_kmeans(MatrixView<double> x, index k, const KMeansOptions& options,
-                           Token& token) {
+                           Work& work) {
   using Wide = std::numeric_limits<long double>;
   if (Wide::max_exponent < 4096) {  // on some systems it is a double
     throw std::range_error("squared distances leave the range of float64; scale the points");
   }
   WideSquares square;
-  return best_of_starts<long double>(x, k, options, square, token);
+  return best_of_starts<long double>(x, k, options, square, work);
 }
 
 // Whether the squared distances of x are as good as double has them.
@@ -180,27 +180,27 @@ bool fine(MatrixView<T> x, const std::vector<double>& squares) {
 
 template <class T>
 KMeansSolution kmeans(MatrixView<T> x, index k, const KMeansOptions& options,
-                      ExactSquares& workspace, Token& token) {
+                      ExactSquares& workspace, Work& work) {
   if (x.rows <= kSmall) {
     std::vector<double> squares(static_cast<std::size_t>(x.rows * x.rows));
     std::vector<const T*> rows;
     for (index i = 0; i < x.rows; ++i) rows.push_back(x.row(i));
-    workspace.measure(rows.data(), x.rows, x.cols, squares.data(), x.rows, 1, token);
-    if (fine(x, squares)) return small_kmeans(squares.data(), x.rows, k, options, token);
+    workspace.measure(rows.data(), x.rows, x.cols, squares.data(), x.rows, work);
+    if (fine(x, squares)) return small_kmeans(squares.data(), x.rows, k, options, work);
   }
-  const std::vector<double> wide = widen(x, token);
+  const std::vector<double> wide = widen(x, work);
   const MatrixView<double> points{wide.data(), x.rows, x.cols};
   if (x.rows > kSmall) {
     Squares square;
-    KMeansSolution found = best_of_starts<double>(points, k, options, square, token);
+    KMeansSolution found = best_of_starts<double>(points, k, options, square, work);
     if (square.all_fine()) return found;
   }
-  return wide_kmeans(points, k, options, token);
+  return wide_kmeans(points, k, options, work);
 }
 
 template KMeansSolution kmeans<float>(MatrixView<float>, index, const KMeansOptions&, ExactSquares&,
-                                      Token&);
+                                      Work&);
 template KMeansSolution kmeans<double>(MatrixView<double>, index, const KMeansOptions&,
-                                       ExactSquares&, Token&);
+                                       ExactSquares&, Work&);
 
 }  // namespace pyfast

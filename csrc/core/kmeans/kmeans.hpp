@@ -27,6 +27,6 @@ struct KMeansSolution {
 // Throws std::range_error if a squared distance overflows.
 template <class T>
 KMeansSolution kmeans(MatrixView<T> x, index k, const KMeansOptions& options,
-                      ExactSquares& workspace, Token& token);
+                      ExactSquares& workspace, Work& work);
 
 }  // namespace pyfast

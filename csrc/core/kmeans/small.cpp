@@ -23,7 +23,7 @@ class SmallLloyd {
         spread_(static_cast<std::size_t>(k)),
         to_centres_(static_cast<std::size_t>(n * k)) {}
 
-  KMeansSolution run(const std::vector<index>& centres, index max_iter, Token& token) {
+  KMeansSolution run(const std::vector<index>& centres, index max_iter, Work& work) {
     std::fill(labels_.begin(), labels_.end(), -1);
     for (index c = 0; c < k_; ++c) {
       std::copy(row(centres[c]), row(centres[c]) + n_, to_centre(c));
@@ -31,7 +31,7 @@ class SmallLloyd {
     index iterations = 0;
     while (iterations < max_iter) {
       ++iterations;
-      token.spend(n_ * (n_ + k_));
+      work.spend(n_ * (n_ + k_));
       const bool changed = assign_points();
       move_centres();
       if (!changed) break;
@@ -94,14 +94,14 @@ class SmallLloyd {
 }  // namespace
 
 KMeansSolution small_kmeans(const double* squares, index n, index k, const KMeansOptions& options,
-                            Token& token) {
+                            Work& work) {
   SmallLloyd lloyd(squares, n, k);
   KMeansSolution best;
   for (index run = 0; run < options.n_init; ++run) {
     Random random(options.seed, Purpose::kmeans, static_cast<std::uint32_t>(run));
     const auto square = [&](index i, index j) { return squares[i * n + j]; };
     KMeansSolution solution =
-        lloyd.run(plus_plus<double>(n, k, square, random), options.max_iter, token);
+        lloyd.run(plus_plus<double>(n, k, square, random), options.max_iter, work);
     if (run == 0 || solution.inertia < best.inertia) best = std::move(solution);
   }
   return best;

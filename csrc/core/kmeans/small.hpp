@@ -9,6 +9,6 @@ namespace pyfast {
 
 // As kmeans() in kmeans.hpp; `squares` is n x n, symmetric, with a zero diagonal.
 KMeansSolution small_kmeans(const double* squares, index n, index k, const KMeansOptions& options,
-                            Token& token);
+                            Work& work);
 
 }  // namespace pyfast

@@ -5,6 +5,8 @@
 #include <limits>
 #include <numeric>
 
+#include "core/kmedoids/scaled.hpp"
+
 namespace pyfast {
 
 namespace {
@@ -19,11 +21,10 @@ template <class T>
 class Dual {
  public:
   Dual(const KMedoidsProblem<T>& problem, const std::vector<index>& medoids, double cost,
-       int threads, Cancel& cancel)
+       Work& work)
       : problem_(problem),
         cost_(cost),
-        threads_(threads),
-        cancel_(cancel),
+        work_(work),
         open_(static_cast<std::size_t>(problem.candidates()), 1),
         prices_(static_cast<std::size_t>(problem.points())),
         scales_(prices_.size()),
@@ -37,11 +38,11 @@ class Dual {
     }
   }
 
-  Certificate run(Token& token) {
+  Certificate run() {
     double best = 0, length = 1.5;
     int since = 0;
     for (int step = 0; step < kSteps && length > kShortest; ++step) {
-      if (!evaluate(token)) return {cost_, open_};
+      if (!evaluate()) return {cost_, open_};
       close_candidates();
       if (bound_ - error_ > best) {
         best = bound_ - error_;
@@ -118,30 +119,25 @@ class Dual {
     return -sum;
   }
 
-  void reduce_costs(Token& caller) {
-    constexpr index kPiece = 64, kWorthThreads = 1'000'000;  // costs
+  void reduce_costs() {
+    constexpr index kPiece = 64;
     const auto count = static_cast<index>(order_.size());
-    const auto reduce = [&](index piece, int, Token& token) {
-      for (index c = piece * kPiece; c < std::min((piece + 1) * kPiece, count); ++c) {
-        token.spend(n());
-        reduced_[order_[c]] = reduced_cost(order_[c]);
-      }
-    };
-    const index pieces = (count + kPiece - 1) / kPiece;
-    if (threads_ > 1 && count * n() > kWorthThreads) {
-      parallel_for(pieces, threads_, cancel_, reduce);
-    } else {
-      for (index piece = 0; piece < pieces; ++piece) reduce(piece, 0, caller);
-    }
+    work_.each((count + kPiece - 1) / kPiece, static_cast<double>(count * n()),
+               [&](index piece, int, Work& own) {
+                 for (index c = piece * kPiece; c < std::min((piece + 1) * kPiece, count); ++c) {
+                   own.spend(n());
+                   reduced_[order_[c]] = reduced_cost(order_[c]);
+                 }
+               });
   }
 
   // The bound at the present prices. False if too few candidates are open for a cheaper set.
-  bool evaluate(Token& token) {
+  bool evaluate() {
     order_.clear();
     for (index j = 0; j < m(); ++j) {
       if (open_[j] != 0) order_.push_back(j);
     }
-    reduce_costs(token);
+    reduce_costs();
     const index k = problem_.k;
     if (static_cast<index>(order_.size()) < k) return false;
     const auto less = [&](index a, index b) {
@@ -191,8 +187,7 @@ class Dual {
 
   const KMedoidsProblem<T>& problem_;
   double cost_;
-  int threads_;
-  Cancel& cancel_;
+  Work& work_;
   std::vector<char> open_;
   std::vector<double> prices_;  // u
   std::vector<double> scales_;  // of its steps
@@ -206,16 +201,74 @@ class Dual {
 
 template <class T>
 Certificate certify(const KMedoidsProblem<T>& problem, const std::vector<index>& medoids,
-                    double cost, int threads, Cancel& cancel, Token& token) {
-  token.spend(problem.points() * problem.k);
-  return Dual<T>(problem, medoids, cost, threads, cancel).run(token);
+                    double cost, Work& work) {
+  work.spend(problem.points() * problem.k);
+  return Dual<T>(problem, medoids, cost, work).run();
 }
 
-#define PYFAST_INSTANTIATE(T)                                                                     \
-  template Certificate certify(const KMedoidsProblem<T>&, const std::vector<index>&, double, int, \
-                               Cancel&, Token&);
-PYFAST_INSTANTIATE(float)
+template Certificate certify(const KMedoidsProblem<float>&, const std::vector<index>&, double,
+                             Work&);
+template Certificate certify(const KMedoidsProblem<double>&, const std::vector<index>&, double,
+                             Work&);
+
+namespace {
+
+template <class T>
+double largest_distance(const KMedoidsProblem<T>& problem) {
+  const T* d = problem.distances.data;
+  return static_cast<double>(*std::max_element(d, d + problem.points() * problem.points()));
+}
+
+template <class T>
+Certificate certify_scaled(KMedoidsProblem<T> problem, const Shifts& shifts, const Solved& solved,
+                           Work& work) {
+  // As the problem has it, which is a power of two times the unit of costs.
+  const double largest = solved.unit ? largest_distance(problem) : 0.0;
+  problem.distances.rows = solved.candidates;
+  const double unit = largest > 0 ? largest : 1.0;
+  const int exponent = solved.unit ? shifts.weights : shifts.costs();
+  const double cost = std::ldexp(solved.cost * unit, exponent);
+  Certificate found = certify(problem, solved.medoids, cost, work);
+  // Dividing again must not lift the bound above the cost.
+  found.bound = std::min(std::ldexp(found.bound / unit, -exponent), solved.cost);
+  return found;
+}
+
+}  // namespace
+
+template <class T>
+Certificate certify_distances(MatrixView<T> distances, const double* weights, const Solved& solved,
+                              Work& work) {
+  Certificate found;
+  const auto k = static_cast<index>(solved.medoids.size());
+  with_weights(distances, 0, weights, k, work, [&](const auto& problem, const Shifts& shifts) {
+    found = certify_scaled(problem, shifts, solved, work);
+  });
+  return found;
+}
+
+template <class T>
+Certificate certify_points(MatrixView<T> x, const double* weights, const Solved& solved,
+                           Work& work) {
+  if constexpr (sizeof(T) == sizeof(float)) {
+    if (solved.unit && x.rows > kSmall) {  // costs of unit distances are exact: so must these be
+      const std::vector<double> wide = widen(x, work);
+      return certify_points(MatrixView<double>{wide.data(), x.rows, x.cols}, weights, solved, work);
+    }
+  }
+  Certificate found;
+  const auto k = static_cast<index>(solved.medoids.size());
+  with_distances(x, weights, k, work, [&](const auto& problem, const Shifts& shifts) {
+    found = certify_scaled(problem, shifts, solved, work);
+  });
+  return found;
+}
+
+#define PYFAST_INSTANTIATE(T)                                                                 \
+  template Certificate certify_distances(MatrixView<T>, const double*, const Solved&, Work&); \
+  template Certificate certify_points(MatrixView<T>, const double*, const Solved&, Work&);
 PYFAST_INSTANTIATE(double)
+PYFAST_INSTANTIATE(float)
 #undef PYFAST_INSTANTIATE
 
 }  // namespace pyfast

@@ -10,7 +10,8 @@
 
 #include <vector>
 
-#include "core/kmedoids/kmedoids.hpp"
+#include "core/kmedoids/problem.hpp"
+#include "core/run/work.hpp"
 
 namespace pyfast {
 
@@ -21,10 +22,27 @@ struct Certificate {
   std::vector<char> open;
 };
 
-// For the set `medoids`, whose cost was found to be `cost`. A call from inside parallel_for passes
-// 1 thread; the result does not depend on their number.
+// For the set `medoids`, whose cost was found to be `cost`. The result does not depend on the
+// threads.
 template <class T>
 Certificate certify(const KMedoidsProblem<T>& problem, const std::vector<index>& medoids,
-                    double cost, int threads, Cancel& cancel, Token& token);
+                    double cost, Work& work);
+
+// A solution of one group. The first `candidates` of its points may become medoids. With `unit`,
+// the cost is of distances divided by the group's largest.
+struct Solved {
+  std::vector<index> medoids;
+  index candidates;
+  double cost;
+  bool unit;
+};
+
+// The same for distances and points as they come, however large or small their numbers are.
+template <class T>
+Certificate certify_distances(MatrixView<T> distances, const double* weights, const Solved& solved,
+                              Work& work);
+template <class T>
+Certificate certify_points(MatrixView<T> x, const double* weights, const Solved& solved,
+                           Work& work);
 
 }  // namespace pyfast

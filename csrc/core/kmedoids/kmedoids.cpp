@@ -2,12 +2,42 @@
 
 #include <algorithm>
 #include <memory>
+#include <numeric>
 
+#include "core/distance/byte_bounds.hpp"
+#include "core/distance/euclidean.hpp"
 #include "core/distance/exact.hpp"
+#include "core/distance/point_distances.hpp"
+#include "core/kmedoids/assign.hpp"
+#include "core/kmedoids/best_swap.hpp"
+#include "core/kmedoids/build.hpp"
 #include "core/kmedoids/fasterpam.hpp"
+#include "core/kmedoids/sampled.hpp"
 #include "core/kmedoids/small.hpp"
+#include "core/run/memory.hpp"
+#include "core/run/starts.hpp"
 
 namespace pyfast {
+
+const char* name_of(Way way) {
+  constexpr const char* kNames[] = {"single", "small", "matrix", "bytes", "measured", "sampled"};
+  return kNames[static_cast<int>(way)];
+}
+
+// Pairs from which on their distances do not stay in cache, where reading a quarter helps.
+constexpr index kBytesFrom = 1'000'000;
+
+Way plan(const Shape& shape, const KMedoidsOptions& options) {
+  const auto [m, n, k, distances] = shape;
+  const bool few = n <= kSmall;
+  if (!distances && !few && options.sampled_above > 0 && n > options.sampled_above) {
+    return Way::sampled;
+  }
+  if (k == 1) return Way::single;
+  if (few) return Way::small;
+  if (options.search != Search::eager || k == m || m * n < kBytesFrom) return Way::matrix;
+  return distances || options.init == KMedoidsOptions::Init::greedy ? Way::bytes : Way::measured;
+}
 
 namespace {
 
@@ -23,12 +53,12 @@ double single_cost(const KMedoidsProblem<T>& problem, index j) {
 
 // With k = 1 there is no second nearest medoid, and one look at every candidate is the optimum.
 template <class T>
-KMedoidsSolution single_medoid(const KMedoidsProblem<T>& problem, index start, Token& token) {
+KMedoidsSolution single_medoid(const KMedoidsProblem<T>& problem, index start, Work& work) {
   index best = start;
   double best_cost = single_cost(problem, start);
   const double enough = kImprovement * best_cost;
   for (index j = 0; j < problem.candidates(); ++j) {
-    token.spend(problem.points());
+    work.spend(problem.points());
     const double cost = single_cost(problem, j);
     if (cost < best_cost && (best != start || best_cost - cost > enough)) {
       best = j;
@@ -36,16 +66,6 @@ KMedoidsSolution single_medoid(const KMedoidsProblem<T>& problem, index start, T
     }
   }
   return {{best}, best_cost, best == start ? 0 : 1, 1};
-}
-
-template <class T>
-bool is_small(const KMedoidsProblem<T>& problem) {
-  return problem.points() <= kSmall && problem.k > 1;
-}
-
-template <class T>
-bool is_large(const KMedoidsProblem<T>& problem) {
-  return problem.candidates() * problem.points() >= ByteBounds<T>::kWorthwhile;
 }
 
 // The problem in double, laid out as SmallSearch reads it.
@@ -85,170 +105,162 @@ KMedoidsSolution solution_of(const SmallSearch<double>& search) {
 // All at once and not when rows are first looked at: most of those looks come between two swaps,
 // where one thread is alone.
 template <class T>
-void encode_matrix(MatrixView<T> distances, ByteBounds<T>& codes, Team team, Token& caller) {
+std::unique_ptr<ByteBounds<T>> bounds_of(MatrixView<T> distances, const std::vector<T>& seconds,
+                                         Work& work) {
   constexpr index kRows = 32;
-  const auto encode = [&](index piece, int, Token& token) {
-    for (index j = piece * kRows; j < std::min((piece + 1) * kRows, distances.rows); ++j) {
-      token.spend(distances.cols);
-      codes.add(j, 0, distances.cols, distances.row(j));
-    }
-  };
-  const index pieces = (distances.rows + kRows - 1) / kRows;
-  if (team.threads > 1) {
-    parallel_for(pieces, team.threads, team.cancel, encode);
-  } else {
-    for (index piece = 0; piece < pieces; ++piece) encode(piece, 0, caller);
-  }
+  auto bounds = std::make_unique<ByteBounds<T>>(distances.rows, seconds);
+  work.each(
+      (distances.rows + kRows - 1) / kRows,
+      static_cast<double>(distances.rows * distances.cols) / 16, [&](index piece, int, Work& own) {
+        for (index j = piece * kRows; j < std::min((piece + 1) * kRows, distances.rows); ++j) {
+          own.spend(distances.cols);
+          bounds->add(j, 0, distances.cols, distances.row(j));
+        }
+      });
+  return bounds;
 }
 
-// With codes that a search over the same distances made, or none.
 template <class T>
-KMedoidsSolution search_from(const KMedoidsProblem<T>& problem, std::vector<index> start,
-                             Search search, Team team, Token& token,
-                             std::unique_ptr<ByteBounds<T>>& codes) {
-  token.spend(problem.points() * problem.k);
+KMedoidsSolution finish(const State<T>& state, KMedoidsSolution& tally) {
+  tally.cost = state.cost();
+  tally.medoids = state.medoids();
+  std::sort(tally.medoids.begin(), tally.medoids.end());
+  return std::move(tally);
+}
+
+// One start. The bounds are made by the first one that needs them, for all.
+template <class T>
+KMedoidsSolution search_matrix(const KMedoidsProblem<T>& problem, std::vector<index> start,
+                               Search search, Way way, std::unique_ptr<ByteBounds<T>>& bounds,
+                               Work& work) {
+  work.spend(problem.points() * problem.k);
   std::vector<const T*> rows;
   for (const index j : start) rows.push_back(problem.distances.row(j));
-  State<T> state(problem, std::move(start), rows, token);
-  KMedoidsSolution solution;
+  State<T> state(problem, std::move(start), rows, work);
+  KMedoidsSolution tally;
   if (problem.k < problem.candidates()) {
     if (search == Search::best) {
-      search_best(state, problem, token, solution);
+      search_best(state, problem, work, tally);
     } else {
-      if (is_large(problem)) {
-        if (!codes) {
-          codes = std::make_unique<ByteBounds<T>>(problem.candidates(), state.seconds());
-          encode_matrix(problem.distances, *codes, team, token);
-        }
-        state.look_in(codes.get(), nullptr);
+      if (way == Way::bytes) {
+        if (!bounds) bounds = bounds_of(problem.distances, state.seconds(), work);
+        state.look_in(bounds.get(), nullptr);
       }
-      search_eager(state, problem, team, token, solution);
+      search_eager(state, problem, work, tally);
     }
   }
-  finish(state, solution);
-  return solution;
+  return finish(state, tally);
+}
+
+// The same without a matrix.
+template <class T>
+KMedoidsSolution search_measured(const KMedoidsPoints<T>& points, std::vector<index> start,
+                                 std::unique_ptr<ByteBounds<T>>& bounds, Work& work) {
+  const index n = points.x.rows, k = points.k;
+  const KMedoidsProblem<T> problem{{nullptr, n, n}, points.weights, k};
+  BigArray<T> rows = big_array<T>(k * n);
+  distance_rows(points.x, start, rows.get(), work, points.names);
+  std::vector<const T*> row_of;
+  for (index s = 0; s < k; ++s) row_of.push_back(rows.get() + s * n);
+  State<T> state(problem, std::move(start), row_of, work);
+  rows.reset();
+  if (!bounds) {
+    bounds = std::make_unique<ByteBounds<T>>(n, state.seconds());
+    const auto add = [&](index i, index j, index count, const T* d) {
+      bounds->add(i, j, count, d);
+    };
+    each_bound<T>(points.x, add, work, points.names);
+  }
+  const PointDistances<T> measure(points.x);
+  state.look_in(bounds.get(), &measure);
+  KMedoidsSolution tally;
+  search_eager(state, problem, work, tally);
+  return finish(state, tally);
+}
+
+double cost_of(const KMedoidsSolution& solution) { return solution.cost; }
+
+template <class T>
+KMedoidsSolution solve_measured(const KMedoidsPoints<T>& points, const KMedoidsOptions& options,
+                                Work& work, index* labels) {
+  const index n = points.x.rows, k = points.k;
+  KMedoidsSolution best;
+  {
+    std::unique_ptr<ByteBounds<T>> bounds;
+    best = best_of(options.n_init, cost_of, [&](index run) {
+      return search_measured(points, plain_start(options, n, k, run, work), bounds, work);
+    });
+  }
+  if (labels != nullptr) {
+    const BigArray<T> rows = big_array<T>(k * n);
+    distance_rows(points.x, best.medoids, rows.get(), work, points.names);
+    std::vector<index> in_order(best.medoids.size());
+    std::iota(in_order.begin(), in_order.end(), index{0});
+    assign_nearest(KMedoidsProblem<T>{{rows.get(), k, n}, points.weights, k}, in_order, work,
+                   labels);
+    label_medoids(best.medoids, labels);
+  }
+  return best;
+}
+
+// On a matrix of any type: the starts, by the way planned.
+template <class T>
+KMedoidsSolution search_starts(const KMedoidsProblem<T>& problem, const KMedoidsOptions& options,
+                               Way way, Work& work) {
+  const auto start = [&](index run, Work& own) { return start_of(run, problem, options, own); };
+  if (way == Way::small) {
+    SmallProblem<T> copy(problem);
+    return best_of(options.n_init, cost_of, [&](index run) {
+      copy.search().run(start(run, work).data(), options.search, kImprovement, work);
+      return solution_of(copy.search());
+    });
+  }
+  if (way == Way::bytes) {  // one after another: they share the bounds
+    std::unique_ptr<ByteBounds<T>> bounds;
+    return best_of(options.n_init, cost_of, [&](index run) {
+      return search_matrix(problem, start(run, work), options.search, way, bounds, work);
+    });
+  }
+  const auto pairs = static_cast<double>(problem.candidates() * problem.points());
+  std::vector<KMedoidsSolution> runs(static_cast<std::size_t>(options.n_init));
+  work.each(
+      options.n_init, pairs * static_cast<double>(options.n_init), [&](index run, int, Work& own) {
+        std::unique_ptr<ByteBounds<T>> none;
+        runs[run] = way == Way::single
+                        ? single_medoid(problem, start(run, own)[0], own)
+                        : search_matrix(problem, start(run, own), options.search, way, none, own);
+      });
+  return best_of(options.n_init, cost_of, [&](index run) { return std::move(runs[run]); });
 }
 
 }  // namespace
 
 template <class T>
-KMedoidsSolution swap_search(const KMedoidsProblem<T>& problem, std::vector<index> start,
-                             Search search, int threads, Cancel& cancel, Token& token) {
-  if (problem.k == 1) return single_medoid(problem, start[0], token);
-  if (is_small(problem)) {
-    SmallProblem<T> small(problem);
-    small.search().run(start.data(), search, kImprovement, token);
-    return solution_of(small.search());
-  }
-  std::unique_ptr<ByteBounds<T>> codes;
-  return search_from(problem, std::move(start), search, Team{threads, cancel}, token, codes);
+KMedoidsSolution solve(const KMedoidsProblem<T>& problem, const KMedoidsOptions& options,
+                       Work& work, index* labels) {
+  const Way way = plan({problem.candidates(), problem.points(), problem.k, true}, options);
+  KMedoidsSolution solution = search_starts(problem, options, way, work);
+  if (labels != nullptr) assign(problem, solution.medoids, work, labels);
+  return solution;
 }
 
 template <class T>
-std::vector<index> greedy_start(const KMedoidsProblem<T>& problem, Token& token) {
-  const index n = problem.points();
-  std::vector<index> chosen;
-  std::vector<char> taken(static_cast<std::size_t>(problem.candidates()), 0);
-  std::vector<double> nearest(static_cast<std::size_t>(n), kInfinity);
-  while (static_cast<index>(chosen.size()) < problem.k) {
-    index best = -1;
-    double best_cost = kInfinity;
-    for (index j = 0; j < problem.candidates(); ++j) {
-      if (taken[j]) continue;
-      token.spend(n);
-      const T* row = problem.distances.row(j);
-      double cost = 0;
-      for (index i = 0; i < n; ++i) {
-        cost += problem.weights[i] * std::min(nearest[i], static_cast<double>(row[i]));
-      }
-      if (best < 0 || cost < best_cost) {
-        best = j;
-        best_cost = cost;
-      }
-    }
-    chosen.push_back(best);
-    taken[best] = 1;
-    const T* row = problem.distances.row(best);
-    for (index i = 0; i < n; ++i) nearest[i] = std::min(nearest[i], static_cast<double>(row[i]));
-  }
-  return chosen;
+KMedoidsSolution solve(const KMedoidsPoints<T>& points, const KMedoidsOptions& options, Work& work,
+                       index* labels) {
+  const index n = points.x.rows;
+  const Way way = plan({n, n, points.k, false}, options);
+  if (way == Way::sampled) return sampled_kmedoids(points, options, work, labels);
+  if (way == Way::measured) return solve_measured(points, options, work, labels);
+  const BigArray<T> distances = big_array<T>(n * n);
+  euclidean_distances(points.x, distances.get(), work, points.names);
+  return solve(KMedoidsProblem<T>{{distances.get(), n, n}, points.weights, points.k}, options, work,
+               labels);
 }
 
-template <class T>
-KMedoidsSolution kmedoids(const KMedoidsProblem<T>& problem, const KMedoidsOptions& options,
-                          int threads, Cancel& cancel, Token& token) {
-  const auto start_of = [&](index run, Token& t) -> std::vector<index> {
-    if (run == 0 && options.init == KMedoidsOptions::Init::greedy) return greedy_start(problem, t);
-    return plain_start(options, problem.candidates(), problem.k, run, t);
-  };
-  if (is_small(problem)) {
-    SmallProblem<T> copy(problem);
-    SmallSearch<double>& small = copy.search();
-    KMedoidsSolution best;
-    for (index run = 0; run < options.n_init; ++run) {
-      small.run(start_of(run, token).data(), options.search, kImprovement, token);
-      if (run == 0 || small.cost() < best.cost) best = solution_of(small);
-    }
-    return best;
-  }
-  const auto pairs = static_cast<double>(problem.candidates() * problem.points());
-  threads = worthwhile_threads(threads, pairs * static_cast<double>(options.n_init));
-  std::vector<KMedoidsSolution> runs(static_cast<std::size_t>(options.n_init));
-  if (problem.k > 1 && is_large(problem)) {  // one after another: they share the codes
-    std::unique_ptr<ByteBounds<T>> codes;
-    for (index run = 0; run < options.n_init; ++run) {
-      runs[run] = search_from(problem, start_of(run, token), options.search, Team{threads, cancel},
-                              token, codes);
-    }
-  } else {
-    const auto solve = [&](index run, int inner, Token& t) {
-      runs[run] = swap_search(problem, start_of(run, t), options.search, inner, cancel, t);
-    };
-    if (threads > 1 && options.n_init > 1) {
-      parallel_for(options.n_init, threads, cancel,
-                   [&](index run, int, Token& t) { solve(run, 1, t); });
-    } else {
-      for (index run = 0; run < options.n_init; ++run) solve(run, threads, token);
-    }
-  }
-  return *std::min_element(runs.begin(), runs.end(),
-                           [](const auto& a, const auto& b) { return a.cost < b.cost; });
-}
-
-template <class T>
-void assign_nearest(const KMedoidsProblem<T>& problem, const std::vector<index>& medoids,
-                    Token& token, index* labels) {
-  const T* row = problem.distances.row(medoids[0]);
-  std::vector<T> nearest(row, row + problem.points());
-  std::fill(labels, labels + problem.points(), index{0});
-  for (std::size_t s = 1; s < medoids.size(); ++s) {
-    token.spend(problem.points());
-    row = problem.distances.row(medoids[s]);
-    for (index i = 0; i < problem.points(); ++i) {
-      if (row[i] < nearest[i]) {
-        nearest[i] = row[i];
-        labels[i] = static_cast<index>(s);
-      }
-    }
-  }
-}
-
-template <class T>
-void assign(const KMedoidsProblem<T>& problem, const std::vector<index>& medoids, Token& token,
-            index* labels) {
-  assign_nearest(problem, medoids, token, labels);
-  label_medoids(medoids, labels);
-}
-
-#define PYFAST_INSTANTIATE(T)                                                                  \
-  template KMedoidsSolution swap_search(const KMedoidsProblem<T>&, std::vector<index>, Search, \
-                                        int, Cancel&, Token&);                                 \
-  template std::vector<index> greedy_start(const KMedoidsProblem<T>&, Token&);                 \
-  template KMedoidsSolution kmedoids(const KMedoidsProblem<T>&, const KMedoidsOptions&, int,   \
-                                     Cancel&, Token&);                                         \
-  template void assign(const KMedoidsProblem<T>&, const std::vector<index>&, Token&, index*);  \
-  template void assign_nearest(const KMedoidsProblem<T>&, const std::vector<index>&, Token&,   \
-                               index*);
+#define PYFAST_INSTANTIATE(T)                                                               \
+  template KMedoidsSolution solve(const KMedoidsProblem<T>&, const KMedoidsOptions&, Work&, \
+                                  index*);                                                  \
+  template KMedoidsSolution solve(const KMedoidsPoints<T>&, const KMedoidsOptions&, Work&, index*);
 PYFAST_INSTANTIATE(float)
 PYFAST_INSTANTIATE(double)
 #undef PYFAST_INSTANTIATE

@@ -11,44 +11,29 @@
 #include <vector>
 
 #include "core/distance/euclidean.hpp"
+#include "core/kmedoids/assign.hpp"
 #include "core/kmedoids/kmedoids.hpp"
 #include "core/run/memory.hpp"
 #include "core/run/random.hpp"
 
 namespace pyfast {
 
-struct PolishTeam {
-  int threads;
-  Cancel& cancel;
-  Token& token;
-
-  template <class Body>
-  void each(index count, Body&& body) const {
-    if (threads > 1) {
-      parallel_for(count, threads, cancel, [&](index item, int, Token& own) { body(item, own); });
-    } else {
-      for (index item = 0; item < count; ++item) body(item, token);
-    }
-  }
-};
-
 // A set of medoids of all points and the rows of their distances, with room for as many candidates.
 template <class T>
 class Polish {
  public:
-  Polish(MatrixView<T> x, const double* weights, index k, std::uint64_t seed,
-         const PolishTeam& team)
-      : x_(x),
-        weights_(weights),
-        k_(k),
+  Polish(const KMedoidsPoints<T>& points, std::uint64_t seed, Work& work)
+      : x_(points.x),
+        weights_(points.weights),
+        k_(points.k),
         seed_(seed),
-        team_(team),
-        slots_(static_cast<std::size_t>(x.rows)),
+        work_(work),
+        slots_(static_cast<std::size_t>(x_.rows)),
         first_(slots_.size()),
         second_(slots_.size()),
         tried_(slots_.size(), 0),
-        rows_(big_array<T>(2 * k * x.rows)) {
-    touch(rows_.get(), 2 * k * x.rows, team.token);
+        rows_(big_array<T>(2 * k_ * x_.rows)) {
+    touch(rows_.get(), 2 * k_ * x_.rows, work);
   }
 
   // Of several sets the one that costs least on all points, the first of equals, is where to begin.
@@ -95,7 +80,7 @@ class Polish {
               [&](index a, index b) { return medoids_[a] < medoids_[b]; });
     solution.medoids.clear();
     for (const index s : order) solution.medoids.push_back(medoids_[s]);
-    assign_nearest(KMedoidsProblem<T>{{rows_.get(), k_, x_.rows}, weights_, k_}, order, team_.token,
+    assign_nearest(KMedoidsProblem<T>{{rows_.get(), k_, x_.rows}, weights_, k_}, order, work_,
                    labels);
     solution.cost = 0;
     for (index i = 0; i < x_.rows; ++i) {
@@ -114,8 +99,7 @@ class Polish {
 
   // Rows first, first + 1, ... = the distances of `points` to all points.
   void fill_rows(index first, const std::vector<index>& points) {
-    distance_rows(x_, points, rows_.get() + first * x_.rows, team_.threads, team_.cancel,
-                  team_.token);
+    distance_rows(x_, points, rows_.get() + first * x_.rows, work_);
   }
 
   std::vector<index> slots_in_order() const {
@@ -131,7 +115,7 @@ class Polish {
     std::fill(second_.begin(), second_.end(), kFar);
     std::fill(slots_.begin(), slots_.end(), 0);
     for (index s = 1; s < k_; ++s) {
-      team_.token.spend(2 * x_.rows);
+      work_.spend(2 * x_.rows);
       const T* d = row(s);
       for (std::size_t i = 0; i < slots_.size(); ++i) {
         const T first = first_[i], own = d[i];
@@ -227,10 +211,11 @@ class Polish {
     std::vector<const T*> to;
     for (const auto& [i, part] : drawn) to.push_back(x_.row(i));
     std::vector<T> distances(static_cast<std::size_t>(count * count));
-    team_.each(count, [&](index c, Token& token) {
-      token.spend(count * x_.cols);
-      distances_to(to[c], to.data(), count, x_.cols, distances.data() + c * count);
-    });
+    work_.each(count, static_cast<double>(count * count * x_.cols) / 16,
+               [&](index c, int, Work& own) {
+                 own.spend(count * x_.cols);
+                 distances_to(to[c], to.data(), count, x_.cols, distances.data() + c * count);
+               });
     std::vector<double> left(drawn.size());  // distance to the nearest medoid or chosen point
     for (std::size_t p = 0; p < drawn.size(); ++p) {
       left[p] = static_cast<double>(first_[drawn[p].first]);
@@ -250,7 +235,7 @@ class Polish {
       index best = -1;
       double most = enough;
       for (index c = 0; c < count; ++c) {
-        team_.token.spend(count);
+        work_.spend(count);
         const double own = gain(c);
         if (own > most) {
           best = c;
@@ -274,8 +259,8 @@ class Polish {
     std::vector<std::vector<index>> members(medoids_.size());
     for (index i = 0; i < x_.rows; ++i) members[slots_[i]].push_back(i);
     std::vector<std::vector<index>> nearest(medoids_.size());
-    team_.each(k_, [&](index s, Token& token) {
-      nearest[s] = near_middle(s, members[s], kPerCluster, token);
+    work_.each(k_, static_cast<double>(x_.rows * x_.cols), [&](index s, int, Work& own) {
+      nearest[s] = near_middle(s, members[s], kPerCluster, own);
     });
     std::vector<index> all;
     for (index place = 0; place < kPerCluster; ++place) {  // the most promising of each come first
@@ -289,7 +274,7 @@ class Polish {
   }
 
   std::vector<index> near_middle(index s, const std::vector<index>& members, index count,
-                                 Token& token) const {
+                                 Work& work) const {
     const index d = x_.cols;
     double heaviest = 0, least = std::numeric_limits<double>::infinity();
     for (const index i : members) {
@@ -300,7 +285,7 @@ class Polish {
     std::vector<double> sum(static_cast<std::size_t>(d), 0.0);
     double total = 0;
     for (const index i : members) {
-      token.spend(2 * d);
+      work.spend(2 * d);
       const double distance = static_cast<double>(first_[i]);
       const double pull = distance > 0 ? weights_[i] / heaviest * (least / distance) : 0.0;
       for (index t = 0; t < d; ++t) sum[t] += pull * static_cast<double>(x_.row(i)[t]);
@@ -311,7 +296,7 @@ class Polish {
     for (index t = 0; t < d; ++t) middle[t] = static_cast<T>(sum[t] / total);
     std::vector<std::pair<T, index>> order;
     for (const index i : members) {
-      token.spend(d);
+      work.spend(d);
       if (i == medoids_[s]) continue;
       const T* const to = x_.row(i);
       T distance;
@@ -340,9 +325,12 @@ class Polish {
   index try_out(std::vector<index> candidates) {
     fill_rows(k_, candidates);
     const index rows = k_ + static_cast<index>(candidates.size());
+    const std::vector<index> start = slots_in_order();
+    KMedoidsOptions options;
+    options.init = KMedoidsOptions::Init::given;
+    options.given = start.data();
     const KMedoidsSolution found =
-        swap_search(KMedoidsProblem<T>{{rows_.get(), rows, x_.rows}, weights_, k_},
-                    slots_in_order(), Search::eager, team_.threads, team_.cancel, team_.token);
+        solve(KMedoidsProblem<T>{{rows_.get(), rows, x_.rows}, weights_, k_}, options, work_);
     std::vector<char> stays(medoids_.size(), 0);
     for (const index r : found.medoids) {
       if (r < k_) stays[r] = 1;
@@ -363,7 +351,7 @@ class Polish {
   index k_;
   std::uint64_t seed_;
   std::vector<index> medoids_;
-  const PolishTeam& team_;
+  Work& work_;
   std::vector<std::int32_t> slots_;  // of each point: its medoid,
   std::vector<T> first_, second_;    // and its distances to that and the second one
   std::vector<char> tried_;          // of each point: whether it has been a candidate

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "core/kmedoids/kmedoids.hpp"
 #include "core/kmedoids/polish.hpp"
 #include "core/run/memory.hpp"
 #include "core/run/random.hpp"
@@ -86,30 +87,33 @@ namespace {
 
 // One start, on a sample of its own. Given points are in it.
 template <class T>
-KMedoidsSolution search_sample(MatrixView<T> x, const double* weights, index k, index sample_size,
-                               const KMedoidsOptions& options, index run, const PolishTeam& team) {
+KMedoidsSolution search_sample(const KMedoidsPoints<T>& points, const KMedoidsOptions& options,
+                               index run, Work& work) {
   KMedoidsOptions own = options;
   own.n_init = 1;
+  own.sampled_above = 0;
   std::vector<index> start;
   if (run == 0 && options.init == KMedoidsOptions::Init::given) {
-    start.assign(options.given, options.given + k);
+    start.assign(options.given, options.given + points.k);
   }
-  const WeightedSample sample = weighted_sample(weights, x.rows, sample_size, k, options.seed,
-                                                static_cast<std::uint32_t>(run), start);
+  const WeightedSample sample =
+      weighted_sample(points.weights, points.x.rows, options.sample_size, points.k, options.seed,
+                      static_cast<std::uint32_t>(run), start);
   const auto m = static_cast<index>(sample.points.size());
-  const std::vector<T> rows = gather(x, sample.points, team.token);
+  const std::vector<T> rows = gather(points.x, sample.points, work);
   for (index& point : start) {
     point =
         std::lower_bound(sample.points.begin(), sample.points.end(), point) - sample.points.begin();
   }
   if (run > 0) {
     own.init = KMedoidsOptions::Init::given;
-    start = random_subset(m, k, options.seed, static_cast<std::uint32_t>(run), team.token);
+    start = random_subset(m, points.k, options.seed, static_cast<std::uint32_t>(run), work);
   }
   own.given = start.data();
-  KMedoidsSolution found =
-      kmedoids_of_points(MatrixView<T>{rows.data(), m, x.cols}, sample.weights.data(), k, own,
-                         team.threads, team.cancel, team.token, sample.points.data(), nullptr);
+  KMedoidsSolution found = solve(
+      KMedoidsPoints<T>{
+          {rows.data(), m, points.x.cols}, sample.weights.data(), points.k, sample.points.data()},
+      own, work);
   for (index& medoid : found.medoids) medoid = sample.points[medoid];
   return found;
 }
@@ -117,33 +121,33 @@ KMedoidsSolution search_sample(MatrixView<T> x, const double* weights, index k, 
 }  // namespace
 
 template <class T>
-KMedoidsSolution sampled_kmedoids(MatrixView<T> x, const double* weights, index k,
-                                  index sample_size, const KMedoidsOptions& options, int threads,
-                                  Cancel& cancel, Token& token, index* labels) {
-  const PolishTeam team{threads, cancel, token};
+KMedoidsSolution sampled_kmedoids(const KMedoidsPoints<T>& points, const KMedoidsOptions& options,
+                                  Work& work, index* labels) {
   std::vector<KMedoidsSolution> found;
   for (index run = 0; run < options.n_init; ++run) {
-    found.push_back(search_sample(x, weights, k, sample_size, options, run, team));
+    found.push_back(search_sample(points, options, run, work));
   }
   if (options.init == KMedoidsOptions::Init::given) {  // may be better than what a sample says
     found.emplace_back();
-    found.back().medoids.assign(options.given, options.given + k);
+    found.back().medoids.assign(options.given, options.given + points.k);
   }
   std::vector<std::vector<index>> sets;
   for (const KMedoidsSolution& one : found) sets.push_back(one.medoids);
-  Polish<T> polish(x, weights, k, options.seed, team);
+  Polish<T> polish(points, options.seed, work);
   KMedoidsSolution solution = found[polish.begin_with_best(sets)];
   solution.swaps += polish.run();
+  std::vector<index> unwanted;
+  if (labels == nullptr) {
+    unwanted.resize(static_cast<std::size_t>(points.x.rows));
+    labels = unwanted.data();
+  }
   polish.finish(solution, labels);
   return solution;
 }
 
-#define PYFAST_INSTANTIATE(T)                                                              \
-  template KMedoidsSolution sampled_kmedoids(MatrixView<T>, const double*, index, index,   \
-                                             const KMedoidsOptions&, int, Cancel&, Token&, \
-                                             index*);
-PYFAST_INSTANTIATE(float)
-PYFAST_INSTANTIATE(double)
-#undef PYFAST_INSTANTIATE
+template KMedoidsSolution sampled_kmedoids(const KMedoidsPoints<float>&, const KMedoidsOptions&,
+                                           Work&, index*);
+template KMedoidsSolution sampled_kmedoids(const KMedoidsPoints<double>&, const KMedoidsOptions&,
+                                           Work&, index*);
 
 }  // namespace pyfast

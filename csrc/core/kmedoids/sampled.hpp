@@ -8,7 +8,8 @@
 
 #include <vector>
 
-#include "core/kmedoids/kmedoids.hpp"
+#include "core/kmedoids/problem.hpp"
+#include "core/run/work.hpp"
 
 namespace pyfast {
 
@@ -30,8 +31,7 @@ WeightedSample weighted_sample(const double* weights, index n, index draws, inde
 // labels[i] like assign(). Takes sizeof(T) + 1 bytes for each of sample_size^2 distances, then
 // about 2 sizeof(T) k n + 100 n. The result does not depend on the threads.
 template <class T>
-KMedoidsSolution sampled_kmedoids(MatrixView<T> x, const double* weights, index k,
-                                  index sample_size, const KMedoidsOptions& options, int threads,
-                                  Cancel& cancel, Token& token, index* labels);
+KMedoidsSolution sampled_kmedoids(const KMedoidsPoints<T>& points, const KMedoidsOptions& options,
+                                  Work& work, index* labels);
 
 }  // namespace pyfast

@@ -83,15 +83,15 @@ void SmallSearch<T>::price_block(index block) {
 
 // What a last look leaves open is the judge's, if there is one.
 template <class T>
-void SmallSearch<T>::search_eager(T tolerance, Token& token, Judge* judge) {
+void SmallSearch<T>::search_eager(T tolerance, Work& work, Judge* judge) {
   passes_ = 0;
   for (bool open = true; open;) {
-    pass_eagerly(tolerance, token);
+    pass_eagerly(tolerance, work);
     open = false;
     if (!ambiguous_ || judge == nullptr) return;
-    token.spend(candidates_ * problem_.points);
+    work.spend(candidates_ * problem_.points);
     price(0, padded(candidates_));
-    Swap best{-1, -1};
+    Swap best;
     if (decide(cost_ + tolerance * cost_, *judge, best)) {
       ambiguous_ = false;
       open = best.slot >= 0;
@@ -100,50 +100,42 @@ void SmallSearch<T>::search_eager(T tolerance, Token& token, Judge* judge) {
   }
 }
 
-// Candidates in turn, round and round, until none of them has found a swap since the last one.
 template <class T>
-void SmallSearch<T>::pass_eagerly(T tolerance, Token& token) {
-  index looked_at = 0;
+void SmallSearch<T>::pass_eagerly(T tolerance, Work& work) {
+  Turns turns(candidates_);
   T next_cost = std::numeric_limits<T>::infinity();
-  for (index in = 0, unchanged = 0; unchanged < candidates_;
-       in = in + 1 < candidates_ ? in + 1 : 0, ++unchanged, ++looked_at) {
+  while (turns.left()) {
+    const index in = turns.next();
     price_block(in / kLanes);
     const T least = least_[in];
-    if (least < cost_ && cost_ - least > tolerance * cost_) {
-      token.spend(candidates_ * problem_.points);
-      index slot = 0;
-      while (costs_[slot * problem_.stride + in] != least) ++slot;
-      if (!apply(slot, in)) break;
-      unchanged = 0;
-      next_cost = std::numeric_limits<T>::infinity();
-    } else {
+    const bool swaps = improves(least, cost_, tolerance);
+    turns.looked_at(1, swaps);
+    if (!swaps) {
       next_cost = std::min(next_cost, least);
+      continue;
     }
+    work.spend(candidates_ * problem_.points);
+    index slot = 0;
+    while (costs_[slot * problem_.stride + in] != least) ++slot;
+    if (!apply(slot, in)) break;
+    next_cost = std::numeric_limits<T>::infinity();
   }
-  passes_ += (looked_at + candidates_ - 1) / candidates_;
+  passes_ += turns.passes();
   ambiguous_ = !(next_cost > cost_ + tolerance * cost_);
-}
-
-// Appendix E looks at outgoing medoids in ascending order and, for each, at incoming candidates in
-// ascending order; the first of equally good swaps wins.
-template <class T>
-bool SmallSearch<T>::earlier(index slot, index in, index than_slot, index than_in) const {
-  const index out = medoids_[slot], than_out = medoids_[than_slot];
-  return out < than_out || (out == than_out && in < than_in);
 }
 
 template <class T>
 bool SmallSearch<T>::apply_best_swap(T tolerance, Judge* judge) {
-  Swap best{-1, -1};
+  Swap best;
   T best_cost = cost_, next_cost = std::numeric_limits<T>::infinity();
   const T least = std::min(cost_, price(0, padded(candidates_)));
   const T limit = least + tolerance * least;
   for (index in = 0; in < candidates_; ++in) {
     if (least_[in] > limit) continue;
-    for (index slot = 0; slot < problem_.k; ++slot) {
+    for (std::int32_t slot = 0; slot < problem_.k; ++slot) {
       const T cost = costs_[slot * problem_.stride + in];
       if (cost < best_cost ||
-          (cost == best_cost && best.slot >= 0 && earlier(slot, in, best.slot, best.in))) {
+          (cost == best_cost && best.slot >= 0 && earlier(medoids_, {slot, in}, best))) {
         next_cost = best_cost;  // or that of staying
         best = {slot, in};
         best_cost = cost;
@@ -152,15 +144,15 @@ bool SmallSearch<T>::apply_best_swap(T tolerance, Judge* judge) {
       }
     }
   }
-  bool judged = false, improves = best.slot >= 0 && cost_ - best_cost > tolerance * cost_;
-  if (!(next_cost > best_cost + tolerance * best_cost) || (best.slot >= 0 && !improves)) {
+  bool judged = false, improved = best.slot >= 0 && improves(best_cost, cost_, tolerance);
+  if (!(next_cost > best_cost + tolerance * best_cost) || (best.slot >= 0 && !improved)) {
     if (judge != nullptr && decide(limit, *judge, best)) {
-      judged = improves = best.slot >= 0;
+      judged = improved = best.slot >= 0;
     } else {
       ambiguous_ = true;
     }
   }
-  return improves && (apply(best.slot, best.in) || judged);
+  return improved && (apply(best.slot, best.in) || judged);
 }
 
 // The best of what costs no more than `limit`, staying included. False if there is too much of it,
@@ -169,10 +161,10 @@ template <class T>
 bool SmallSearch<T>::decide(T limit, Judge& judge, Swap& best) {
   const auto most = static_cast<std::size_t>(std::max<index>(4, problem_.points / 32));
   open_.clear();
-  if (cost_ <= limit) open_.push_back({-1, -1});
+  if (cost_ <= limit) open_.push_back({});
   for (index in = 0; in < candidates_; ++in) {
     if (least_[in] > limit) continue;
-    for (index slot = 0; slot < problem_.k; ++slot) {
+    for (std::int32_t slot = 0; slot < problem_.k; ++slot) {
       if (costs_[slot * problem_.stride + in] > limit) continue;
       if (open_.size() == most) return false;
       open_.push_back({slot, in});
@@ -191,23 +183,22 @@ bool SmallSearch<T>::decide(T limit, Judge& judge, Swap& best) {
 }
 
 template <class T>
-void SmallSearch<T>::search_best(T tolerance, Token& token, Judge* judge) {
+void SmallSearch<T>::search_best(T tolerance, Work& work, Judge* judge) {
   do {
-    token.spend(candidates_ * problem_.points);
+    work.spend(candidates_ * problem_.points);
     ++passes_;
   } while (apply_best_swap(tolerance, judge));
 }
 
 template <class T>
-void SmallSearch<T>::run(const index* start, Search search, T tolerance, Token& token,
-                         Judge* judge) {
-  token.spend(candidates_ * problem_.points);
+void SmallSearch<T>::run(const index* start, Search search, T tolerance, Work& work, Judge* judge) {
+  work.spend(candidates_ * problem_.points);
   start_from(start);
   if (problem_.k == candidates_) return;
   if (search == Search::best) {
-    search_best(tolerance, token, judge);
+    search_best(tolerance, work, judge);
   } else {
-    search_eager(tolerance, token, judge);
+    search_eager(tolerance, work, judge);
   }
 }
 

@@ -7,7 +7,8 @@
 #include <algorithm>
 #include <vector>
 
-#include "core/kmedoids/kmedoids.hpp"
+#include "core/kmedoids/problem.hpp"
+#include "core/run/work.hpp"
 #include "simd/simd.hpp"
 
 namespace pyfast {
@@ -45,7 +46,7 @@ class SmallSearch {
 
   // From k distinct candidates until no swap improves the cost by more than `tolerance` of it. What
   // the tolerance leaves open is the judge's, if there is one and it is not too much.
-  void run(const index* start, Search search, T tolerance, Token& token, Judge* judge = nullptr);
+  void run(const index* start, Search search, T tolerance, Work& work, Judge* judge = nullptr);
 
   // Every point to its nearest of k medoids, of which near(i) is one. Whether the next one is
   // farther by more than `tolerance` of its distance is what clear(i, tolerance) says.
@@ -69,15 +70,11 @@ class SmallSearch {
   void find_nearest();
   T price(index from, index count);
   void price_block(index block);
-  struct Swap {
-    index slot, in;  // negative: none
-  };
-  void search_eager(T tolerance, Token& token, Judge* judge);
-  void pass_eagerly(T tolerance, Token& token);
-  void search_best(T tolerance, Token& token, Judge* judge);
+  void search_eager(T tolerance, Work& work, Judge* judge);
+  void pass_eagerly(T tolerance, Work& work);
+  void search_best(T tolerance, Work& work, Judge* judge);
   bool apply_best_swap(T tolerance, Judge* judge);
   bool decide(T limit, Judge& judge, Swap& best);
-  bool earlier(index slot, index in, index than_slot, index than_in) const;
 
   const simd::Kernels& kernels_ = simd::kernels();
   simd::SwapCosts<T> problem_{};

@@ -10,31 +10,25 @@
 
 #include "core/distance/byte_bounds.hpp"
 #include "core/distance/point_distances.hpp"
-#include "core/kmedoids/kmedoids.hpp"
+#include "core/kmedoids/problem.hpp"
 #include "simd/simd.hpp"
 
 namespace pyfast {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
-struct Swap {
-  std::int32_t slot = -1;  // position of the medoid that leaves
-  index in = -1;           // candidate that comes
-  double change = 0;
-};
-
 // A set of medoids with, for every point, its nearest and second nearest of them.
 //
 // Distances come from the problem's matrix. If it has none, they come from points: then look_in()
-// is called at once, and only what codes leave open is measured.
+// is called at once, and only what bounds leave open is measured.
 template <class T>
 class State {
  public:
   // `medoid_rows`: the distances of each medoid to all points.
   State(const KMedoidsProblem<T>& problem, std::vector<index> medoids,
-        const std::vector<const T*>& medoid_rows, Token& token)
+        const std::vector<const T*>& medoid_rows, Work& work)
       : problem_(problem),
-        token_(token),
+        work_(work),
         medoids_(std::move(medoids)),
         is_medoid_(static_cast<std::size_t>(problem.candidates()), 0),
         nearest_(static_cast<std::size_t>(problem.points())),
@@ -58,10 +52,10 @@ class State {
         std::vector<std::int32_t>(nearest_.size() + 4), std::vector<double>(medoids_.size()), {}};
   }
 
-  // From now on candidates are looked at in `codes` first, those of all rows. Without a matrix,
+  // From now on candidates are looked at in `bounds` first, those of all rows. Without a matrix,
   // `points` measures the rest.
-  void look_in(ByteBounds<T>* codes, const PointDistances<T>* points) {
-    codes_ = codes;
+  void look_in(ByteBounds<T>* bounds, const PointDistances<T>* points) {
+    bounds_ = bounds;
     points_ = points;
     own_ = new_scan();
     if (points_ != nullptr) row_.assign(nearest_.size(), std::numeric_limits<T>::infinity());
@@ -73,26 +67,26 @@ class State {
   bool is_medoid(index j) const { return is_medoid_[j] != 0; }
   double cost() const { return cost_; }
   const std::vector<T>& seconds() const { return seconds_; }
-  bool improves(double cost) const { return cost < cost_ && cost_ - cost > kImprovement * cost_; }
+  bool improves(double cost) const { return pyfast::improves(cost, cost_, kImprovement); }
 
   // Whether candidate `in` could improve the cost: false is certain, true is not. With the loss
   // R_s of taking medoid s away, the change is R_s - C_s - G for sums C_s and G over the few points
   // that are nearer to `in` than to their second medoid. These are differences of large numbers,
   // so the answer leaves room for every rounding in them; costs_with() then decides. Distances that
-  // are too small, as codes are, make C_s and G too large: on the safe side.
-  bool may_improve(index in, Scan& scan, Token& token) const {
-    if (codes_ == nullptr) {
+  // are too small, as bounds are, make C_s and G too large: on the safe side.
+  bool may_improve(index in, Scan& scan, Work& work) const {
+    if (bounds_ == nullptr) {
       const T* row = problem_.distances.row(in);
       return may_gain(scan, points_below(row, scan.places.data()),
                       [=](index, index i) { return static_cast<double>(row[i]); });
     }
-    const unsigned char* codes = codes_->row(in);
+    const unsigned char* codes = bounds_->row(in);
     const index found =
         kernels_.within(codes, limits_.data(), problem_.points(), scan.places.data());
-    const auto coded = [=](index, index i) { return codes_->least(i, codes[i]); };
-    if (!may_gain(scan, found, coded)) return false;
+    const auto bounded = [=](index, index i) { return bounds_->least(i, codes[i]); };
+    if (!may_gain(scan, found, bounded)) return false;
     if (points_ != nullptr) {
-      const T* d = points_->measure(in, scan.places.data(), found, scan.room, token);
+      const T* d = points_->measure(in, scan.places.data(), found, scan.room, work);
       return may_gain(scan, found, [=](index f, index) { return static_cast<double>(d[f]); });
     }
     const T* row = problem_.distances.row(in);
@@ -157,8 +151,8 @@ class State {
     if (points_ == nullptr) return problem_.distances.row(in);
     for (index f = 0; f < in_row_; ++f) row_[own_.places[f]] = std::numeric_limits<T>::infinity();
     in_row_ =
-        kernels_.within(codes_->row(in), limits_.data(), problem_.points(), own_.places.data());
-    const T* d = points_->measure(in, own_.places.data(), in_row_, own_.room, token_);
+        kernels_.within(bounds_->row(in), limits_.data(), problem_.points(), own_.places.data());
+    const T* d = points_->measure(in, own_.places.data(), in_row_, own_.room, work_);
     for (index f = 0; f < in_row_; ++f) row_[own_.places[f]] = d[f];
     return row_.data();
   }
@@ -222,7 +216,7 @@ class State {
   // Medoid by medoid, so that its distances are read in order.
   void offer_rows(const std::vector<std::int32_t>& points, const std::vector<const T*>& rows) {
     for (std::size_t s = 0; s < medoids_.size(); ++s) {
-      token_.spend(4 * static_cast<index>(points.size()));
+      work_.spend(4 * static_cast<index>(points.size()));
       for (std::size_t p = 0; p < points.size(); ++p) {
         offer(p, static_cast<std::int32_t>(s), rows[s][points[p]]);
       }
@@ -231,10 +225,10 @@ class State {
 
   // A code is the whole part of a distance in steps: if two medoids have codes up to c, none with a
   // code above c + 1 is one of the two nearest.
-  void offer_by_codes(const std::vector<std::int32_t>& points) {
+  void offer_by_bounds(const std::vector<std::int32_t>& points) {
     std::vector<unsigned char> least(points.size(), 255), second(points.size(), 255);
     for (const index medoid : medoids_) {
-      const unsigned char* codes = codes_->row(medoid);
+      const unsigned char* codes = bounds_->row(medoid);
       for (std::size_t p = 0; p < points.size(); ++p) {
         const unsigned char code = codes[points[p]];
         second[p] = std::min(second[p], std::max(least[p], code));
@@ -244,17 +238,17 @@ class State {
     std::vector<std::int32_t> near;
     std::vector<std::size_t> places;
     for (std::size_t s = 0; s < medoids_.size(); ++s) {
-      const unsigned char* codes = codes_->row(medoids_[s]);
+      const unsigned char* codes = bounds_->row(medoids_[s]);
       near.clear();
       places.clear();
-      token_.spend(4 * static_cast<index>(points.size()));
+      work_.spend(4 * static_cast<index>(points.size()));
       for (std::size_t p = 0; p < points.size(); ++p) {
         if (codes[points[p]] > second[p] + 1) continue;
         near.push_back(points[p]);
         places.push_back(p);
       }
       const T* d = points_->measure(medoids_[s], near.data(), static_cast<index>(near.size()),
-                                    own_.room, token_);
+                                    own_.room, work_);
       for (std::size_t f = 0; f < near.size(); ++f) {
         offer(places[f], static_cast<std::int32_t>(s), d[f]);
       }
@@ -263,7 +257,7 @@ class State {
 
   void find_orphaned() {
     if (points_ != nullptr) {
-      find_nearest(orphaned_, [&] { offer_by_codes(orphaned_); });
+      find_nearest(orphaned_, [&] { offer_by_bounds(orphaned_); });
       return;
     }
     std::vector<const T*> rows;
@@ -287,17 +281,17 @@ class State {
     if (!std::isfinite(second)) {
       throw std::range_error("weights times distances overflow float64; scale the weights down");
     }
-    if (codes_ != nullptr) set_limits();
+    if (bounds_ != nullptr) set_limits();
   }
 
   void set_limits() {
     for (std::size_t i = 0; i < limits_.size(); ++i) {
-      limits_[i] = codes_->limit(static_cast<index>(i), nearest_[i].second);
+      limits_[i] = bounds_->limit(static_cast<index>(i), nearest_[i].second);
     }
   }
 
   const KMedoidsProblem<T>& problem_;
-  Token& token_;  // of the thread that swaps
+  Work& work_;  // of the thread that swaps
   std::vector<index> medoids_;
   std::vector<char> is_medoid_;
   std::vector<Nearest> nearest_;
@@ -308,7 +302,7 @@ class State {
   std::vector<std::int32_t> slot_, second_slot_;
   std::vector<double> removal_;  // of each slot: what taking it away would cost
   double cost_ = 0, rounding_ = 0;
-  ByteBounds<T>* codes_ = nullptr;
+  ByteBounds<T>* bounds_ = nullptr;
   const PointDistances<T>* points_ = nullptr;
   std::vector<T> row_;  // of the last candidate measured,
   index in_row_ = 0;    // at so many of own_.places

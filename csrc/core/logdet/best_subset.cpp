@@ -37,11 +37,11 @@ class Search {
     }
   }
 
-  void run(const std::vector<double>& rows, MatrixView<double> before, index* picks, Token& token) {
-    multiply(rows, before, token);
-    const double value = by_rest_ ? invert(token) : 0.0;
+  void run(const std::vector<double>& rows, MatrixView<double> before, index* picks, Work& work) {
+    multiply(rows, before, work);
+    const double value = by_rest_ ? invert(work) : 0.0;
     for (index j = 0; j < n_; ++j) levels_[0].rho[j] = product(j, j);
-    extend(0, 0, value, picks, token);
+    extend(0, 0, value, picks, work);
   }
 
  private:
@@ -57,7 +57,7 @@ class Search {
   Wide<N>& product(index i, index j) { return products_[i * n_ + j]; }  // j <= i
 
   // Products of all pairs, once the vectors of `before` are eliminated.
-  void multiply(const std::vector<double>& rows, MatrixView<double> before, Token& token) {
+  void multiply(const std::vector<double>& rows, MatrixView<double> before, Work& work) {
     const index total = before.rows + n_, d = before.cols;
     std::vector<Doubles> all;
     for (index i = 0; i < total; ++i) {
@@ -65,7 +65,7 @@ class Search {
     }
     for (index i = 0; i < n_; ++i) {
       for (index j = 0; j <= i; ++j) {
-        token.spend(8 * d);
+        work.spend(8 * d);
         product(i, j) = dot<N>(all[before.rows + i], all[before.rows + j]);
       }
     }
@@ -74,7 +74,7 @@ class Search {
     for (index i = 0; i < total; ++i) {
       std::vector<Wide<N>>& z = factor[i];
       for (index q = 0; q < std::min(i, before.rows); ++q) {
-        token.spend(8 * d + 32 * q);
+        work.spend(8 * d + 32 * q);
         Wide<N> entry = dot<N>(all[i], all[q]);
         for (index s = 0; s < q; ++s) entry = entry - z[s] * factor[q][s] * pivots[s];
         z.push_back(entry);
@@ -86,7 +86,7 @@ class Search {
     }
     for (index i = 0; i < n_ && before.rows > 0; ++i) {
       for (index j = 0; j <= i; ++j) {
-        token.spend(64 * before.rows);
+        work.spend(64 * before.rows);
         for (index s = 0; s < before.rows; ++s) {
           product(i, j) =
               product(i, j) - factor[before.rows + i][s] * factor[before.rows + j][s] * pivots[s];
@@ -96,12 +96,12 @@ class Search {
   }
 
   // Makes P of the products, and returns log det(I + V V^T / ridge).
-  double invert(Token& token) {
+  double invert(Work& work) {
     double value = 0;
     std::vector<Wide<N>> pivots;
     for (index s = 0; s < n_; ++s) {  // L D L^T of ridge I + products, L below the diagonal
       for (index j = 0; j < s; ++j) {
-        token.spend(32 * j);
+        work.spend(32 * j);
         for (index q = 0; q < j; ++q) {
           product(s, j) = product(s, j) - product(s, q) * product(j, q) * pivots[q];
         }
@@ -115,7 +115,7 @@ class Search {
     for (index j = 0; j < n_; ++j) {
       inverse[j * n_ + j] = Wide<N>(1.0);
       for (index s = j + 1; s < n_; ++s) {
-        token.spend(32 * (s - j));
+        work.spend(32 * (s - j));
         Wide<N> entry;
         for (index q = j; q < s; ++q) {
           entry = entry - product(s, q) * pivots[q] * inverse[q * n_ + j];
@@ -125,7 +125,7 @@ class Search {
     }
     for (index i = 0; i < n_; ++i) {
       for (index j = 0; j <= i; ++j) {
-        token.spend(32 * (n_ - i));
+        work.spend(32 * (n_ - i));
         Wide<N> entry;
         for (index s = i; s < n_; ++s) {
           entry = entry + inverse[s * n_ + i] * inverse[s * n_ + j] * pivots[s];
@@ -158,11 +158,11 @@ class Search {
   }
 
   // Brings candidate j past the first t of the path, and before it those that come before it.
-  void bring_up(index j, index t, Token& token) {
+  void bring_up(index j, index t, Work& work) {
     for (index s = 0; s < t; ++s) {
       Level& level = levels_[s];
       for (; level.known <= j; ++level.known) {
-        token.spend(32 * (s + 2));
+        work.spend(32 * (s + 2));
         Wide<N>& z = level.z[level.known] = product(level.known, path_[s]);
         for (index q = 0; q < s; ++q) z = z - levels_[q].z[level.known] * level.row[q];
         levels_[s + 1].rho[level.known] = level.rho[level.known] - z * z * level.inverse_pivot;
@@ -171,12 +171,12 @@ class Search {
   }
 
   // Goes through all that begin with the first t of path_, whose value is `value`.
-  void extend(index t, index from, double value, index* picks, Token& token) {
+  void extend(index t, index from, double value, index* picks, Work& work) {
     Level& level = levels_[t];
     const index until = n_ - (k_ - 1 - t);  // so many have to follow
     for (index next = from; next < until; ++next) {
       const index i = by_rest_ ? from + until - 1 - next : next;
-      bring_up(i, t, token);
+      bring_up(i, t, work);
       path_[t] = i;
       const double with = value + gain_of(level.rho[i]);
       if (t + 1 < k_) {
@@ -186,7 +186,7 @@ class Search {
           level.row.push_back(levels_[s].z[i] * levels_[s].inverse_pivot);
         }
         level.known = i + 1;
-        extend(t + 1, i + 1, with, picks, token);
+        extend(t + 1, i + 1, with, picks, work);
       } else if (!found_ || with > best_ * (1 + kSubsetTie)) {
         found_ = true;
         best_ = with;
@@ -208,7 +208,7 @@ class Search {
 }  // namespace
 
 void best_subset(const Candidates& candidates, index k, double gamma, double scale,
-                 MatrixView<double> before, index* picks, Token& token) {
+                 MatrixView<double> before, index* picks, Work& work) {
   const index n = candidates.count(), d = candidates.dims();
   if (k == n) {
     std::iota(picks, picks + k, index{0});
@@ -217,7 +217,7 @@ void best_subset(const Candidates& candidates, index k, double gamma, double sca
   std::vector<double> rows(static_cast<std::size_t>(n * d));
   double longest = 0;
   for (index i = 0; i < n + before.rows; ++i) {
-    token.spend(8 * d);
+    work.spend(8 * d);
     if (i < n) candidates.copy(i, rows.data() + i * d);
     const double length =
         wide_length(i < n ? rows.data() + i * d : before.row(i - n), d, gamma, scale);
@@ -233,7 +233,7 @@ void best_subset(const Candidates& candidates, index k, double gamma, double sca
   const bool by_rest =
       2 * (n - k) < k && longest > kShortByRest && 2 * bits + kSpareBits <= 64 * kMostWords;
   with_words(by_rest ? 2 * bits : bits, [&](auto words) {
-    Search<decltype(words)::value>(n, k, by_rest, gamma, scale).run(rows, first, picks, token);
+    Search<decltype(words)::value>(n, k, by_rest, gamma, scale).run(rows, first, picks, work);
   });
 }
 

@@ -15,6 +15,6 @@ constexpr double kSubsetTie = 1e-10;
 // factorisation that its extensions share, with enough digits (wide_residuals.hpp). Throws
 // std::range_error if a squared length, times c / gamma, overflows or is not a number.
 void best_subset(const Candidates& candidates, index k, double gamma, double scale,
-                 MatrixView<double> before, index* picks, Token& token);
+                 MatrixView<double> before, index* picks, Work& work);
 
 }  // namespace pyfast

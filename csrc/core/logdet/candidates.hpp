@@ -39,7 +39,7 @@ class Candidates {
 
   // What the doubles of copy() lack of v_i, if anything: dims() numbers to be added, there after
   // refine(), which one thread calls. Asked for only where doubles do not do.
-  virtual void refine(Token&) const {}
+  virtual void refine(Work&) const {}
   virtual const double* rest(index) const { return nullptr; }
 
   // out[r * stride + c] = v_{rows[r]}^T w_c, where w_c is row c of `columns`, dims() numbers long.

@@ -25,24 +25,22 @@ constexpr index kSieveFrom = 1 << 13;
 constexpr double kSieveShortest = 1e-20, kSieveLongest = 1e30;
 // Squared lengths between these, times ratio or not, leave all products well inside double's range.
 constexpr double kShortest = 1e-300, kLongest = 1e304;
+constexpr double kVectors = 16;  // multiplications that a vector unit does in a nanosecond
 constexpr double kRoundOff = 0x1.0p-53;
 constexpr double kMostError = 1.0 / 16;  // of e kappa: see logdet.hpp
 constexpr double kSieveError = 1.04;     // what an error of L that large makes of the sieve's own
 
 }  // namespace
 
-double LogDetGreedy::solve(const LogDetProblem& problem, const LogDetAnswer& answer, int threads,
-                           Cancel& cancel, Token& token) {
+double LogDetGreedy::solve(const LogDetProblem& problem, const LogDetAnswer& answer, Work& work) {
   problem_ = &problem;
   candidates_ = problem.candidates;
-  threads_ = threads;
-  cancel_ = &cancel;
-  start(token);
+  start(work);
   const auto d = static_cast<double>(candidates_->dims());
   double logdet = problem.before.count > 0 ? problem.before.logdet : d * std::log(problem.gamma);
   double before = std::numeric_limits<double>::infinity();
   for (index step = 0; step < problem.k; ++step) {
-    const index i = next(token);
+    const index i = next(work);
     double gain = std::log1p(settled_[i]);
     // A tie's second member may be larger, by the tolerance; by rounding alone it may not.
     if (gain > before && gain <= before * (1 + kLogDetFine)) gain = before;
@@ -53,18 +51,18 @@ double LogDetGreedy::solve(const LogDetProblem& problem, const LogDetAnswer& ans
     answer.gains[step] = gain;
     // The last one serves nobody but the answer.
     if (step + 1 < problem.k || answer.vectors != nullptr || answer.factor != nullptr) {
-      choose(i, token);
+      choose(i, work);
     }
   }
-  write(answer, token);
+  write(answer, work);
   return logdet;
 }
 
 // The new vectors and the whole factor, if they are wanted.
-void LogDetGreedy::write(const LogDetAnswer& answer, Token& token) {
+void LogDetGreedy::write(const LogDetAnswer& answer, Work& work) {
   const index d = candidates_->dims();
   for (index s = 0; s < problem_->k && answer.vectors != nullptr; ++s) {
-    token.spend(d);
+    work.spend(d);
     if (narrow_) {
       std::copy_n(narrow_column(problem_->before.count + s), d, answer.vectors + s * d);
     } else {
@@ -72,7 +70,7 @@ void LogDetGreedy::write(const LogDetAnswer& answer, Token& token) {
     }
   }
   for (index s = 0; s < capacity_ && answer.factor != nullptr; ++s) {
-    token.spend(4 * capacity_);  // down a column
+    work.spend(4 * capacity_);  // down a column
     for (index q = 0; q < capacity_; ++q) {
       answer.factor[s * capacity_ + q] = q < s    ? factor_[q * capacity_ + s]
                                          : q == s ? pivots_[s]
@@ -91,7 +89,7 @@ void LogDetGreedy::Layer::start(index n, index capacity, const std::vector<doubl
   }
 }
 
-void LogDetGreedy::start(Token& token) {
+void LogDetGreedy::start(Work& work) {
   const LogDetState& before = problem_->before;
   const index n = candidates_->count(), d = candidates_->dims();
   ratio_ = problem_->scale / problem_->gamma;
@@ -99,24 +97,24 @@ void LogDetGreedy::start(Token& token) {
   capacity_ = before.count + problem_->k;
   lengths_.resize(static_cast<std::size_t>(n));
   settled_.resize(static_cast<std::size_t>(n));
-  resize(factor_, capacity_ * capacity_, token);
+  resize(factor_, capacity_ * capacity_, work);
   pivots_.resize(static_cast<std::size_t>(capacity_));
   multipliers_.resize(static_cast<std::size_t>(capacity_));
   narrow_ = candidates_->narrow();
   // A quarter of a page past whole pages, so that columns do not compete for the same cache lines.
   narrow_stride_ = (d + 1023) / 1024 * 1024 + 256;
   if (narrow_) {
-    resize(narrow_columns_, capacity_ * narrow_stride_, token);
+    resize(narrow_columns_, capacity_ * narrow_stride_, work);
   } else {
-    resize(columns_, problem_->k * d, token);
+    resize(columns_, problem_->k * d, work);
   }
-  products_.resize(static_cast<std::size_t>(std::max(threads_, 1)));
+  products_.resize(static_cast<std::size_t>(work.threads()));
   picks_.clear();
   wide_.reset();
   was_wide_ = false;
   regular_ = true;
-  measure(token);
-  start_before(token);
+  measure(work);
+  start_before(work);
   bound_ = lengths_;
   for (double& bound : bound_) bound *= 1 + errors_[0];
   exact_.start(n, capacity_, lengths_);
@@ -124,12 +122,12 @@ void LogDetGreedy::start(Token& token) {
 }
 
 // lengths_, and whether doubles can be trusted with them.
-void LogDetGreedy::measure(Token& token) {
+void LogDetGreedy::measure(Work& work) {
   const index n = candidates_->count(), d = candidates_->dims();
-  const double work = static_cast<double>(n) * static_cast<double>(d);
-  in_parallel((n + kBlock - 1) / kBlock, work, token, [&](index b, int, Token& t) {
+  const double numbers = static_cast<double>(n) * static_cast<double>(d);
+  work.each((n + kBlock - 1) / kBlock, numbers / kVectors, [&](index b, int, Work& own) {
     const index first = b * kBlock, count = std::min(kBlock, n - first);
-    t.spend(count * d);
+    own.spend(count * d);
     candidates_->squared_norms(first, count, lengths_.data() + first);
   });
   std::vector<double> row;
@@ -139,7 +137,7 @@ void LogDetGreedy::measure(Token& token) {
       continue;
     }
     row.resize(static_cast<std::size_t>(d));
-    token.spend(4 * d);
+    work.spend(4 * d);
     candidates_->copy(i, row.data());
     lengths_[i] = length_of(row.data());
     if (!std::isfinite(lengths_[i])) {
@@ -163,7 +161,7 @@ double LogDetGreedy::length_of(const double* v) {
 }
 
 // Counts the state's vectors in.
-void LogDetGreedy::start_before(Token& token) {
+void LogDetGreedy::start_before(Work& work) {
   const LogDetState& before = problem_->before;
   const index d = candidates_->dims();
   for (index s = 0; s < before.count; ++s) {
@@ -177,7 +175,7 @@ void LogDetGreedy::start_before(Token& token) {
   sizes_.clear();
   shown_ = 0;
   for (index s = 0; s < before.count; ++s) {
-    token.spend(4 * d);
+    work.spend(4 * d);
     const double* w = before.vectors + s * d;
     const double square = simd::dot(w, w, d);
     const double length = is_regular(square) ? square * ratio_ : length_of(w);
@@ -204,7 +202,7 @@ void LogDetGreedy::start_sieve() {
   }
 }
 
-index LogDetGreedy::next(Token& token) {
+index LogDetGreedy::next(Work& work) {
   floor_ = 0;
   const double spare = shown_ == chosen_ ? 11 * errors_[shown_] : 0;  // 2.75 error_of()
   spare_of_length_ = spare;
@@ -213,15 +211,15 @@ index LogDetGreedy::next(Token& token) {
     const auto wanted = [&](index i) { return may_win(i, floor_); };
     Layer& first = sieved_ ? sieve_ : exact_;
     list_likely(first);
-    bring_forward(first, token);
+    bring_forward(first, work);
     list(first, wanted);
-    bring_forward(first, token);
+    bring_forward(first, work);
     if (sieved_) {
       list(exact_, wanted);
-      bring_forward(exact_, token);
+      bring_forward(exact_, work);
     }
   }
-  return settle(token);
+  return settle(work);
 }
 
 // How far the residual of a candidate that knows so many vectors may be off: logdet.hpp's bound.
@@ -297,7 +295,7 @@ void LogDetGreedy::list_likely(const Layer& layer) {
 }
 
 // Brings the listed ones forward until each is up to date or known not to beat the floor.
-void LogDetGreedy::bring_forward(Layer& layer, Token& token) {
+void LogDetGreedy::bring_forward(Layer& layer, Work& work) {
   const auto count = static_cast<index>(listed_.size());
   if (count == 0) return;
   // A block is read together, so those that missed as much stand side by side.
@@ -308,17 +306,17 @@ void LogDetGreedy::bring_forward(Layer& layer, Token& token) {
   double missed = 0;
   for (const index i : listed_) missed += static_cast<double>(shown_ - layer.known[i]);
   const index blocks = (count + kBlock - 1) / kBlock;
-  in_parallel(blocks, missed * static_cast<double>(candidates_->dims()), token,
-              [&](index b, int worker, Token& t) {
-                catch_up(layer, listed_.data() + b * kBlock, std::min(kBlock, count - b * kBlock),
-                         products_[worker], t);
-              });
+  work.each(blocks, missed * static_cast<double>(candidates_->dims()) / kVectors,
+            [&](index b, int worker, Work& own) {
+              catch_up(layer, listed_.data() + b * kBlock, std::min(kBlock, count - b * kBlock),
+                       products_[worker], own);
+            });
 }
 
 // Shows rows, sorted by what they know, the chosen vectors that they have missed: a stride after
 // the other while the rows are in cache, and fewer rows each time.
 void LogDetGreedy::catch_up(Layer& layer, index* rows, index count, std::vector<double>& products,
-                            Token& token) {
+                            Work& work) {
   for (;;) {
     const double floor = floor_.load(std::memory_order_relaxed);
     count =
@@ -330,20 +328,20 @@ void LogDetGreedy::catch_up(Layer& layer, index* rows, index count, std::vector<
     const index to = std::min(shown_, from + kStride);
     index behind = 0;
     while (behind < count && layer.known[rows[behind]] < to) ++behind;
-    advance(layer, rows, behind, from, to, products, token);
+    advance(layer, rows, behind, from, to, products, work);
     for (index r = 0; r < behind; ++r) raise_floor(at_least(rows[r]));
   }
 }
 
 // The floor is the best value by now, as nearly as doubles know it.
-index LogDetGreedy::settle(Token& token) {
+index LogDetGreedy::settle(Work& work) {
   contenders_.clear();
   const index n = candidates_->count();
   for (index i = 0; i < n; ++i) {
     if (may_win(i, floor_)) contenders_.push_back(i);
   }
   was_wide_ = !settled();
-  if (was_wide_) settle_wide(token);
+  if (was_wide_) settle_wide(work);
   double best = 0;
   for (const index i : contenders_) best = std::max(best, settled_[i]);
   for (const index i : contenders_) {
@@ -378,27 +376,27 @@ bool LogDetGreedy::settled() {
   return fine;
 }
 
-void LogDetGreedy::start_wide(Token& token) {
+void LogDetGreedy::start_wide(Work& work) {
   const LogDetState& before = problem_->before;
   if (wide_ == nullptr) {
-    candidates_->refine(token);
+    candidates_->refine(work);
     const double bits =
         std::log2(std::max(longest_, 1.0)) + std::log2(static_cast<double>(capacity_)) + 2;
     wide_ = WideResiduals::make(*candidates_, problem_->gamma, problem_->scale, bits);
   }
   for (index s = wide_->chosen(); s < chosen_; ++s) {
     if (s < before.count) {
-      wide_->choose(before.vectors + s * candidates_->dims(), token);
+      wide_->choose(before.vectors + s * candidates_->dims(), work);
     } else {
-      wide_->choose(picks_[s - before.count], token);
+      wide_->choose(picks_[s - before.count], work);
     }
   }
 }
 
 // Works out the contenders in more digits, those of the largest bounds first, until no bound is as
 // large as the best: the contenders are those worked out, ascending.
-void LogDetGreedy::settle_wide(Token& token) {
-  start_wide(token);
+void LogDetGreedy::settle_wide(Work& work) {
+  start_wide(work);
   std::stable_sort(contenders_.begin(), contenders_.end(),
                    [&](index i, index j) { return bound_[i] > bound_[j]; });
   const auto all = static_cast<index>(contenders_.size());
@@ -412,9 +410,9 @@ void LogDetGreedy::settle_wide(Token& token) {
     if (end == done) break;
     const auto operations =
         static_cast<double>(end - done) * static_cast<double>(candidates_->dims() + chosen_) * 64;
-    in_parallel(end - done, operations, token, [&](index c, int, Token& t) {
+    work.each(end - done, operations / kVectors, [&](index c, int, Work& own) {
       const index i = contenders_[done + c];
-      settled_[i] = wide_->residual(i, t);
+      settled_[i] = wide_->residual(i, own);
     });
     for (; done < end; ++done) {
       const index i = contenders_[done];
@@ -428,9 +426,9 @@ void LogDetGreedy::settle_wide(Token& token) {
 
 // Shows the chosen vectors `from` .. `to - 1` to `count` rows that know `from` or more of them.
 void LogDetGreedy::advance(Layer& layer, const index* rows, index count, index from, index to,
-                           std::vector<double>& products, Token& token) {
+                           std::vector<double>& products, Work& work) {
   const index d = candidates_->dims(), missed = to - from;
-  token.spend(count * missed * (d + to));
+  work.spend(count * missed * (d + to));
   products.resize(static_cast<std::size_t>(count * missed));
   if (&layer == &sieve_) {
     float rough[kBlock * kStride];
@@ -509,10 +507,10 @@ void LogDetGreedy::count_in(double length) {
   }
 }
 
-void LogDetGreedy::choose(index i, Token& token) {
+void LogDetGreedy::choose(index i, Work& work) {
   const index d = candidates_->dims();
   if (was_wide_) {
-    wide_->choose(i, token);
+    wide_->choose(i, work);
     std::vector<double>& row = products_[0];
     row.resize(static_cast<std::size_t>(capacity_));
     wide_->factor_row(chosen_, row.data());
@@ -536,17 +534,6 @@ void LogDetGreedy::choose(index i, Token& token) {
   count_in(lengths_[i]);
   bound_[i] = kTaken;
   ++chosen_;
-}
-
-template <class Body>
-void LogDetGreedy::in_parallel(index count, double operations, Token& token, Body&& body) {
-  // A vector unit does about 16 multiplications where other loops do one operation.
-  const int threads = worthwhile_threads(threads_, operations / 16);
-  if (threads > 1 && count > 1) {
-    parallel_for(count, threads, *cancel_, body);
-  } else {
-    for (index item = 0; item < count; ++item) body(item, 0, token);
-  }
 }
 
 }  // namespace pyfast

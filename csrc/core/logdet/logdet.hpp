@@ -73,11 +73,9 @@ struct LogDetAnswer {
 // with the digits beyond float64: those of few candidates are ever asked for.
 class LogDetGreedy {
  public:
-  // Returns the log-determinant. k is at most the number of candidates. With threads > 1 the rows
-  // share a team; a call from inside parallel_for passes threads = 1. Throws std::range_error if
+  // Returns the log-determinant. k is at most the number of candidates. Throws std::range_error if
   // a squared length, times c / gamma, overflows or is not a number.
-  double solve(const LogDetProblem& problem, const LogDetAnswer& answer, int threads,
-               Cancel& cancel, Token& token);
+  double solve(const LogDetProblem& problem, const LogDetAnswer& answer, Work& work);
 
  private:
   // r_i and u_i of every candidate as of the first known[i] chosen vectors.
@@ -90,27 +88,26 @@ class LogDetGreedy {
     void start(index n, index capacity, const std::vector<double>& lengths);
   };
 
-  void start(Token& token);
-  void measure(Token& token);
+  void start(Work& work);
+  void measure(Work& work);
   bool is_regular(double square) const;
   double length_of(const double* v);
-  void start_before(Token& token);
+  void start_before(Work& work);
   void start_sieve();
-  index next(Token& token);
-  void choose(index i, Token& token);
-  void write(const LogDetAnswer& answer, Token& token);
+  index next(Work& work);
+  void choose(index i, Work& work);
+  void write(const LogDetAnswer& answer, Work& work);
   template <class Wanted>
   void list(const Layer& layer, Wanted&& wanted);
   void list_likely(const Layer& layer);
-  void bring_forward(Layer& layer, Token& token);
-  index settle(Token& token);
+  void bring_forward(Layer& layer, Work& work);
+  index settle(Work& work);
   bool settled();
-  void settle_wide(Token& token);
-  void start_wide(Token& token);
-  void catch_up(Layer& layer, index* rows, index count, std::vector<double>& products,
-                Token& token);
+  void settle_wide(Work& work);
+  void start_wide(Work& work);
+  void catch_up(Layer& layer, index* rows, index count, std::vector<double>& products, Work& work);
   void advance(Layer& layer, const index* rows, index count, index from, index to,
-               std::vector<double>& products, Token& token);
+               std::vector<double>& products, Work& work);
   void absorb(Layer& layer, index i, index from, index to, double* products);
   float* narrow_column(index s) { return narrow_columns_.data() + s * narrow_stride_; }
   double sieve_error(index i) const;
@@ -120,13 +117,9 @@ class LogDetGreedy {
   double error_of(index i, double residual, index known) const;
   double close_error_of(index i);
   void raise_floor(double value);
-  template <class Body>
-  void in_parallel(index count, double operations, Token& token, Body&& body);
 
   const LogDetProblem* problem_ = nullptr;
   const Candidates* candidates_ = nullptr;
-  int threads_ = 1;
-  Cancel* cancel_ = nullptr;
   double ratio_ = 1;
   index chosen_ = 0;    // vectors so far, those of the state included
   index shown_ = 0;     // of them to doubles and floats: those before e kappa grows too large

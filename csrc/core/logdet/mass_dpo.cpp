@@ -32,17 +32,16 @@ class Centred final : public Candidates {
  public:
   // `v` holds the doubles; `reference` is the row that was subtracted first.
   Centred(double* v, index d, std::vector<const T*> rows, const double* weights,
-          const double* roots, index reference, Token& token)
+          const double* roots, index reference, Work& work)
       : v_(v),
         view_({v, static_cast<index>(rows.size()), d}),
         rows_(std::move(rows)),
         weights_(weights),
         roots_(roots) {
-    roundings_ = count_roundings(reference, token);
+    roundings_ = count_roundings(reference, work);
     if (!(roundings_ <= kManyRoundings)) {
-      each_exact(token, [&](index i, index t, const Number& exact) {
-        v_[i * dims() + t] = exact.value();
-      });
+      each_exact(
+          work, [&](index i, index t, const Number& exact) { v_[i * dims() + t] = exact.value(); });
       roundings_ = 1;
     }
   }
@@ -60,9 +59,9 @@ class Centred final : public Candidates {
   using Candidates::copy;
   using Candidates::dots;
 
-  void refine(Token& token) const override {
-    resize(rest_, count() * dims(), token);
-    each_exact(token, [&](index i, index t, const Number& exact) {
+  void refine(Work& work) const override {
+    resize(rest_, count() * dims(), work);
+    each_exact(work, [&](index i, index t, const Number& exact) {
       rest_[i * dims() + t] = (exact - Number(v_[i * dims() + t])).value();
     });
   }
@@ -75,10 +74,10 @@ class Centred final : public Candidates {
 
   // How many roundings of |v_i| each v_i is off by, at most. The mean is off by n + 3 of the mean
   // |f_j - f_reference|, f_i - mean by a few of |f_i - f_reference|; lengths tell both.
-  double count_roundings(index reference, Token& token) const {
+  double count_roundings(index reference, Work& work) const {
     const index n = count();
     std::vector<double> lengths(static_cast<std::size_t>(n));  // |f_i - mean|
-    token.spend(n * dims());
+    work.spend(n * dims());
     view_.squared_norms(0, n, lengths.data());
     double total = 0, of_mean = 0;
     for (index i = 0; i < n; ++i) {
@@ -96,12 +95,12 @@ class Centred final : public Candidates {
   }
 
   template <class Take>
-  void each_exact(Token& token, Take&& take) const {
+  void each_exact(Work& work, Take&& take) const {
     Number total;
     for (index j = 0; j < count(); ++j) total = total + Number(weights_[j]);
     const Number inverse = total.inverse();
     for (index t = 0; t < dims(); ++t) {
-      token.spend(64 * count());
+      work.spend(64 * count());
       Number mean;
       for (index j = 0; j < count(); ++j) {
         mean = mean + Number(weights_[j]) * Number(static_cast<double>(rows_[j][t]));
@@ -128,7 +127,7 @@ class Centred final : public Candidates {
 template <class T>
 double MassDpo::solve(MatrixView<T> features, const double* policy_logps, const double* ref_logps,
                       index preferred, const MassDpoOptions& options, const LogDetAnswer& answer,
-                      int threads, Cancel& cancel, Token& token) {
+                      Work& work) {
   const index n = features.rows, d = features.cols;
   for (const T *row = features.row(preferred), *t = row; t < row + d; ++t) {  // is in no vector
     if (!std::isfinite(*t)) throw std::range_error("the features of the preferred are not finite");
@@ -155,39 +154,39 @@ double MassDpo::solve(MatrixView<T> features, const double* policy_logps, const 
   for (index j = 0; j < n - 1; ++j) {
     const T* row = rows[j];
     const double p = weights_[j] / sum;
-    token.spend(d);
+    work.spend(d);
     for (index t = 0; t < d; ++t) {
       mean_[t] += p * (static_cast<double>(row[t]) - static_cast<double>(from[t]));
     }
   }
-  resize(vectors_, (n - 1) * d, token);
+  resize(vectors_, (n - 1) * d, work);
   roots_.resize(static_cast<std::size_t>(n - 1));
   for (index j = 0; j < n - 1; ++j) {
     const T* row = rows[j];
     double* v = vectors_.data() + j * d;
     const double root = roots_[j] = std::sqrt(weights_[j] / sum);
-    token.spend(2 * d);
+    work.spend(2 * d);
     for (index t = 0; t < d; ++t) {
       v[t] = root * (static_cast<double>(row[t]) - static_cast<double>(from[t]) - mean_[t]);
     }
   }
 
   const Centred<T> candidates(vectors_.data(), d, std::move(rows), weights_.data(), roots_.data(),
-                              reference, token);
+                              reference, work);
   LogDetProblem problem;
   problem.candidates = &candidates;
   problem.k = options.k;
   problem.gamma = options.gamma;
   // 1 - sigmoid(Z) = sigmoid(-Z) = 1 / (1 + exp(-log_sum))
   if (options.fisher) problem.scale = options.beta * options.beta / (1 + std::exp(-log_sum));
-  const double logdet = greedy_.solve(problem, answer, threads, cancel, token);
+  const double logdet = greedy_.solve(problem, answer, work);
   for (index step = 0; step < options.k; ++step) answer.picks[step] = member(answer.picks[step]);
   return logdet;
 }
 
 template double MassDpo::solve(MatrixView<float>, const double*, const double*, index,
-                               const MassDpoOptions&, const LogDetAnswer&, int, Cancel&, Token&);
+                               const MassDpoOptions&, const LogDetAnswer&, Work&);
 template double MassDpo::solve(MatrixView<double>, const double*, const double*, index,
-                               const MassDpoOptions&, const LogDetAnswer&, int, Cancel&, Token&);
+                               const MassDpoOptions&, const LogDetAnswer&, Work&);
 
 }  // namespace pyfast

@@ -27,7 +27,7 @@ class MassDpo {
   template <class T>
   double solve(MatrixView<T> features, const double* policy_logps, const double* ref_logps,
                index preferred, const MassDpoOptions& options, const LogDetAnswer& answer,
-               int threads, Cancel& cancel, Token& token);
+               Work& work);
 
  private:
   LogDetGreedy greedy_;

@@ -22,20 +22,20 @@ class Residuals final : public WideResiduals {
 
   index chosen() const override { return static_cast<index>(chosen_.size()); }
 
-  void choose(const double* vector, Token& token) override {
+  void choose(const double* vector, Work& work) override {
     Entry entry;
-    append({vector, vector + candidates_.dims()}, nullptr, entry, token);
+    append({vector, vector + candidates_.dims()}, nullptr, entry, work);
   }
 
-  void choose(index i, Token& token) override {
-    append(vector_of(i), candidates_.rest(i), entries_[i], token);
+  void choose(index i, Work& work) override {
+    append(vector_of(i), candidates_.rest(i), entries_[i], work);
   }
 
-  double residual(index i, Token& token) override {
+  double residual(index i, Work& work) override {
     Entry& entry = entries_[i];
     if (!entry.started || static_cast<index>(entry.z.size()) < chosen()) {
       const std::vector<double> v = vector_of(i);
-      bring_up(entry, {v.data(), candidates_.rest(i), candidates_.dims()}, token);
+      bring_up(entry, {v.data(), candidates_.rest(i), candidates_.dims()}, work);
     }
     return (entry.rho * inverse_ridge_).value();
   }
@@ -67,14 +67,14 @@ class Residuals final : public WideResiduals {
     return v;
   }
 
-  void bring_up(Entry& entry, const DoubleDoubles& v, Token& token) const {
+  void bring_up(Entry& entry, const DoubleDoubles& v, Work& work) const {
     const index d = candidates_.dims(), count = chosen();
-    token.spend(4 * d);
+    work.spend(4 * d);
     if (!entry.started) entry.rho = dot<N>(v, v);
     entry.started = true;
     entry.z.reserve(static_cast<std::size_t>(count));
     for (auto q = static_cast<index>(entry.z.size()); q < count; ++q) {
-      token.spend(8 * (d + q * (N + 2)));
+      work.spend(8 * (d + q * (N + 2)));
       const Chosen& other = chosen_[q];
       Wide<N> z = dot<N>(v, other.numbers);
       for (index j = 0; j < q; ++j) z = z - entry.z[j] * other.row[j];
@@ -83,9 +83,9 @@ class Residuals final : public WideResiduals {
     }
   }
 
-  void append(std::vector<double> vector, const double* rest, Entry& entry, Token& token) {
+  void append(std::vector<double> vector, const double* rest, Entry& entry, Work& work) {
     const DoubleDoubles numbers(vector.data(), rest, candidates_.dims());
-    bring_up(entry, numbers, token);
+    bring_up(entry, numbers, work);
     std::vector<Wide<N>> row;
     for (index q = 0; q < chosen(); ++q) row.push_back(entry.z[q] * chosen_[q].inverse_pivot);
     const Wide<N> pivot = ridge_ + entry.rho;

@@ -39,10 +39,10 @@ class WideResiduals {
   virtual ~WideResiduals() = default;
 
   virtual index chosen() const = 0;
-  virtual void choose(const double* vector, Token& token) = 0;  // of none of the candidates
-  virtual void choose(index i, Token& token) = 0;
+  virtual void choose(const double* vector, Work& work) = 0;  // of none of the candidates
+  virtual void choose(index i, Work& work) = 0;
   // r_i as of all chosen ones. Several workers may ask, each for its own i.
-  virtual double residual(index i, Token& token) = 0;
+  virtual double residual(index i, Work& work) = 0;
   // Row s of the factor that logdet.hpp describes, without its pivot: s numbers.
   virtual void factor_row(index s, double* out) const = 0;
 };

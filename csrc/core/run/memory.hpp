@@ -43,7 +43,7 @@ BigArray<T> big_array(index count) {
 // vector.resize(), old values not kept, that can be interrupted: the system takes up to a second to
 // hand out and clear a gigabyte.
 template <class T>
-void resize(std::vector<T>& vector, index count, Token& token) {
+void resize(std::vector<T>& vector, index count, Work& work) {
   constexpr std::size_t kStep = (std::size_t{1} << 23) / sizeof(T) + 1;
   const auto wanted = static_cast<std::size_t>(count);
   if (wanted > vector.capacity()) {
@@ -52,7 +52,7 @@ void resize(std::vector<T>& vector, index count, Token& token) {
   }
   while (vector.size() + kStep < wanted) {
     vector.resize(vector.size() + kStep);
-    token.spend(4'000'000);
+    work.spend(4'000'000);
   }
   vector.resize(wanted);
 }
@@ -60,11 +60,11 @@ void resize(std::vector<T>& vector, index count, Token& token) {
 // The same for memory that stays uncleared: takes it from the system in order. Who writes across
 // many pages first waits for all of them in one step.
 template <class T>
-void touch(T* memory, index count, Token& token) {
+void touch(T* memory, index count, Work& work) {
   constexpr index kPage = 4096 / sizeof(T);
   for (index i = 0; i < count; i += kPage) {
     memory[i] = T{};
-    token.spend(8192);
+    work.spend(8192);
   }
 }
 
@@ -77,9 +77,9 @@ class AlignedRows {
   static constexpr index kLine = 64 / static_cast<index>(sizeof(T));  // numbers
 
   // The width is a multiple of kLine.
-  void resize(index rows, index width, Token& token) {
+  void resize(index rows, index width, Work& work) {
     width_ = width;
-    pyfast::resize(lines_, rows * width / kLine, token);
+    pyfast::resize(lines_, rows * width / kLine, work);
   }
   T* row(index i) { return reinterpret_cast<T*>(lines_.data()) + i * width_; }
 
@@ -93,12 +93,12 @@ class AlignedRows {
 
 // The rows named, one after another.
 template <class T>
-std::vector<T> gather(MatrixView<T> x, const std::vector<index>& rows, Token& token) {
+std::vector<T> gather(MatrixView<T> x, const std::vector<index>& rows, Work& work) {
   std::vector<T> out;
-  resize(out, static_cast<index>(rows.size()) * x.cols, token);
+  resize(out, static_cast<index>(rows.size()) * x.cols, work);
   T* to = out.data();
   for (const index i : rows) {
-    token.spend(x.cols);
+    work.spend(x.cols);
     to = std::copy(x.row(i), x.row(i) + x.cols, to);
   }
   return out;
@@ -106,20 +106,20 @@ std::vector<T> gather(MatrixView<T> x, const std::vector<index>& rows, Token& to
 
 // All rows, as numbers of another type.
 template <class To, class T>
-std::vector<To> converted(MatrixView<T> x, Token& token) {
+std::vector<To> converted(MatrixView<T> x, Work& work) {
   std::vector<To> out;
-  resize(out, x.rows * x.cols, token);
+  resize(out, x.rows * x.cols, work);
   To* to = out.data();
   for (index i = 0; i < x.rows; ++i) {
-    token.spend(x.cols);
+    work.spend(x.cols);
     to = std::copy(x.row(i), x.row(i) + x.cols, to);
   }
   return out;
 }
 
 template <class T>
-std::vector<double> widen(MatrixView<T> x, Token& token) {
-  return converted<double>(x, token);
+std::vector<double> widen(MatrixView<T> x, Work& work) {
+  return converted<double>(x, work);
 }
 
 }  // namespace pyfast

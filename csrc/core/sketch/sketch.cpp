@@ -25,7 +25,7 @@ struct Stored {
   index rows() const { return v.rows; }
   index cols() const { return v.cols; }
   const float* ahead(index r, index from) const { return v.row(r) + from; }
-  const float* take(index r, index from, index, Token&) const { return ahead(r, from); }
+  const float* take(index r, index from, index, Work&) const { return ahead(r, from); }
 };
 
 // Numbers that are made from factors when they are asked for; one worker's.
@@ -39,19 +39,19 @@ class Made {
   const float* ahead(index, index) const { return room_.data(); }
 
   // Of response r, `count` numbers from `from` on; they stay until the next call.
-  const float* take(index r, index from, index count, Token& token) {
+  const float* take(index r, index from, index count, Work& work) {
     const index first = from / f_.rank, rows = (from + count - 1) / f_.rank + 1 - first;
     room_.resize(static_cast<std::size_t>(rows * f_.rank));
-    make(r, first, rows, room_.data(), token);
+    make(r, first, rows, room_.data(), work);
     return room_.data() + (from - first * f_.rank);
   }
 
   // Rows `first` .. `first` + `rows` - 1 of gradient r.
-  void make(index r, index first, index rows, float* out, Token& token) const {
+  void make(index r, index first, index rows, float* out, Work& work) const {
     if (f_.tokens == 0) std::fill_n(out, rows * f_.rank, 0.0f);
     for (index t = 0; t < f_.tokens; t += kTokens) {
       const index tokens = std::min(kTokens, f_.tokens - t), at = r * f_.tokens + t;
-      token.spend(rows * narrow_stride_ * tokens);
+      work.spend(rows * narrow_stride_ * tokens);
       simd::kernels().add_products({f_.wide + at * f_.size + first, f_.size,
                                     narrow_ + at * narrow_stride_, narrow_stride_, tokens, rows,
                                     f_.rank, t == 0, out});
@@ -106,22 +106,22 @@ class Slab {
   // are asked for, adds to norms[r] the squares of row r's numbers that go there.
   template <class Numbers>
   void add(Numbers& v, index dim, const StripeAddress& address, index at, index size, index first,
-           index last, float* y, double* norms, Token& token) {
+           index last, float* y, double* norms, Work& work) {
     const index cols = v.cols(), stripes = (cols + dim - 1) / dim;
     for (index start = 0; start < stripes; start += kChunkStripes) {
       find_pieces(cols, dim, address, at, size, start, std::min(stripes - start, kChunkStripes));
       if (pieces_.empty()) continue;
       draw_signs(address, at / kBlock, size / kBlock);
       for (index r = first; r < last; ++r) {
-        token.spend(static_cast<index>(pieces_.size()) * size);
+        work.spend(static_cast<index>(pieces_.size()) * size);
         float* to = y + r * dim + at;
         double* norm = norms == nullptr ? nullptr : norms + r;
         if (pieces_.size() == 1) {  // 0 + x is x, so that it need not be a sum of its own
-          add_pieces(v, r, to, norm, token);
+          add_pieces(v, r, to, norm, work);
           continue;
         }
         std::fill_n(sums_.begin(), size, 0.0f);
-        add_pieces(v, r, sums_.data(), norm, token);
+        add_pieces(v, r, sums_.data(), norm, work);
         for (index w = 0; w < size; ++w) to[w] += sums_[w];
       }
     }
@@ -167,12 +167,12 @@ class Slab {
   }
 
   template <class Numbers>
-  void add_pieces(Numbers& v, index r, float* to, double* norm, Token& token) {
+  void add_pieces(Numbers& v, index r, float* to, double* norm, Work& work) {
     const std::uint32_t* words = words_.data();
     for (std::size_t i = 0; i < pieces_.size(); ++i, words += blocks_) {
       const Piece& piece = pieces_[i];
       const Piece& next = pieces_[std::min(i + 1, pieces_.size() - 1)];
-      const float* from = v.take(r, piece.from, piece.count, token);
+      const float* from = v.take(r, piece.from, piece.count, work);
       simd::kernels().add_stripe(
           {from, v.ahead(r, next.from), piece.count, piece.x, words, plane_, to});
       if (norm == nullptr) continue;
@@ -189,68 +189,66 @@ class Slab {
 };
 
 // Slabs and, where there are few of them, shares of the rows; each share draws the signs for
-// itself. `sources` holds one source of numbers for each worker; the norms of slab s go to
-// norms[s * rows], if they are asked for.
+// itself. Every worker has a copy of `source` to itself; the norms of slab s go to norms[s * rows],
+// if they are asked for.
 template <class Numbers>
-void add_slabs(std::vector<Numbers>& sources, index dim, const StripeAddress& address, float* y,
-               double* norms, Cancel& cancel) {
-  const index size = std::min(dim, kSlab), slabs = dim / size, rows = sources[0].rows();
-  const index threads = static_cast<index>(sources.size());
+void add_slabs(const Numbers& source, index dim, const StripeAddress& address, float* y,
+               double* norms, double operations, Work& work) {
+  const index size = std::min(dim, kSlab), slabs = dim / size, rows = source.rows();
+  const index threads = work.worth(operations);
+  std::vector<Numbers> sources(static_cast<std::size_t>(threads), source);
   const index shares =
       threads == 1 ? 1 : std::clamp<index>(4 * threads / slabs, 1, std::max<index>(rows, 1));
   std::vector<Slab> workers(sources.size());
-  parallel_for(slabs * shares, static_cast<int>(threads), cancel,
-               [&](index item, int worker, Token& token) {
-                 const index share = item / slabs, slab = item % slabs;
-                 const auto w = static_cast<std::size_t>(worker);
-                 workers[w].add(sources[w], dim, address, slab * size, size, rows * share / shares,
-                                rows * (share + 1) / shares, y,
-                                norms == nullptr ? nullptr : norms + slab * rows, token);
-               });
+  work.each(slabs * shares, operations, [&](index item, int worker, Work& own) {
+    const index share = item / slabs, slab = item % slabs;
+    const auto w = static_cast<std::size_t>(worker);
+    workers[w].add(sources[w], dim, address, slab * size, size, rows * share / shares,
+                   rows * (share + 1) / shares, y, norms == nullptr ? nullptr : norms + slab * rows,
+                   own);
+  });
 }
 
-// A second team of threads beside torch's, which wait in a busy loop, costs more than it saves on
-// less than a few milliseconds of work.
+// More threads beside torch's, which wait in a busy loop, cost more than they save on less than a
+// few milliseconds of work.
 constexpr double kCalm = 64;
 
 double product_operations(const Factors& f) {
   return static_cast<double>(f.responses) * static_cast<double>(f.tokens) *
-         static_cast<double>(f.size) * static_cast<double>(f.rank);
+         static_cast<double>(f.size) * static_cast<double>(f.rank) / kCalm;
 }
 
 }  // namespace
 
-void add_sketch(MatrixView<float> v, index dim, const StripeAddress& address, float* y, int threads,
-                Cancel& cancel) {
-  threads = worthwhile_threads(threads, static_cast<double>(v.rows) * static_cast<double>(v.cols));
-  std::vector<Stored> sources(static_cast<std::size_t>(threads), Stored{v});
-  add_slabs(sources, dim, address, y, nullptr, cancel);
+void add_sketch(MatrixView<float> v, index dim, const StripeAddress& address, float* y,
+                Work& work) {
+  const double numbers = static_cast<double>(v.rows) * static_cast<double>(v.cols);
+  add_slabs(Stored{v}, dim, address, y, nullptr, numbers, work);
 }
 
 void add_sketch(const Factors& factors, index dim, const StripeAddress& address, float* y,
-                double* norms, int threads, Cancel& cancel) {
+                double* norms, Work& work) {
   std::fill_n(norms, factors.responses, 0.0);
   if (factors.tokens == 0) return;
-  threads = worthwhile_threads(threads, product_operations(factors) / kCalm);
   const Filled filled(factors);
-  std::vector<Made> sources(static_cast<std::size_t>(threads), filled.source(factors));
   const index rows = factors.responses, slabs = dim / std::min(dim, kSlab);
   std::vector<double> shares(static_cast<std::size_t>(slabs * rows), 0.0);
-  add_slabs(sources, dim, address, y, shares.data(), cancel);
+  add_slabs(filled.source(factors), dim, address, y, shares.data(), product_operations(factors),
+            work);
   for (index i = 0; i < slabs * rows; ++i) norms[i % rows] += shares[i];
 }
 
-void multiply(const Factors& factors, float* out, int threads, Cancel& cancel) {
+void multiply(const Factors& factors, float* out, Work& work) {
   constexpr index kRows = 256;
-  threads = worthwhile_threads(threads, product_operations(factors) / kCalm);
   const Filled filled(factors);
   const Made source = filled.source(factors);
   const index blocks = (factors.size + kRows - 1) / kRows;
-  parallel_for(factors.responses * blocks, threads, cancel, [&](index item, int, Token& token) {
+  const auto make = [&](index item, int, Work& own) {
     const index r = item / blocks, first = item % blocks * kRows;
     source.make(r, first, std::min(kRows, factors.size - first),
-                out + (r * factors.size + first) * factors.rank, token);
-  });
+                out + (r * factors.size + first) * factors.rank, own);
+  };
+  work.each(factors.responses * blocks, product_operations(factors), make);
 }
 
 }  // namespace pyfast

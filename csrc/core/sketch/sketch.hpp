@@ -30,8 +30,7 @@ struct StripeAddress {
 };
 
 // y_r += the sketch of row r, for all rows; y is rows x dim.
-void add_sketch(MatrixView<float> v, index dim, const StripeAddress& address, float* y, int threads,
-                Cancel& cancel);
+void add_sketch(MatrixView<float> v, index dim, const StripeAddress& address, float* y, Work& work);
 
 // What gradients of a matrix are made of: for response b, sum_t wide_bt narrow_bt^T over its
 // tokens, (size, rank). wide is (responses, tokens, size), narrow (responses, tokens, rank). Each
@@ -46,9 +45,9 @@ struct Factors {
 // The same for gradients that are made piece by piece and never written to memory; norms[b] is the
 // sum of the squares of gradient b in double.
 void add_sketch(const Factors& factors, index dim, const StripeAddress& address, float* y,
-                double* norms, int threads, Cancel& cancel);
+                double* norms, Work& work);
 
 // The gradients themselves: out is responses x size x rank.
-void multiply(const Factors& factors, float* out, int threads, Cancel& cancel);
+void multiply(const Factors& factors, float* out, Work& work);
 
 }  // namespace pyfast

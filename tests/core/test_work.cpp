@@ -7,12 +7,18 @@
 
 using namespace pyfast;
 
+namespace {
+
+constexpr double kMuch = 1e12;  // operations: worth all threads
+
+}  // namespace
+
 TEST(every_item_is_done_once_by_any_number_of_threads) {
   for (const int threads : {1, 2, 3, 8}) {
     for (const index count : {0, 1, 2, 7, 100}) {
-      Cancel cancel;
+      Work work(threads);
       std::vector<std::atomic<int>> done(static_cast<std::size_t>(count));
-      parallel_for(count, threads, cancel, [&](index item, int worker, Token&) {
+      work.each(count, kMuch, [&](index item, int worker, Work&) {
         CHECK(worker >= 0 && worker < threads);
         ++done[static_cast<std::size_t>(item)];
       });
@@ -23,11 +29,11 @@ TEST(every_item_is_done_once_by_any_number_of_threads) {
 
 TEST(an_exception_in_a_worker_reaches_the_caller) {
   for (const int threads : {1, 4}) {
-    Cancel cancel;
-    CHECK_THROWS(parallel_for(50, threads, cancel,
-                              [](index item, int, Token&) {
-                                if (item == 31) throw std::domain_error("31");
-                              }),
+    Work work(threads);
+    CHECK_THROWS(work.each(50, kMuch,
+                           [](index item, int, Work&) {
+                             if (item == 31) throw std::domain_error("31");
+                           }),
                  std::domain_error);
   }
 }
@@ -35,12 +41,12 @@ TEST(an_exception_in_a_worker_reaches_the_caller) {
 TEST(an_interrupt_stops_all_workers) {
   for (const int threads : {1, 4}) {
     std::atomic<index> finished{0};
-    Cancel cancel([] { return true; });
-    CHECK_THROWS(parallel_for(1'000'000'000'000, threads, cancel,
-                              [&](index, int, Token& token) {
-                                token.spend(1'000'000);
-                                ++finished;
-                              }),
+    Work work(threads, [] { return true; });
+    CHECK_THROWS(work.each(1'000'000'000'000, kMuch,
+                           [&](index, int, Work& own) {
+                             own.spend(1'000'000);
+                             ++finished;
+                           }),
                  Cancelled);
     CHECK(finished < 1'000'000'000'000);
   }
