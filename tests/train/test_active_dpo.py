@@ -9,6 +9,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from pyfast import cli, select
 from pyfast.sketch import SketchPool
@@ -433,7 +434,13 @@ def test_a_file_is_filled_round_by_round(make, tmp_path, capsys):
 
 def test_starting_from_the_initial_policy_each_round(make, tmp_path):
     out = tmp_path / "run"
-    run(make(tmp_path), out, active__start="sft")
+    run(make(tmp_path), out, active__start="sft", active__keep_adapters=True)
+    kept = [
+        load_file(folder / "adapter_model.safetensors")
+        for folder in (out / "kept/round-1/adapter", out / "kept/round-2/adapter", out / "adapter")
+    ]
+    assert all(any(x.any() for x in adapter.values()) for adapter in kept)
+    assert not any(torch.equal(kept[0][name], kept[1][name]) for name in kept[0])
     thought = lines(out / "metrics.jsonl")
     for number in (1, 2, 3):
         first = next(line for line in thought if line["round"] == number)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from pyfast._files import write_folder
 from pyfast.train import acquisition, labels, oracle, order, rewards, rounds
 from pyfast.train import inputs as prompt_inputs
 from pyfast.train.answering import AnsweringRecipe
@@ -82,6 +83,7 @@ class ActiveConfig(Section):
     )
     sketch_tokens: int = setting(4096, "tokens of a batch that is sketched together", least=1)
     keep_sketches: bool = setting(False, "keep each round's sketches after it")
+    keep_adapters: bool = setting(False, "keep the policy after each round, not the last alone")
     shortlist: int | None = setting(
         None, "aplp: pairs that pass by entropy; default: twice the labels", least=1
     )
@@ -206,7 +208,8 @@ class ActiveDpo(AnsweringRecipe):
         asks = oracle.load(settings.oracle, scorer)
         active, n = settings.active, settings.sampling.responses
         prompts = min(active.prompts_per_round or len(found.prompts), len(found.prompts))
-        pairs = prompts if active.per_prompt == "one" else prompts * n * (n - 1) // 2
+        one_each = active.method == "aplp" and active.per_prompt == "one"
+        pairs = prompts if one_each else prompts * n * (n - 1) // 2
         wanted = active.labels * (active.rounds if active.method == "apo" else 1)
         if wanted > pairs:
             raise UserError(
@@ -295,6 +298,9 @@ class ActiveDpo(AnsweringRecipe):
         first = 1 if active.train_on == "all" else number
         pairs = [pair for t in range(first, number + 1) for pair in self._round(t)["pairs"]]
         if step == start:
+            if active.keep_adapters and number > 1:
+                policy = self.ctx.policy
+                write_folder(self._folder(number - 1) / policy.saves, policy.save)
             self._clear(number)
             for name, initial in self._initial.items():
                 self.ctx.policy.trainable()[name].data.copy_(initial)
