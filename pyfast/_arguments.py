@@ -61,7 +61,13 @@ def as_array(value: ArrayLike, name: str) -> NDArray[Any]:
     parts = value if isinstance(value, (list, tuple)) else [value]
     if any(isinstance(part, np.ma.MaskedArray) and np.ma.is_masked(part) for part in parts):
         raise ValueError(f"{name}: expected no masked values; leave them out or fill them in")
-    if type(value).__module__.partition(".")[0] == "torch":
+    _refuse_sparse(value, name)
+    kind = type(value).__module__.partition(".")[0]
+    if kind == "pandas":
+        return _of_pandas(value, name)
+    if kind not in ("numpy", "torch") and hasattr(value, "__dlpack_device__"):
+        return _of_dlpack(value, name)
+    if kind == "torch":
         # Tensors know how to become arrays unless they are on a device, need gradients or are
         # bfloat16; torch's own words for that do not name the argument.
         try:
@@ -82,10 +88,74 @@ def as_array(value: ArrayLike, name: str) -> NDArray[Any]:
         raise TypeError(f"{name}: expected numbers that numpy can read ({error})") from error
 
 
-def as_floats(value: ArrayLike, name: str) -> Floats:
-    """Return `value` as a C-contiguous float32 or float64 array; other numbers widen exactly."""
+def _refuse_sparse(value: Any, name: str) -> None:
+    if type(value) in (np.ndarray, list, tuple):
+        return
+    kind = type(value)
+    if kind.__module__.startswith(("scipy.sparse", "sparse")) and hasattr(value, "nnz"):
+        dense = "toarray()" if hasattr(value, "toarray") else "todense()"
+    elif kind.__module__.partition(".")[0] == "torch" and "sparse" in str(
+        getattr(value, "layout", "")
+    ):
+        dense = "to_dense()"
+    else:
+        return
+    raise TypeError(
+        f"{name}: expected a dense array, got a sparse {kind.__name__} of shape "
+        f"{tuple(value.shape)}; {name}.{dense} makes one, if memory holds it"
+    )
+
+
+def _of_dlpack(value: Any, name: str) -> NDArray[Any]:
+    """View an array of another library; what is on a device is refused."""
+    try:
+        device = int(value.__dlpack_device__()[0])
+        if device not in _ON_THE_CPU:
+            raise TypeError(
+                f"{name}: expected an array on the CPU, got {type(value).__name__} on a device "
+                f"(DLPack's number {device}); copy it to the CPU first"
+            )
+        return np.asarray(value) if hasattr(value, "__array__") else np.from_dlpack(value)
+    except (RuntimeError, BufferError, ValueError, AttributeError) as error:
+        raise TypeError(f"{name}: expected an array that numpy can view ({error})") from error
+
+
+_ON_THE_CPU = (1, 3, 11)
+"""DLPack's numbers of memory that the CPU reads: its own, and CUDA's and ROCm's pinned one."""
+
+
+def _of_pandas(value: Any, name: str) -> NDArray[Any]:
+    """Return a frame or series as numpy reads it; of several types, no number is rounded."""
+    if getattr(value, "ndim", 0) != 2:
+        return _of_column(value, name)
+    kinds = {str(kind) for kind in value.dtypes}
+    if len(kinds) == 1 and isinstance(value.dtypes.iloc[0], np.dtype):
+        return np.asarray(value)
+    columns = []
+    for place, label in enumerate(value.columns):
+        column = _of_column(value.iloc[:, place], f"{name}: column {label!r}")
+        columns.append(as_floats(column, f"{name}: column {label!r}", booleans=True))
+    return np.stack(columns, axis=1) if columns else np.empty(value.shape)
+
+
+def _of_column(value: Any, name: str) -> NDArray[Any]:
+    if isinstance(value.dtype, np.dtype):
+        return np.asarray(value)
+    if getattr(value.dtype, "kind", "O") not in "iufb":  # categories, texts, dates
+        raise TypeError(f"{name}: expected real numbers, got {value.dtype}")
+    if value.isna().any():
+        place = int(np.asarray(value.isna()).argmax())
+        raise ValueError(f"{name}: expected a number in every row, got none in row {place}")
+    return np.asarray(value.to_numpy(value.dtype.type if value.dtype.kind != "b" else bool))
+
+
+def as_floats(value: ArrayLike, name: str, *, booleans: bool = False) -> Floats:
+    """Return `value` as a C-contiguous float32 or float64 array; other numbers widen exactly.
+
+    With `booleans`, truth values become 0 and 1.
+    """
     array = as_array(value, name)
-    if array.dtype == np.float16:
+    if array.dtype == np.float16 or (booleans and array.dtype == np.bool_):
         array = array.astype(np.float32)
     elif array.dtype.kind in "iu":
         array = _widened(array, name)

@@ -23,8 +23,16 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from pyfast import select
-from pyfast.select import reference
+from pyfast.select import _metrics, reference
 
+_METRICS = {
+    "euclidean": "euclidean",
+    "l2": "euclidean",
+    "cosine": "cosine",
+    "manhattan": "manhattan",
+    "l1": "manhattan",
+    "cityblock": "manhattan",
+}
 _SEARCHES = {"fasterpam": "eager", "pam": "best", "fastpam1": "best"}
 _STARTS = {"random": "random", "build": "greedy", "greedy": "greedy"}
 
@@ -40,8 +48,10 @@ class KMedoids(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, 
         k.
     metric : str or callable
         "euclidean" is measured by the native core, and needs no n x n matrix for many samples;
-        "precomputed" takes distances (n, n); anything else is what
-        `sklearn.metrics.pairwise_distances` takes, which makes n x n distances.
+        "precomputed" takes distances (n, n); "cosine" and "manhattan" are those of
+        `pyfast.select.kmedoids`, which keep the digits of small distances (rows of zeros have no
+        cosine); anything else is what `sklearn.metrics.pairwise_distances` takes, which makes
+        n x n distances.
     metric_params : dict, optional
         More arguments of the metric.
     method : {"pam", "fasterpam", "fastpam1"}
@@ -199,8 +209,11 @@ class KMedoids(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, 
     def _to_medoids(self, X: NDArray[Any]) -> NDArray[Any]:
         if self.metric == "precomputed":
             return X[:, self.medoid_indices_]
-        if self._is_euclidean():
+        own = self._own_metric()
+        if own == "euclidean":
             return _euclidean(X, self.cluster_centers_)
+        if own is not None:
+            return _metrics.distances(X, np.asarray(self.cluster_centers_), own)
         return np.asarray(
             pairwise_distances(
                 X, self.cluster_centers_, metric=self.metric, **(self.metric_params or {})
@@ -210,10 +223,11 @@ class KMedoids(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, 
     def _nearest(self, X: NDArray[Any]) -> NDArray[np.int64]:
         return np.asarray(self._to_medoids(X).argmin(axis=1), np.int64)
 
-    def _is_euclidean(self) -> bool:
-        return isinstance(self.metric, str) and (
-            self.metric in ("euclidean", "l2") and not self.metric_params
-        )
+    def _own_metric(self) -> str | None:
+        """Return the metric as `select.kmedoids` calls it, if it has it."""
+        if not isinstance(self.metric, str) or self.metric_params:
+            return None
+        return _METRICS.get(self.metric)
 
     def _choice(self, name: str, known: dict[str, str]) -> Any:
         value = getattr(self, name)
@@ -227,8 +241,9 @@ class KMedoids(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, 
             if X.shape[0] != X.shape[1]:
                 raise ValueError(f"X: expected square distances, got shape {X.shape}")
             return "precomputed", X[np.ix_(order, order)]
-        if self._is_euclidean():
-            return "euclidean", X[order]
+        own = self._own_metric()
+        if own is not None:
+            return own, X[order]
         distances = pairwise_distances(X[order], metric=self.metric, **(self.metric_params or {}))
         np.fill_diagonal(distances, 0)  # cosines of a row with itself are not always 1
         return "precomputed", np.maximum(distances, 0)
@@ -247,7 +262,11 @@ class KMedoids(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, 
             if self.init == "first":
                 return _places(np.sort(order)[:k], order)
             if self.init == "heuristic":
-                distances = _euclidean(data, data) if native == "euclidean" else data
+                distances = data
+                if native == "euclidean":
+                    distances = _euclidean(data, data)
+                elif native != "precomputed":
+                    distances = _metrics.distances(data, None, native)
                 return np.argsort(distances @ weights, kind="stable")[:k]
             known = {**_STARTS, "heuristic": "", "first": ""}
             return self._choice("init", known)

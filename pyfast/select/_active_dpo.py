@@ -179,7 +179,7 @@ def apo(
     >>> select.apo([[0.0], [1.0], [3.0]], [[0, 1], [0, 2]], k=1).indices.tolist()
     [1]
     """
-    rows = args.as_floats(embeddings, "embeddings")
+    rows = args.as_floats(embeddings, "embeddings", booleans=True)
     lam = args.check_positive(lam, "lam")
     checked = _check_pairs(pairs, "pairs", rows, "embeddings")
     return _choose(rows, "embeddings", checked, k, state, None, lam, None, n_threads)

@@ -287,7 +287,7 @@ def _read(
     embeddings: ArrayLike, rewards: ArrayLike, offsets: ArrayLike | None, check_points: bool = True
 ) -> tuple[args.Floats, NDArray[np.float64], args.Layout]:
     """Check a group's embeddings (flattened to (T, d)) and rewards (flattened to (T,))."""
-    points = args.as_floats(embeddings, "embeddings")
+    points = args.as_floats(embeddings, "embeddings", booleans=True)
     layout = args.layout_of(points, "embeddings", 2, offsets)
     if check_points:
         args.check_values(points, "embeddings", layout)

@@ -10,7 +10,7 @@ from pyfast import _arguments as args
 from pyfast import _native
 from pyfast._results import ByValue
 from pyfast._threads import resolve_threads
-from pyfast.select import _certificate
+from pyfast.select import _certificate, _metrics
 
 # Points. A search of all 10,000 takes about as long as one of the sample and its polish, so that
 # neither time nor memory jumps.
@@ -65,13 +65,79 @@ class KMedoidsResult(ByValue):
             bound=bound, gap=gap,
         )  # fmt: skip
 
+    def predict(self, X: ArrayLike, *, offsets: ArrayLike | None = None) -> NDArray[np.int64]:
+        """Return the nearest medoid of other points.
+
+        Parameters
+        ----------
+        X : array_like, shape (m, d), (B, m, d), or (M, d) with `offsets`
+            Points for each group that was clustered, as :func:`kmedoids` takes them. After
+            "precomputed" distances (m, n) to the n points of the one group.
+        offsets : array_like of int, shape (B+1,), optional
+            Ragged groups; they need not be as large as those clustered.
+
+        Returns
+        -------
+        ndarray of int64, shape (m,), (B, m) or (M,)
+            Positions in ``medoids``, the lowest of equals, by distances in float64.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If the points do not fit those that were clustered.
+        """
+        return _Fit(*self.__dict__["_fit"]).predict(X, offsets)
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """What `KMedoidsResult.predict` needs: rows of the medoids, group by group; or the size."""
+
+    metric: _metrics.Metric
+    centres: NDArray[Any] | None
+    groups: int
+    one: bool
+    size: int = 0
+    medoids: NDArray[np.int64] | None = None
+
+    def predict(self, X: ArrayLike, offsets: ArrayLike | None) -> NDArray[np.int64]:
+        data = args.as_floats(X, "X", booleans=True)
+        if self.centres is None:
+            return self._of_distances(data, offsets)
+        layout = args.layout_of(data, "X", 2, offsets)
+        if layout.count != self.groups or (self.one and layout.kind == "batch"):
+            raise ValueError(f"X: expected points of {self.groups} groups, got {layout.count}")
+        args.check_values(data, "X", layout)
+        data = data.reshape(-1, data.shape[-1])
+        centres = args.as_floats(self.centres, "X", booleans=True)
+        if data.shape[1] != centres.shape[1]:
+            raise ValueError(f"X: expected {centres.shape[1]} columns, got {data.shape[1]}")
+        of_group = centres.reshape(self.groups, -1, centres.shape[1])
+        bounds = layout.offsets
+        found = np.concatenate([
+            _metrics.nearest(data[bounds[b] : bounds[b + 1]], of_group[b], self.metric)
+            for b in range(self.groups)
+        ])  # fmt: skip
+        return layout.per_point(found)
+
+    def _of_distances(self, data: args.Floats, offsets: ArrayLike | None) -> NDArray[np.int64]:
+        if not self.one or offsets is not None:
+            raise ValueError("X: with precomputed distances, expected one group to predict for")
+        if data.ndim != 2 or data.shape[1] != self.size:
+            raise ValueError(
+                f"X: expected distances to the {self.size} points, shape (m, {self.size}), "
+                f"got {data.shape}"
+            )
+        args.check_values(data, "X", args.layout_of(data, "X", 2, None), nonnegative=True)
+        return np.asarray(data[:, self.medoids].argmin(axis=1), np.int64)
+
 
 def kmedoids(
     X: ArrayLike,
     k: int,
     *,
     weights: ArrayLike | None = None,
-    metric: Literal["euclidean", "precomputed"] = "euclidean",
+    metric: _metrics.Metric = "euclidean",
     init: Literal["random", "greedy"] | ArrayLike = "random",
     n_init: int = 1,
     search: Literal["eager", "best"] = "eager",
@@ -90,15 +156,19 @@ def kmedoids(
     Parameters
     ----------
     X : array_like, shape (n, d), (B, n, d), or (T, d) with `offsets`
-        Points, float32 or float64 (integers and float16 widen); or distances, shape (n, n),
-        (B, n, n), or (sum of n_b^2,) with `offsets`, if `metric` is "precomputed": finite, >= 0,
-        symmetric (``D[i, j]`` and ``D[j, i]`` close by numpy's `allclose`).
+        Points, float32 or float64 (integers, booleans and float16 widen); or distances, shape
+        (n, n), (B, n, n), or (sum of n_b^2,) with `offsets`, if `metric` is "precomputed": finite,
+        >= 0, symmetric (``D[i, j]`` and ``D[j, i]`` close by numpy's `allclose`).
     k : int
         Number of medoids, 1 <= k <= size of the smallest group.
     weights : array_like, shape (n,), (B, n) or (T,), optional
         Finite and >= 0; all ones by default.
-    metric : {"euclidean", "precomputed"}
-        What `X` holds.
+    metric : {"euclidean", "precomputed", "cosine", "manhattan"} or callable
+        How far points are apart: "euclidean" is measured by the native core. The others are
+        n^2 distances in float64: "cosine" ``1 - cos(x, y)``, of rows that are not zero (rows of
+        one direction within rounding are 0 apart), "manhattan" ``sum |x - y|``, and a function
+        ``(x, y) -> distance`` of two rows, called for each pair both ways. "precomputed": `X`
+        holds distances.
     init : {"random", "greedy"} or array_like of int, shape (k,) or (B, k)
         The first start: seeded and random, greedy (BUILD), or these points of each group.
     n_init : int
@@ -128,7 +198,8 @@ def kmedoids(
     Returns
     -------
     KMedoidsResult
-        ``medoids``, ``labels``, ``cost``, ``n_swaps``, ``n_passes``.
+        ``medoids``, ``labels``, ``cost``, ``n_swaps``, ``n_passes``; ``predict(X)`` finds the
+        nearest medoids of other points.
 
     Raises
     ------
@@ -194,13 +265,40 @@ def kmedoids(
     """
     plain = weights is None and sample_size is None and offsets is None and n_threads is None
     masked = isinstance(init, np.ma.MaskedArray)  # which the native core would read as it is
-    if plain and type(X) is np.ndarray and not (masked or certify or exact):
+    native = type(metric) is str and metric in _metrics.NATIVE
+    if plain and native and type(X) is np.ndarray and not (masked or certify or exact):
         answer = _native.kmedoids_plain(X, k, metric, search, init, n_init, seed)
         if answer is not None:
-            return KMedoidsResult(*answer)
-    args.check_name(metric, "metric", ("euclidean", "precomputed"))
-    data = args.as_floats(X, "X")
+            result = KMedoidsResult(*answer)
+            if metric == "euclidean":  # a tuple: an object takes as long as a small problem
+                result.__dict__["_fit"] = (metric, X.take(answer[0], 0), 1, True)
+            else:
+                result.__dict__["_fit"] = (metric, None, 1, True, len(X), answer[0])
+            return result
+    _metrics.check_metric(metric)
+    data = args.as_floats(X, "X", booleans=metric != "precomputed")
     threads = resolve_threads(n_threads)
+    if not native:
+        layout = args.layout_of(data, "X", 2, offsets)
+        args.check_values(data, "X", layout)
+        args.check_k(k, layout)
+        result = kmedoids(
+            _all_distances(data.reshape(-1, data.shape[-1]), layout, metric),
+            k,
+            weights=weights,
+            metric="precomputed",
+            init=init,
+            n_init=n_init,
+            search=search,
+            seed=seed,
+            sample_size=sample_size,
+            certify=certify,
+            exact=exact,
+            offsets=layout.offsets if layout.kind == "ragged" else None,
+            n_threads=n_threads,
+        )
+        result.__dict__["_fit"] = _fit(metric, data, layout, result.medoids)
+        return result
     if metric == "precomputed":
         layout = _distance_layout(data, offsets, threads)
         data = data.reshape(-1)
@@ -255,7 +353,7 @@ def kmedoids(
         if (best != medoids).any():
             medoids, labels, cost, *_ = solve("given", best, 1)
             bound = cost * (1 - gap)
-    return KMedoidsResult(
+    result = KMedoidsResult(
         medoids=layout.per_group(medoids.reshape(layout.count, k)),
         labels=layout.per_point(labels),
         cost=layout.per_group(cost),
@@ -264,9 +362,40 @@ def kmedoids(
         bound=None if bound is None else layout.per_group(bound),
         gap=None if gap is None else layout.per_group(gap),
     )
+    result.__dict__["_fit"] = _fit(metric, data, layout, result.medoids)
+    return result
 
 
-def _check_certifiable(layout: args.Layout, metric: str, sampled_above: int, exact: bool) -> None:
+def _fit(
+    metric: _metrics.Metric, data: args.Floats, layout: args.Layout, medoids: NDArray[np.int64]
+) -> tuple[Any, ...]:
+    """Return the arguments of `_Fit`."""
+    one = layout.kind == "one"
+    if metric == "precomputed":
+        return metric, None, layout.count, one, int(layout.sizes[0]), medoids
+    places = medoids.reshape(layout.count, -1) + layout.offsets[:-1, None]
+    centres = data.reshape(-1, data.shape[-1])[places.reshape(-1)]
+    return metric, centres, layout.count, one
+
+
+def _all_distances(
+    data: args.Floats, layout: args.Layout, metric: _metrics.Metric
+) -> NDArray[np.float64]:
+    """Return the distances in each group, as `kmedoids` takes them."""
+    found = []
+    for group, (start, end) in enumerate(zip(layout.offsets, layout.offsets[1:], strict=False)):
+        try:
+            found.append(_metrics.distances(data[start:end], None, metric))
+        except ValueError as error:
+            if layout.kind == "one":
+                raise
+            raise ValueError(f"{error} of group {group}") from error.__cause__
+    if layout.kind == "ragged":
+        return np.concatenate([D.reshape(-1) for D in found])
+    return found[0] if layout.kind == "one" else np.stack(found)
+
+
+def _check_certifiable(layout: args.Layout, metric: Any, sampled_above: int, exact: bool) -> None:
     """Refuse what only a sample will be searched of, and a solver that is not there."""
     group = int(np.argmax(layout.sizes))
     sampled_above = max(sampled_above, _NEVER_SAMPLED)
@@ -280,7 +409,7 @@ def _check_certifiable(layout: args.Layout, metric: str, sampled_above: int, exa
         _certificate.check_solver()
 
 
-def _sampling(sample_size: int | None, metric: str, k: int) -> tuple[int, int]:
+def _sampling(sample_size: int | None, metric: Any, k: int) -> tuple[int, int]:
     """Return the size of samples, and of the largest group that needs none."""
     if sample_size is None:
         size = max(_SAMPLE, 10 * k)

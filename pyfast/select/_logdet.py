@@ -190,7 +190,7 @@ def logdet(
     >>> select.logdet([[1.0, 1.0]], k=1, state=result.state).gains.round(3).tolist()
     [0.703]
     """
-    data = args.as_floats(V, "V")
+    data = args.as_floats(V, "V", booleans=True)
     layout = args.layout_of(data, "V", 2, offsets)
     k = args.check_k(k, layout)
     gamma, scale = args.check_positive(gamma, "gamma"), args.check_positive(scale, "scale")

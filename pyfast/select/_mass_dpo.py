@@ -112,7 +112,7 @@ def mass_dpo(
     >>> select.mass_dpo(features, [0.0] * 4, [0.0] * 4, k=2).negatives.tolist()
     [3, 2]
     """
-    points = args.as_floats(features, "features")
+    points = args.as_floats(features, "features", booleans=True)
     layout = args.layout_of(points, "features", 2, offsets)
     policy = args.like_points(policy_logps, "policy_logps", layout)
     args.check_values(policy, "policy_logps", layout)

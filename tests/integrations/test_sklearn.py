@@ -154,3 +154,25 @@ def test_labels_and_distances_of_any_scale_and_place(blobs, scale, shift, metric
     model = KMedoids(4, metric=metric).fit(X, sample_weight=weights)
     truth = np.array([[math.dist(x, c) for c in model.cluster_centers_] for x in X])
     assert model.labels_.tolist() == truth.argmin(1).tolist()
+
+
+@pytest.mark.parametrize("metric", ["cosine", "manhattan", "l1", "cityblock"])
+def test_metrics_of_the_core_are_passed_on(metric):
+    """Rows next to each other far away: pairwise_distances' cosine has lost all digits there."""
+    draw = np.random.default_rng(0)
+    X = draw.normal(size=(40, 6))
+    if metric == "cosine":
+        centres = draw.normal(size=(1, 6)) + 3e-9 * np.repeat(np.eye(4, 6), 10, axis=0)
+        X = centres + 1e-11 * X
+    model = KMedoids(n_clusters=4, metric=metric, n_init=5, random_state=0).fit(X)
+    own = "cosine" if metric == "cosine" else "manhattan"
+    result = select.kmedoids(X, 4, metric=own, search="best", init="greedy", n_init=5)
+    assert model.inertia_ == pytest.approx(result.cost, rel=1e-6)
+    assert sorted(model.medoid_indices_) == result.medoids.tolist()
+    assert (model.predict(X) == model.labels_).all()
+    if metric == "cosine":
+        assert [len(set(model.labels_[i : i + 10])) for i in (0, 10, 20, 30)] == [1] * 4
+        assert len(set(model.labels_)) == 4
+    distances = model.transform(X)
+    assert (distances.argmin(axis=1) == model.labels_).all()
+    assert distances.min(axis=1).sum() == pytest.approx(model.inertia_)

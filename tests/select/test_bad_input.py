@@ -273,9 +273,10 @@ CASES = {
         "embeddings: expected one rectangular array; pass ragged groups end to end, with offsets",
     ),
     "unknown metric": (
-        lambda: select.kmedoids(X, 2, metric="cosine"),
+        lambda: select.kmedoids(X, 2, metric="chebyshev"),
         ValueError,
-        "metric: expected one of 'euclidean', 'precomputed', got 'cosine'",
+        "metric: expected one of 'euclidean', 'precomputed', 'cosine', 'manhattan', or a function, "
+        "got 'chebyshev'",
     ),
     "unknown search": (
         lambda: select.kmedoids(X, 2, search="pam"),
