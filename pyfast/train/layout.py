@@ -22,7 +22,7 @@ TIMES = "timings.jsonl"
 FILES = (
     ".lock", RUN_MARK, "config.json", *APPENDED, TIMES, LABELS, "eval_before.jsonl",
     "eval_after.jsonl", "summary.json", "training_curves.png", "heldout_scores.png",
-    "selected_responses.png", "heldout_curves.png", "rounds.png",
+    "selected_responses.png", "heldout_curves.png", "rounds.png", "selections.png",
 )  # fmt: skip
 TRAINED = ("adapter", "model")
 """What a run has trained: one of these folders."""

@@ -74,33 +74,45 @@ def plot_run(run: Path, group: int = 0) -> list[Path]:
     drawn = []
     with plt.rc_context(STYLE), warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.filterwarnings("ignore", "Glyph")  # a script that the font lacks
-        k, selector = _selection(run / "config.json")
+        k, selector, kind = _selection(run / "config.json")
         records = read_metrics(run / "metrics.jsonl")
-        drawn.append(_draw(run / "training_curves.png", training_curves, records, k))
+        drawn.append(_draw(run / "training_curves.png", training_curves, records, k, kind))
         if (run / "eval_after.jsonl").exists():
             answers = [_answers(run / f"eval_{name}.jsonl") for name in ("before", "after")]
             if [g.prompt for g in answers[0]] != [g.prompt for g in answers[1]]:
                 raise UserError(f"{run}: eval_before.jsonl and eval_after.jsonl have other prompts")
             drawn.append(_draw(run / "heldout_scores.png", score_distributions, *answers))
-        shown = _group(run / "groups.jsonl", group)
+        shown = group_of(run / "groups.jsonl", group)
         if shown.embeddings is not None:
             path = run / "selected_responses.png"
             drawn.append(_draw(path, response_map, shown, selector))
     return drawn
 
 
-def _selection(path: Path) -> tuple[int, str]:
-    """Read how many negatives a run chose, and how."""
+_IMPLICIT = {
+    "dpo": "β log(π / π_ref)  [nats]",
+    "length_normalized": "β log(π / π_ref) / length  [nats]",
+    "simpo": "β log π / length  [nats]",
+}
+
+
+def _selection(path: Path) -> tuple[int, str, str]:
+    """Read how many negatives a run chose, how, and what its implicit rewards are."""
     config = read_json(path)
+    loss = config.get("loss") if isinstance(config, dict) else None
+    kind = loss.get("implicit_reward", "dpo") if isinstance(loss, dict) else "dpo"
+    if not isinstance(kind, str) or kind not in _IMPLICIT:
+        raise UserError(f"{path}: loss.implicit_reward: expected one of {', '.join(_IMPLICIT)}")
     section = config.get("selection") if isinstance(config, dict) else None
     if not isinstance(section, dict):
         raise UserError(f"{path}: selection: expected an object of settings")
     k, selector = section.get("k"), section.get("selector")
+    k = 1 if selector == "worst" else k
     if type(k) is not int or not 1 <= k <= 2**53:
         raise UserError(f"{path}: selection.k: expected a whole number, got {reprlib.repr(k)}")
     if not isinstance(selector, str):
         raise UserError(f"{path}: selection.selector: expected a string")
-    return k, selector
+    return k, selector, kind
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
@@ -127,7 +139,7 @@ def _answers(path: Path) -> list[Group]:
     return groups
 
 
-def _group(path: Path, index: int) -> Group:
+def group_of(path: Path, index: int) -> Group:
     """Read one group of a file that may be larger than memory."""
     count, found = 0, None
     for number, text in lines(path, growing=True):
@@ -157,7 +169,9 @@ def _draw(path: Path, draw: Callable[..., Figure], *content: Any) -> Path:
     return path
 
 
-def training_curves(records: Sequence[dict[str, float]], k: int) -> Figure:
+def training_curves(
+    records: Sequence[dict[str, float]], k: int, implicit_reward: str = "dpo"
+) -> Figure:
     """Draw loss, scores, implicit rewards, effective negatives, gradient norm and learning rate.
 
     Parameters
@@ -166,6 +180,8 @@ def training_curves(records: Sequence[dict[str, float]], k: int) -> Figure:
         The lines of ``metrics.jsonl``.
     k : int
         Negatives a group, the most that can be effective.
+    implicit_reward : {"dpo", "length_normalized", "simpo"}
+        What the implicit rewards are.
     """
 
     def column(name: str) -> NDArray[np.float64]:
@@ -200,7 +216,7 @@ def training_curves(records: Sequence[dict[str, float]], k: int) -> Figure:
         rewards, step, column("rewards/rejected"), color=ORANGE, ls=":", label="negatives (mean)"
     )
     _curve(rewards, step, column("rewards/margins"), color=BLUE, label="margin")
-    rewards.set(title="Implicit rewards", ylabel="β log(π / π_ref)  [nats]")
+    rewards.set(title="Implicit rewards", ylabel=_IMPLICIT[implicit_reward])
     rewards.legend(fontsize=7.5)
 
     negatives.axhline(k, color=GREY, lw=0.8, ls="--")
@@ -267,7 +283,7 @@ def _each_prompt(ax: Any, means: NDArray[np.float64], prompts: list[str]) -> Non
     ax.plot(means, [rows, rows], color=GREY, lw=1, zorder=1)
     ax.scatter(means[0], rows, color=ORANGE, label="before", zorder=2)
     ax.scatter(means[1], rows, color=BLUE, label="after", zorder=2)
-    ax.set_yticks(rows, [_short(prompt, 60) for prompt in prompts], fontsize=7.5)
+    ax.set_yticks(rows, [short(prompt, 60) for prompt in prompts], fontsize=7.5)
     ax.set(title="Each held-out prompt's mean", xlabel="mean score")
     ax.set_ylim(-0.7, len(prompts) - 0.3)
 
@@ -327,7 +343,7 @@ def response_map(group: Group, selector: str) -> Figure:
     figure.colorbar(shown, ax=ax, label="score")
     ax.set_xlabel(f"principal component 1 ({100 * share[0]:.0f} % of the variance)")
     ax.set_ylabel(f"principal component 2 ({100 * share[1]:.0f} %)")
-    ax.set_title(f"{_short(group.prompt, 70)}\n{len(points)} responses, {selector}", fontsize=9)
+    ax.set_title(f"{short(group.prompt, 70)}\n{len(points)} responses, {selector}", fontsize=9)
     ax.margins(0.08)
     figure.legend(loc="outside lower center", ncols=3)
     return figure
@@ -359,6 +375,6 @@ def principal_plane(
     return points, share
 
 
-def _short(text: str, width: int) -> str:
+def short(text: str, width: int) -> str:
     """Shorten to one line, and keep matplotlib from reading dollars as mathematics."""
     return textwrap.shorten(text, width, placeholder="...").replace("$", r"\$")

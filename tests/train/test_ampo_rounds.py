@@ -9,6 +9,7 @@ import torch
 from nursery import KILL, Nursery, contents
 from one_at_a_time import plain_logp
 
+from pyfast import cli
 from pyfast.train import config as configs
 from pyfast.train import loading, loop
 from pyfast.train.data import read_groups
@@ -17,6 +18,9 @@ from pyfast.train.recipes.ampo import Ampo, AmpoSettings
 from pyfast.train.records import read_records
 
 PROMPTS = 5  # of `make_settings`
+FORMATS = (
+    "groups", "list", "numbered", "pairs", "nemo", "sharegpt", "alpaca", "swift", "ultrafeedback"
+)  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -113,6 +117,16 @@ def test_a_pool_is_a_data_set(tiny_settings, tmp_path):
         assert record.responses == group.responses
         assert record.scores == group.scores
         assert record.positive == group.positive
+    for name in FORMATS:
+        out = tmp_path / f"{name}.jsonl"
+        assert cli.main(["export", str(pool), "--format", name, "--out", str(out)]) == 0
+        assert out.stat().st_size > 0
+    pairs = [json.loads(line) for line in (tmp_path / "pairs.jsonl").open()]
+    assert [(pair["prompt"], pair["chosen"], pair["rejected"]) for pair in pairs] == [
+        (group.prompt, group.responses[group.positive], group.responses[i])
+        for group in groups
+        for i in group.negatives
+    ]
 
 
 @pytest.mark.parametrize(

@@ -354,10 +354,18 @@ class Ampo(AnsweringRecipe):
 
     @staticmethod
     def plots(out: Path, **options: Any) -> list[Path]:
-        """Draw training curves, held-out scores, and one prompt's responses in the plane."""
+        """Draw training curves, held-out scores, and one prompt's responses in the plane.
+
+        With `tsne`, numbers of groups, figure 2 alone.
+        """
         from pyfast.train import plots
 
-        return plots.plot_run(out, **options)
+        numbers = options.pop("tsne", None)
+        if numbers is None:
+            return plots.plot_run(out, **options)
+        from pyfast.train import ampo_plots
+
+        return [ampo_plots.plot_selections(out, numbers)]
 
 
 def _learnt(ctx: Context, group: Group) -> tuple[list[int], list[list[int]]]:
