@@ -18,7 +18,10 @@ from pyfast.train.layout import RUN_MARK
 SEED = "run.seed"
 CONFIDENCE = 0.95
 ENDS = ("mean", "low", "high")
-FREE = ("run.threads", "run.checkpoint_every", "policy.device", "run.save_embeddings")
+FREE = (
+    "run.threads", "run.checkpoint_every", "policy.device", "run.save_embeddings",
+    "active.keep_sketches", "active.keep_adapters",
+)  # fmt: skip
 """Settings that are no part of what is compared."""
 
 

@@ -109,14 +109,19 @@ def write_curves(out: Path, lines: Sequence[dict[str, Any]]) -> None:
         beside.write_text("".join(to_json(line) + "\n" for line in flat), "utf-8")
 
 
+FIRST = ("score/mean", "win_rate", "logdet", "agreement", "picks/length", "pool/length")
+"""The metrics that matter most, in order."""
+
+
 def metrics_of(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return the metrics of a finished run: the last line's, and means over the rounds."""
     last, after = lines[-1], lines[1:]
-    found = {name: value for name, value in last.items() if name not in ("step", "round")}
+    found = {name: last[name] for name in FIRST[:2] if name in last}
     if "score/mean" in last:
         found["score/mean_over_rounds"] = float(np.mean([x["score/mean"]["mean"] for x in after]))
         found["win_rate_over_rounds"] = float(np.mean([x["win_rate"]["mean"] for x in after]))
-    return found
+    rest = [name for name in last if name not in (*FIRST, "step", "round")]
+    return found | {name: last[name] for name in (*FIRST[2:], *rest) if name in last}
 
 
 def table(title: str, summary: dict[str, Any]) -> str:

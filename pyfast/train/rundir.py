@@ -27,6 +27,7 @@ FREE = frozenset({
     "policy.device", "policy.gradient_checkpointing", "run.checkpoint_every", "run.threads",
     "run.save_embeddings", "scoring.against", "scoring.judge", "scoring.tolerance",
     "evaluation.bootstrap", "evaluation.confidence", "evaluation.every",
+    "active.keep_sketches", "active.keep_adapters",
 })  # fmt: skip
 """Settings that a run may go on without: they change no mathematics of the training."""
 

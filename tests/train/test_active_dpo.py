@@ -183,13 +183,24 @@ def test_each_round_sketches_the_policy_that_the_round_before_has_left(finished)
             assert len(pool.fidelity.silent) == len(pool.info["names"]) // 2
 
 
-def test_agreement_is_what_the_policy_thought_before_it_learnt(finished):
-    _, out, summary = finished
+def test_agreement_is_what_the_policy_thought_before_it_learnt(make, tmp_path):
+    values, out = make(tmp_path), tmp_path / "run"
+    summary = run(values, out, active__keep_adapters=True, active__labels=5)
     assert summary["rounds"][1]["agreement"] == 0.5  # it is its reference still
-    thought = lines(out / "metrics.jsonl")
-    first = next(line for line in thought if line["round"] == 2)
-    assert first["rewards/margins"] != 0
-    assert 0 <= summary["rounds"][2]["agreement"] <= 1
+    policy = loading.load(configs.PolicyConfig(**values["policy"]), seed=3)
+    for number in (2, 3):
+        saved = load_file(out / f"kept/round-{number - 1}/adapter/adapter_model.safetensors")
+        with torch.no_grad():
+            for name, parameter in policy.trainable().items():
+                parameter.copy_(saved[name.replace(".default", "")])
+        right = []
+        for pair in labelled(out, number)["pairs"]:
+            gains = [
+                (policy.logps(pair["prompt_ids"], [tokens]) - reference).item()
+                for tokens, reference in zip(pair["token_ids"], pair["ref_logps"], strict=True)
+            ]
+            right.append(gains[0] > gains[1])
+        assert summary["rounds"][number]["agreement"] == pytest.approx(np.mean(right))
 
 
 def test_each_round_has_a_schedule_of_its_own(finished):
