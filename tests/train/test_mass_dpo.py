@@ -1,6 +1,7 @@
 """MASS-DPO: choice of negatives, losses, steps, evaluation, and a run from end to end."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -399,3 +400,22 @@ def test_a_cache_of_other_bits_is_not_used(make_policy, tmp_path, settings, monk
     recipe.evaluate(0)
     (row,) = lines(tmp_path / "ctx" / "evaluation" / "test-0.jsonl")
     assert row["policy_logps"] == row["ref_logps"]
+
+
+def test_demo_and_sweeps_are_valid():
+    from pyfast.cli.train import DEMOS, recipe
+    from pyfast.train.sweeps import read_sweep
+
+    settings = configs.from_file(MassDpoSettings, DEMOS / "mass-dpo.json")
+    assert settings.selection.method == "mass-dpo"
+    papers = Path(__file__).parents[2] / "benchmarks" / "papers"
+    planned = {
+        path.stem: read_sweep(path, recipe, DEMOS) for path in papers.glob("mass-dpo-*.json")
+    }
+    assert {name: len(runs) for name, runs in planned.items()} == {
+        "mass-dpo-beta": 18,
+        "mass-dpo-k": 18,
+        "mass-dpo-paper": 15,
+        "mass-dpo-readings": 15,
+        "mass-dpo-table1": 15,
+    }
