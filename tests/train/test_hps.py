@@ -295,57 +295,91 @@ def test_margins_are_those_of_one_response_at_a_time(measured_run, tiny_model):
         assert found["lengths"][:2] == sizes
 
 
+@pytest.fixture(scope="module")
+def policy(tiny_model):
+    from pyfast.train import loading
+    from pyfast.train.config import PolicyConfig
+
+    return loading.load(PolicyConfig(model=str(tiny_model), lora_rank=2, device="cpu"), 0)
+
+
+def steps_of(values, policy, folder):
+    """Return the groups of each step, without training."""
+    from pyfast.train.context import Context
+
+    settings = settings_of(values)
+    inputs = Hps.read(settings)
+    recipe = Hps(settings, inputs, Context(policy, settings.run.seed, folder))
+    return [recipe.groups(step) for step in range(Hps.steps(settings, inputs))]
+
+
 @pytest.mark.parametrize(
     ("negatives", "forwarded"),
     [({"mode": "bt"}, 2), ({}, 2), ({"mode": "pl"}, 6), ({"draws": 0}, 6)],
 )
-def test_what_goes_through_the_model(tmp_path, tiny_model, negatives, forwarded, monkeypatch):
+def test_what_goes_through_the_model(
+    tmp_path, tiny_model, policy, negatives, forwarded, monkeypatch
+):
     """One draw forwards two responses, as many as bt; their tokens are counted as they are."""
-    from pyfast.train.policy import Policy
+    from pyfast.train.context import Context
 
-    seen, logps = [], Policy.logps
+    seen, logps = [], type(policy).logps
 
     def counted(self, prompt, responses, *, reference=False):
-        seen.append((reference, len(responses), len(prompt) + sum(map(len, responses))))
+        seen.append((len(responses), len(prompt) + sum(map(len, responses))))
         return logps(self, prompt, responses, reference=reference)
 
-    monkeypatch.setattr(Policy, "logps", counted)
+    monkeypatch.setattr(type(policy), "logps", counted)
     values = make(tmp_path, tiny_model, negatives=negatives, heldout=False)
-    status, out = run(tmp_path, values)
-    assert status == 0
-    assert [count for _, count, _ in seen] == [forwarded] * 12  # of policy and reference
-    steps = metrics_of(out)
-    assert [step["tokens/forwarded"] for step in steps] == [t for ref, _, t in seen if not ref]
-    assert all(step["responses/forwarded"] == forwarded for step in steps)
-    summary = json.loads((out / "summary.json").read_text())
-    assert summary["heldout"] is None
-    assert summary["metrics"]["responses/forwarded"] == 6 * forwarded
+    steps = steps_of(values, policy, tmp_path)
+    assert seen == []  # nothing is forwarded to draw
+    for (group,) in steps:
+        Context(policy, 0, tmp_path).score(group)
+        tokens = group.measured["tokens/forwarded"]
+        assert seen[-2:] == [(forwarded, tokens)] * 2  # the policy, and the reference
+        assert group.measured["responses/forwarded"] == forwarded
+    assert len(seen) == 12
 
 
-def test_draws_are_new_each_epoch_and_the_same_in_each_run(tmp_path, tiny_model):
+def test_draws_are_new_each_epoch_and_the_same_in_each_run(tmp_path, tiny_model, policy):
     records = [record(i, 30) for i in range(2)]
     drawn = []
-    for name in ("first", "second"):
+    for seed in (3, 3, 4):
         values = make(
             tmp_path, tiny_model, records, heldout=False, optimisation={"epochs": 8.0},
             negatives={"schedule": "constant", "gamma_high": 0.0, "gamma_low": 0.0},
+            run={"seed": seed},
         )  # fmt: skip
-        _, out = run(tmp_path, values, name)
-        drawn.append([step["scores/rejected"] for step in metrics_of(out)])
-    assert drawn[0] == drawn[1]
+        groups = [group for step in steps_of(values, policy, tmp_path) for group in step]
+        assert len(groups) == 16
+        drawn.append([tuple(group.responses[1]) for group in groups])
+    assert drawn[0] == drawn[1] != drawn[2]
     assert len(set(drawn[0])) > 8
-    values["run"]["seed"] = 4
-    _, out = run(tmp_path, values, "other")
-    assert [step["scores/rejected"] for step in metrics_of(out)] != drawn[0]
 
 
-def test_all_modes_see_the_same_groups_in_the_same_order(tmp_path, tiny_model):
+def test_all_modes_see_the_same_groups_in_the_same_order(tmp_path, tiny_model, policy):
     chosen = []
     for mode in ("hps", "bt", "pl"):
         values = make(tmp_path, tiny_model, heldout=False, negatives={"mode": mode})
-        _, out = run(tmp_path, values, mode)
-        chosen.append([step["scores/chosen"] for step in metrics_of(out)])
+        steps = steps_of(values, policy, tmp_path)
+        chosen.append([(group.prompt, group.responses[0]) for step in steps for group in step])
     assert chosen[0] == chosen[1] == chosen[2]
+
+
+def test_skipped_groups_leave_the_draws_of_others_alone(tmp_path, tiny_model, policy):
+    """Draws belong to a record's number in the file: whether another is skipped changes none."""
+    records = [record(i, 30) for i in range(3)]
+    found = []
+    for first in (records[0], record(0, 30) | {"scores": [0.5] * 30}):
+        values = make(
+            tmp_path, tiny_model, [first, *records[1:]], optimisation={"epochs": 1.0},
+            negatives={"schedule": "constant"},
+        )  # fmt: skip
+        steps = steps_of(values, policy, tmp_path)
+        found.append({tuple(g.prompt): g.responses[1] for step in steps for g in step})
+    assert len(found[0]) == 3
+    assert len(found[1]) == 2
+    assert found[1].items() <= found[0].items()
 
 
 def test_a_response_of_no_text_is_its_end_token(tmp_path, tiny_model):
