@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
+from numpy.typing import NDArray
 
 from pyfast.train.seeds import derive
 
@@ -16,6 +19,10 @@ def of_step(n: int, per_step: int, seed: int, step: int) -> list[tuple[int, int]
     chosen = []
     for position in range(step * per_step, (step + 1) * per_step):
         epoch, place = divmod(position, n)
-        generator = np.random.default_rng(derive(seed, "order", epoch))
-        chosen.append((epoch, int(generator.permutation(n)[place])))
+        chosen.append((epoch, int(_of_epoch(n, seed, epoch)[place])))
     return chosen
+
+
+@functools.lru_cache(maxsize=2)
+def _of_epoch(n: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    return np.random.default_rng(derive(seed, "order", epoch)).permutation(n)

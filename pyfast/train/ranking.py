@@ -142,7 +142,15 @@ def read_heldout(spec: str) -> RankingInputs:
 
 
 def _check_distinct(record: Record) -> None:
-    """Refuse a candidate that is empty, or equal to another: a tie with the right one is lost."""
+    """Refuse several right candidates, and one that is empty or equal to another.
+
+    A right one must not be learnt as a negative; a tie with the right one is always lost.
+    """
+    if record.valid is not None and set(record.valid) != {record.positive}:
+        raise UserError(
+            f"{record.place}: valid: expected the positive alone, {record.positive}: one candidate "
+            f"is right here; got {record.valid}"
+        )
     first: dict[str, int] = {}
     for i, text in enumerate(record.responses):
         if not text.strip():
@@ -292,16 +300,21 @@ def measure(path: Path, beta: float) -> dict[str, NDArray[np.float64]]:
 
 def write_curve(folder: Path, split: str, beta: float) -> None:
     """Write ``evaluation/metrics.jsonl``: a line for each step at which a split was measured."""
+    curve, found = folder / FOLDER / CURVE, {}
     steps = sorted(
         int(path.stem.rpartition("-")[2]) for path in (folder / FOLDER).glob(f"{split}-*.jsonl")
     )
-    rows = []
+    if curve.exists():
+        found = {as_object(curve, i, text, "metrics").get("step"): text for i, text in lines(curve)}
     for step in steps:
-        means = {n: float(v.mean()) for n, v in measure(_file(folder, split, step), beta).items()}
-        rows.append(files.to_json({"step": step, **means}) + "\n")
-    if rows:
-        with written_whole(folder / FOLDER / CURVE) as beside:
-            beside.write_text("".join(rows), encoding="utf-8", newline="\n")
+        if step not in found:
+            values = measure(_file(folder, split, step), beta)
+            means = {name: float(numbers.mean()) for name, numbers in values.items()}
+            found[step] = files.to_json({"step": step, **means})
+    if steps:
+        with written_whole(curve) as beside:
+            text = "".join(f"{found[step]}\n" for step in steps)
+            beside.write_text(text, encoding="utf-8", newline="\n")
 
 
 def summarise(settings: Any, inputs: RankingInputs, steps: int, out: Path) -> dict[str, Any]:

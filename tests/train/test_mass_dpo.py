@@ -62,6 +62,10 @@ def lines(path):
 
 
 def test_a_run_from_end_to_end(tmp_path, settings, capsys):
+    rows = lines(tmp_path / "groups.jsonl")
+    turns = [{"role": "system", "content": "love"}, {"role": "user", "content": "tell me about"}]
+    rows[0]["prompt"] = turns
+    (tmp_path / "groups.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     out = run(tmp_path, settings)
     shown = capsys.readouterr().out
     summary = json.loads((out / "summary.json").read_text())
@@ -81,6 +85,7 @@ def test_a_run_from_end_to_end(tmp_path, settings, capsys):
     seen = [row["meta"]["id"] for row in lines(out / "groups.jsonl")]
     assert sorted(seen[:5]) == sorted(seen[5:]) == ["g0", "g1", "g2", "g3", "g4"]
     for row in lines(out / "groups.jsonl"):
+        assert row["prompt"] == rows[int(row["meta"]["id"][1:])]["prompt"]
         assert row["positive"] not in row["negatives"]
         assert len(set(row["negatives"])) == 2
         assert sum(value is not None for value in row["policy_logps"]) == 3
@@ -219,8 +224,8 @@ def test_losses_of_several_negatives():
 def test_runs_of_all_methods_with_one_negative_are_the_same(tmp_path, settings):
     found = []
     for method in ("dpo", "s-dpo", "dpo-k", "dmpo"):
-        changes = {"selection": {"method": method, "k": 1}, "evaluation": {"every": None}}
-        out = run(tmp_path, settings, method, **changes)
+        changes = {"selection": {"method": method, "k": 1}, "optimisation": {"steps": 2}}
+        out = run(tmp_path, settings | {"evaluation": {}}, method, **changes)
         steps = lines(out / "metrics.jsonl")
         picks = [row["negatives"] for row in lines(out / "groups.jsonl")]
         found.append((picks, [row["loss"] for row in steps]))
@@ -296,6 +301,7 @@ def test_dpo_has_one_negative():
         ({"responses": ["a"]}, "groups.jsonl:2: responses: expected at least 2, got 1"),
         ({"responses": ["a", " ", "b"]}, r"jsonl:2: responses\[1\]: expected a text, got ' '"),
         ({"responses": ["a", "b", "a"]}, r"jsonl:2: responses\[2\]: expected candidates that"),
+        ({"valid": [1, 2]}, "jsonl:2: valid: expected the positive alone, 1: one candidate"),
         ({"split": "dev"}, "jsonl:2: split: expected one of train, validation, test; got 'dev'"),
         ({"prompt": "tell me about love"}, "jsonl:7: prompt: a held-out prompt is also learnt"),
     ],
