@@ -267,6 +267,11 @@ class RunConfig(Section):
     threads: int | None = setting(
         None, "CPU threads of torch; default: torch's own choice", least=1, most=MOST_THREADS
     )
+    report_to: str = setting(
+        "none",
+        "tell the metrics to a dashboard too, through its own library",
+        choices=("none", "tensorboard", "wandb"),
+    )
 
 
 class Settings:

@@ -22,12 +22,12 @@ TIMES = "timings.jsonl"
 FILES = (
     ".lock", RUN_MARK, "config.json", *APPENDED, TIMES, LABELS, "eval_before.jsonl",
     "eval_after.jsonl", "summary.json", "training_curves.png", "heldout_scores.png",
-    "selected_responses.png", "heldout_curves.png", "rounds.png", "selections.png",
+    "selected_responses.png", "heldout_curves.png", "rounds.png", "selections.png", "wandb.json",
 )  # fmt: skip
 TRAINED = ("adapter", "model")
 """What a run has trained: one of these folders."""
 
-FOLDERS = (*TRAINED, "checkpoint", "evaluation", "kept", "questions", "sft")
+FOLDERS = (*TRAINED, "checkpoint", "evaluation", "kept", "questions", "sft", "tensorboard", "wandb")
 
 
 def check_own(out: Path) -> None:

@@ -12,13 +12,24 @@ import torch
 from tqdm import tqdm
 
 from pyfast._files import write_folder
-from pyfast.train import checkpoint, files, fingerprint, loading, metrics, rewards, rundir, sft
+from pyfast.train import (
+    checkpoint,
+    files,
+    fingerprint,
+    loading,
+    metrics,
+    reporting,
+    rewards,
+    rundir,
+    sft,
+)
 from pyfast.train.context import Context
 from pyfast.train.descent import adamw, check_finite, learning_rate, take_step
 from pyfast.train.errors import DivergedError
 from pyfast.train.layout import TIMES
 from pyfast.train.recipe import Recipe, TrainingGroup
 from pyfast.train.report import read_summary
+from pyfast.train.reporting import Reporter
 
 
 def run(kind: type[Recipe], settings: Any, inputs: Any, out: Path) -> dict[str, Any]:
@@ -47,8 +58,9 @@ def run(kind: type[Recipe], settings: Any, inputs: Any, out: Path) -> dict[str, 
     UserError
         For whatever the user can mend.
     """
+    reporting.check(settings.run.report_to)
     steps, examples = kind.steps(settings, inputs), sft.read(kind, settings, inputs)
-    with rundir.claim(out):
+    with rundir.claim(out), reporting.reporter(settings, out) as report:
         if rundir.open_run(settings, inputs, steps, out):
             return read_summary(kind, out)
         if not rundir.is_trained(steps, out):
@@ -57,10 +69,11 @@ def run(kind: type[Recipe], settings: Any, inputs: Any, out: Path) -> dict[str, 
             recipe = load(kind, settings, inputs, out, start)
             policy = recipe.ctx.policy
             rundir.check_models(out, models_of(recipe))
-            train(recipe, settings, steps, out)
+            train(recipe, settings, steps, out, report)
             write_folder(out / policy.saves, policy.save)
         summary = {"recipe": settings.recipe, **kind.summary(settings, inputs, out)}
         kind.plots(out)
+        report.summary(steps, summary)
         files.write_json(out / "summary.json", summary)  # last: with it a run is finished
         rundir.tidy(out)
         return summary
@@ -83,7 +96,7 @@ def models_of(recipe: Recipe) -> dict[str, dict[str, str]]:
     return {"policy": of_policy, **scorers, **recipe.fingerprints()}
 
 
-def train(recipe: Recipe, settings: Any, steps: int, out: Path) -> None:
+def train(recipe: Recipe, settings: Any, steps: int, out: Path, report: Reporter) -> None:
     """Take the optimiser steps that a run still lacks, and evaluate when that is due.
 
     Raises
@@ -101,9 +114,11 @@ def train(recipe: Recipe, settings: Any, steps: int, out: Path) -> None:
     parameters = recipe.ctx.policy.trainable()
     optimiser = adamw(parameters, optim)
     done = checkpoint.restore(out, parameters, optimiser)
+    report.begin(done)
     recipe.prepare()
     if is_due(done):
         recipe.evaluate(done)
+        report.curves(done)
     for step in tqdm(range(done, steps), "training", steps, unit="step", initial=done):
         started = time.perf_counter()
         start, end = recipe.schedule(step)
@@ -122,6 +137,7 @@ def train(recipe: Recipe, settings: Any, steps: int, out: Path) -> None:
             measured = metrics.mean_of([record for record, _ in learnt])
             measured = {"step": step + 1, "lr": lr, "grad_norm": norm, **measured}
             checkpoint.append(out / "metrics.jsonl", files.to_json(measured))
+            report.log(step + 1, {name: measured[name] for name in measured if name != "step"})
             if (step + 1) % settings.run.checkpoint_every == 0 or step + 1 in (end, steps):
                 checkpoint.save(out, step + 1, parameters, optimiser)
         except DivergedError as error:
@@ -134,6 +150,7 @@ def train(recipe: Recipe, settings: Any, steps: int, out: Path) -> None:
         checkpoint.append(out / TIMES, files.to_json(seconds))
         if is_due(step + 1):
             recipe.evaluate(step + 1)
+            report.curves(step + 1)
 
 
 def learn(

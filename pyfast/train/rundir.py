@@ -25,7 +25,7 @@ from pyfast.train.recipe import Inputs
 STEPS = "optimisation.steps"
 FREE = frozenset({
     "policy.device", "policy.gradient_checkpointing", "run.checkpoint_every", "run.threads",
-    "run.save_embeddings", "scoring.against", "scoring.judge", "scoring.tolerance",
+    "run.save_embeddings", "run.report_to", "scoring.against", "scoring.judge", "scoring.tolerance",
     "evaluation.bootstrap", "evaluation.confidence", "evaluation.every",
     "active.keep_sketches", "active.keep_adapters",
 })  # fmt: skip
