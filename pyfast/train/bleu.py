@@ -28,9 +28,12 @@ def bleu(text: str, reference: str, *, of: str = "word") -> float:
         strings, as HPS's authors do.
     """
     scorer = _scorer(of)
-    if of == "char":  # a word a character; spaces too, so by their numbers
-        text, reference = (" ".join(f"{ord(c):x}" for c in s) for s in (text, reference))
-    return float(scorer.sentence_score(text, [reference]).score) / 100
+    if of == "word":
+        return float(scorer.sentence_score(text, [reference]).score) / 100
+    # A word a character; spaces too, so by their numbers. As a corpus of one: sacrebleu advises
+    # against sentences without effective order, in a warning each.
+    text, reference = (" ".join(f"{ord(c):x}" for c in s) for s in (text, reference))
+    return float(scorer.corpus_score([text], [[reference]]).score) / 100
 
 
 @functools.cache

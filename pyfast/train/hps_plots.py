@@ -70,7 +70,9 @@ def training_curves(records: Records) -> Figure:
     _curve(scores, step, chosen, color=GREEN, ls="--", label="chosen")
     _curve(scores, step, rejected, color=ORANGE, ls=":", label="negatives that were taken")
     scores.set(title="Scores", ylabel="score")
-    scores.legend(fontsize=7.5)
+    low, high = scores.get_ylim()
+    scores.set_ylim(low, high + 0.15 * (high - low))  # the legend has a band above the data
+    scores.legend(fontsize=7.5, ncols=2, loc="upper center")
 
     gamma.axhline(0, color=GREY, lw=0.8)
     gamma.step(step, _column(records, "negatives/gamma"), color=BLUE, where="mid")

@@ -44,16 +44,15 @@ def complete(found: dict[str, Any], settings: Any, inputs: Inputs, out: Path) ->
     interval = functools.partial(_interval, settings)
     values: dict[str, NDArray[np.float64]] = {}
     if inputs.pairs:
-        values |= _of_answers(out / "eval_before.jsonl", inputs, "_before")
-        values |= _of_answers(out / "eval_after.jsonl", inputs, "")
-        steps = found["steps"]
-        path = out / "evaluation" / f"pairs-step-{steps}.jsonl"
+        path = out / "evaluation" / f"pairs-step-{found['steps']}.jsonl"
         values |= heldout_pairs.read_measures(path, len(inputs.pairs))
+        values |= _of_answers(out / "eval_after.jsonl", inputs, "")
         values |= _against_others(settings, inputs, out)
+        values |= _of_answers(out / "eval_before.jsonl", inputs, "_before")
     metrics = {name: interval(value) for name, value in values.items()}
     return {
         **found,
-        "metrics": {**found["metrics"], **metrics, **_costs(settings, out)},
+        "metrics": {**metrics, **_costs(settings, out), **found["metrics"]},
         "groups": inputs.counts,
         "pairs": sum(item.chosen is not None for item in inputs.pairs),
         "same_scorer": inputs.same_scorer,
