@@ -280,6 +280,16 @@ def test_selected_negatives_are_kept_for_an_epoch_or_for_all(make_policy, tmp_pa
         assert kept == names.get(reselect, ["negatives-0.json", "negatives-1.json"])
 
 
+def test_negatives_chosen_at_an_epochs_start_do_not_do_for_more_steps(tmp_path, settings, capsys):
+    """The policy that would have chosen for the later steps is gone."""
+    settings |= {"selection": {"k": 2, "reselect": "epoch"}, "evaluation": {"bootstrap": 200}}
+    out = run(tmp_path, settings, optimisation={"steps": 1})
+    command = ["train", "mass-dpo", "--config", str(out / "config.json"), "--out", str(out)]
+    assert cli.main([*command, "--steps", "2"]) == 2
+    assert "with selection.reselect = epoch the negatives of these" in capsys.readouterr().err
+    assert not (out / "summary.json").exists()
+
+
 def test_lists_of_different_lengths_give_what_they_have(tmp_path, settings):
     out = run(tmp_path, settings, selection={"k": 4}, evaluation={"every": None})
     for row in lines(out / "groups.jsonl"):

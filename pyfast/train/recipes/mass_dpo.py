@@ -236,6 +236,11 @@ class MassDpo(Recipe):
         if (first, index) not in self._kept:
             made = self.ctx.remember(f"negatives-{first}", choose_all)
             self._kept = {(first, int(name)): value for name, value in made.items()}
+        if (first, index) not in self._kept:
+            raise UserError(
+                f"{self.ctx.folder}: with selection.reselect = {config.reselect} the negatives of "
+                "these steps were chosen before the run was to have so many; give another --out"
+            )
         negatives, measured = self._kept[first, index]
         return negatives, measured
 
