@@ -15,7 +15,19 @@ import traceback
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from pyfast.cli import compare, data, env, evaluate, plot, sample, select, stages, sweep, train
+from pyfast.cli import (
+    compare,
+    data,
+    env,
+    evaluate,
+    label,
+    plot,
+    sample,
+    select,
+    stages,
+    sweep,
+    train,
+)
 from pyfast.cli._common import Help, Parser
 from pyfast.cli.train import DEMO_CONFIG as DEMO_CONFIG
 from pyfast.train.errors import UserError, WaitingError
@@ -135,6 +147,18 @@ def _parser() -> Parser:
         help="show the traceback of an error too, of any command (or PYFAST_DEBUG=1)",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (train, sweep, compare, evaluate, sample, select, stages, data, plot, env):
+    for command in (
+        train,
+        sweep,
+        compare,
+        evaluate,
+        label,
+        sample,
+        select,
+        stages,
+        data,
+        plot,
+        env,
+    ):
         command.add(commands)
     return parser

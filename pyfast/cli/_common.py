@@ -31,12 +31,12 @@ def _terminal_width() -> int:
         return 100
 
 
-def need(*packages: str) -> None:
+def need(*packages: str, extra: str = "train") -> None:
     """Refuse to go on without these packages."""
     import importlib.util
 
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(
-            f"this command needs {', '.join(missing)} (try: pip install 'pyfast-align[train]')"
+            f"this command needs {', '.join(missing)} (try: pip install 'pyfast-align[{extra}]')"
         )

@@ -6,18 +6,13 @@ only grows, and is never cut back to a checkpoint.
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import os
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
 
+from pyfast.train.appending import append, checked, growing, reserve, unchecked, whole_lines
 from pyfast.train.errors import UserError
 from pyfast.train.files import to_json
-from pyfast.train.lines import as_object, lines
 from pyfast.train.oracle import ANSWERS, Answer, Oracle, Question
 
 _NOTES = 4096  # bytes that an answer may take beside its question
@@ -49,11 +44,7 @@ class Label:
             "answer": self.answer.choice,
             "notes": self.answer.notes,
         }
-        return to_json({**record, "check": _check(record)})
-
-
-def _check(record: dict[str, Any]) -> str:
-    return f"{zlib.crc32(to_json(record).encode()):08x}"
+        return checked(record)
 
 
 def read(path: Path) -> list[Label]:
@@ -64,23 +55,11 @@ def read(path: Path) -> list[Label]:
     UserError
         ``file:line: ...`` for one that is not as it was written.
     """
-    return [_label(path, number, text) for number, text in _whole_lines(path)]
-
-
-def _whole_lines(path: Path) -> list[tuple[int, str]]:
-    """Return the numbered lines; what a kill has left after the last whole one is none."""
-    if not path.exists():
-        return []
-    with path.open("rb") as stream:
-        return list(lines(path, stream=stream, growing=True))
+    return [_label(path, number, text) for number, text in whole_lines(path)]
 
 
 def _label(path: Path, number: int, text: str) -> Label:
-    wanted = "a label as it was written"
-    record = as_object(path, number, text, wanted)
-    check = record.pop("check", None)
-    if check != _check(record):
-        raise UserError(f"{path}:{number}: expected {wanted}: its checksum differs")
+    record = unchecked(path, number, text, "a label as it was written")
     question = Question(record["prompt"], record["a"], record["b"])
     return Label(record["batch"], question, Answer(record["answer"], record["notes"]))
 
@@ -117,16 +96,12 @@ def ask(path: Path, oracle: Oracle, questions: Sequence[Question], batch: str) -
     missing = [question for question in questions if question.key not in known]
     if missing:
         answers = oracle.ask(missing, batch)
-        with _growing(path) as file:
+        with growing(path) as file:
             for question in missing:
-                start = file.tell()
-                _reserve(file, path, question)
+                shown = to_json([question.written, question.a, question.b])
+                reserve(file, path, len(shown.encode()) + _NOTES)
                 label = Label(batch, question, _next(answers, question))
-                line = label.to_json().encode() + b"\n"
-                if file.write(line) < len(line):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-                file.truncate(start + len(line))
-                os.fsync(file.fileno())
+                append(file, path, label.to_json())
                 known[question.key] = label
     return [_as_shown(known[question.key], question) for question in questions]
 
@@ -147,30 +122,3 @@ def _as_shown(label: Label, question: Question) -> Answer:
         choice = "ba"["ab".index(choice)]
         notes = {**notes, "scores": notes["scores"][::-1]} if "scores" in notes else notes
     return Answer(choice, notes)
-
-
-@contextlib.contextmanager
-def _growing(path: Path) -> Iterator[BinaryIO]:
-    """Open the file where its last whole line ends; leave nothing after the last one at the end."""
-    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-    with os.fdopen(os.open(path, flags, 0o666), "r+b", buffering=0) as file:
-        end = file.read().rfind(b"\n") + 1
-        file.truncate(end)
-        file.seek(end)
-        try:
-            yield file
-        finally:
-            with contextlib.suppress(OSError):
-                file.truncate(file.tell())
-
-
-def _reserve(file: BinaryIO, path: Path, question: Question) -> None:
-    """Take the room for an answer from the disk, so that none is lost because it is full."""
-    if not hasattr(os, "posix_fallocate"):
-        return
-    size = len(to_json([question.written, question.a, question.b]).encode()) + _NOTES
-    try:
-        os.posix_fallocate(file.fileno(), file.tell(), size)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # where it cannot be done
-            raise OSError(error.errno, error.strerror, str(path)) from None

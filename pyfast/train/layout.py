@@ -16,6 +16,9 @@ APPENDED = ("metrics.jsonl", "groups.jsonl")
 LABELS = "labels.jsonl"
 """The answers of an oracle: a file that grows too, and is never cut back."""
 
+ANNOTATIONS = "annotations.jsonl"
+"""What people said of the run's questions: a file that grows too, and is never cut back."""
+
 TIMES = "timings.jsonl"
 """Seconds of each step: a file that grows too, but differs from run to run."""
 
@@ -23,6 +26,7 @@ FILES = (
     ".lock", RUN_MARK, "config.json", *APPENDED, TIMES, LABELS, "eval_before.jsonl",
     "eval_after.jsonl", "summary.json", "training_curves.png", "heldout_scores.png",
     "selected_responses.png", "heldout_curves.png", "rounds.png", "selections.png", "wandb.json",
+    ANNOTATIONS, ".annotations.lock",
 )  # fmt: skip
 TRAINED = ("adapter", "model")
 """What a run has trained: one of these folders."""

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import math
 import reprlib
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,10 +19,11 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from pyfast._files import written_whole
-from pyfast.train import rewards
+from pyfast.train import human_labels, rewards
 from pyfast.train.config import Section, setting
 from pyfast.train.errors import UserError, WaitingError
 from pyfast.train.files import to_json
+from pyfast.train.layout import ANNOTATIONS
 from pyfast.train.lines import as_object, lines
 from pyfast.train.seeds import derive
 
@@ -78,7 +80,7 @@ class OracleConfig(Section):
     section: ClassVar[str] = "oracle"
     oracle: str = setting(
         "argmax",
-        "who labels: argmax or btl (by scores), file (somebody, in a file of the run folder), or "
+        "who labels: argmax or btl (by scores), file (people, with pyfast label), or "
         "package.module:function, called with prompt, a and b, for a, b or skip",
     )
     oracle_reward: str | None = setting(
@@ -182,13 +184,14 @@ class Function:
 
 
 class Files:
-    """Writes each batch of questions to a file, and reads the answers from it once they are there.
+    """Writes each batch of questions to a file, and goes on once people have answered them.
 
     Parameters
     ----------
     folder : Path
-        Of the files, JSON Lines of ``{"id", "prompt", "a", "b", "answer"}``; ``"answer"`` is null
-        until somebody puts "a", "b" or "skip" there.
+        Of the files, JSON Lines of ``{"id", "prompt", "a", "b", "answer"}``. ``"answer"`` is null
+        until somebody puts "a", "b" or "skip" there, which counts more than what was said to
+        ``pyfast label`` (`human_labels`).
     """
 
     def __init__(self, folder: Path) -> None:
@@ -201,17 +204,39 @@ class Files:
             self.folder.mkdir(exist_ok=True)
             with written_whole(path) as beside:
                 beside.write_text("".join(_blank(question) for question in questions), "utf-8")
-        answers = _filled(path)
+        answers = self._answers(path)
         missing = sum(answers.get(question.key, "") is None for question in questions)
         if missing:
             raise WaitingError(
-                f"{path}: {missing} of {len(answers)} questions have no answer yet; "
-                f'replace null by "a", "b" or "skip" there, and run the same command again'
+                f"{path}: {missing} of {len(answers)} questions have no answer yet; answer them "
+                f"with `pyfast label {shlex.quote(str(self.folder.parent))}`, or replace null by "
+                f'"a", "b" or "skip" there, and run the same command again'
             )
         for question in questions:
-            if question.key not in answers:
+            answer = answers.get(question.key)
+            if answer is None:
                 raise UserError(f"{path}: expected the question {question.key}, and it is not here")
-            yield Answer(str(answers[question.key]))
+            yield answer
+
+    def _answers(self, path: Path) -> dict[str, Answer | None]:
+        """Return the answers to a file's questions; None where there is none yet."""
+        given = human_labels.standing(human_labels.read(self.folder.parent / ANNOTATIONS))
+        said, used = human_labels.by_question(given), human_labels.used(given)
+        found: dict[str, Answer | None] = {}
+        for key, (_, answer) in read_questions(path).items():
+            label = used.get(key)
+            if answer is None and label is not None and label.answer is not None:
+                others = [other.answer for other in said.get(key, {}).values()]
+                notes = {
+                    "annotator": label.annotator,
+                    "annotators": len(others),
+                    "agreeing": others.count(label.answer),
+                    "again": label.again,
+                }
+                found[key] = Answer(label.answer, notes)
+            else:
+                found[key] = None if answer is None else Answer(answer)
+        return found
 
 
 def scorer_of(config: OracleConfig, reward: rewards.Reward) -> rewards.Reward:
@@ -258,9 +283,20 @@ def _blank(question: Question) -> str:
     return to_json({**shown, "answer": None}) + "\n"
 
 
-def _filled(path: Path) -> dict[str, str | None]:
-    """Return the answers by question; None where there is none yet."""
-    found: dict[str, str | None] = {}
+def read_questions(path: Path) -> dict[str, tuple[Question, str | None]]:
+    """Read a file of `Files`.
+
+    Returns
+    -------
+    dict
+        By its key, each question and the answer in the file, None where there is none.
+
+    Raises
+    ------
+    UserError
+        ``file:line: ...`` for a question that is not as it was written, or twice there.
+    """
+    found: dict[str, tuple[Question, str | None]] = {}
     for number, text in lines(path):
         wanted = "a question as it was written, with its answer"
         record = as_object(path, number, text, wanted)
@@ -269,7 +305,8 @@ def _filled(path: Path) -> dict[str, str | None]:
             isinstance(record[name], str) for name in ("id", "a", "b")
         ):
             raise UserError(f"{place}: expected {wanted}")
-        if Question(record["prompt"], record["a"], record["b"]).key != record["id"]:
+        question = Question(record["prompt"], record["a"], record["b"])
+        if question.key != record["id"]:
             raise UserError(f"{place}: expected {wanted}: its prompt or responses were changed")
         answer = record["answer"]
         if answer is not None and answer not in ANSWERS:
@@ -278,5 +315,5 @@ def _filled(path: Path) -> dict[str, str | None]:
             )
         if record["id"] in found:
             raise UserError(f"{place}: the question stands here twice")
-        found[record["id"]] = answer
+        found[record["id"]] = question, answer
     return found
