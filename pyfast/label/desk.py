@@ -336,13 +336,13 @@ class Desk:
         """Return why a question takes no answer from this annotator."""
         before = state.labels.get((key, self.annotator, self.again))
         if before:
-            return f"this pair has your answer already: {self._told(before[1])}. It stands."
+            return f"that pair has your answer already: {self._told(before[1])}. It stands."
         if self.again and self._answered(state, key):
-            return "this pair was asked again already. That answer stands."
+            return "that pair was asked again already. That answer stands."
         if self.again and key not in state.disputed():
             return "annotators do not disagree about this pair"
         if state.asked[key].written:
-            return "this pair has an answer in the questions' file. It stands."
+            return "that pair has an answer in the questions' file. It stands."
         if state.asked[key].taken and (self.again or key not in state.said):
             return "the run has taken an answer to this pair already. It stands."
         return None

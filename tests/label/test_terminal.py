@@ -68,7 +68,7 @@ def test_an_answer_of_another_window_is_told(run):
         yield "q"
 
     view, said = label(run, keys())
-    assert "this pair has your answer already: response 2. It stands." in said
+    assert "that pair has your answer already: response 2. It stands." in said
     assert view.done == 1
     assert [line["via"] for line in waiting_run.annotations(run)] == ["page"]
 
