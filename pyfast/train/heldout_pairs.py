@@ -47,7 +47,7 @@ def read(spec: str) -> list[HeldOut]:
         A prompts file, or a groups file (`read_records`) whose records have ``"positive"`` or
         ``"scores"``. The pair is the labelled response with the other of the data set's own two,
         which come first; without a label, the best-scored and the lowest, of which equals make no
-        pair.
+        pair. Where records have a split, those of ``"test"`` alone.
 
     Raises
     ------
@@ -58,7 +58,12 @@ def read(spec: str) -> list[HeldOut]:
     if path is None:
         raise UserError(f"data.heldout: no such file: {spec}")
     if path.suffix == ".parquet" or (path.suffix != ".txt" and _has_responses(path)):
-        return [_pair_of(record) for record in read_records(path, name="data.heldout")]
+        records = read_records(path, name="data.heldout")
+        if any(record.split is not None for record in records):
+            records = [record for record in records if record.split == "test"]
+        if not records:
+            raise UserError(f"{path}: split: expected groups of the split test, there are none")
+        return [_pair_of(record) for record in records]
     found = []
     for number, prompt in numbered_prompts(path):
         if "responses" in prompt.fields:

@@ -91,7 +91,12 @@ def read(settings: Any) -> Inputs:
     if data.groups is None:
         raise UserError("data.groups: expected a groups file")
     needs = ("scores", "positive") if config.chosen == "label" else ("scores",)
-    records = read_records(data.groups, needs=needs)
+    everything = read_records(data.groups, needs=needs)
+    records = [record for record in everything if record.split in (None, "train")]
+    if not records:
+        raise UserError(f"{data.groups}: split: expected groups of the split train, there are none")
+    if len(records) < len(everything):
+        _tell(f"{len(everything) - len(records)} groups are of other splits than train: left out")
     examples, short = [], 0
     for number, record in enumerate(records):
         short += config.first is not None and len(record.responses) < config.first

@@ -173,6 +173,24 @@ def test_held_out_records(tmp_path):
         heldout_pairs.read(str(pairs))
 
 
+def test_splits_are_kept_apart(tmp_path, tiny_model, capsys):
+    splits = ["train", "test", "validation", "train", "test", None]
+    records = [record(i, split=split) for i, split in enumerate(splits)]
+    values = make(tmp_path, tiny_model, records)
+    values["data"]["heldout"] = values["data"]["groups"]  # one file for both
+    with pytest.raises(UserError, match="expected groups of the split test"):
+        heldout_pairs.read(write(tmp_path / "train.jsonl", records[:1]))
+    inputs = Hps.read(settings_of(values))
+    assert [example.record.prompt for example in inputs.examples] == [
+        records[i]["prompt"] for i in (0, 3, 5)
+    ]
+    assert inputs.heldout == [records[i]["prompt"] for i in (1, 4)]
+    assert "3 groups are of other splits than train" in capsys.readouterr().err
+    values = make(tmp_path, tiny_model, records[1:3])
+    with pytest.raises(UserError, match="expected groups of the split train"):
+        Hps.read(settings_of(values))
+
+
 def test_one_scorer_for_both_is_warned_of(tmp_path, tiny_model, capsys):
     values = make(tmp_path, tiny_model, scoring={"reward": "vader"})
     assert Hps.read(settings_of(values)).same_scorer is True
@@ -495,6 +513,29 @@ def test_appendix_e_trains_on_each_valid_one(tmp_path, tiny_model):
         assert not {1, 3} & set(
             negatives_of(settings_of(values).negatives, example.scores, example.heads)
         )
+
+
+def test_chats_of_all_weights_with_prompts_alone_held_out(tmp_path, tiny_model):
+    """Prompts as messages, full training, and held-out prompts that have no responses."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    chat = [{"role": "system", "content": "nice"}, {"role": "user", "content": "tell me"}]
+    records = [{**record(i), "prompt": chat} for i in range(3)]
+    values = make(tmp_path, tiny_model, records, policy={"training": "full"})
+    pq.write_table(pa.Table.from_pylist(records), tmp_path / "groups.parquet")
+    values["data"]["groups"] = str(tmp_path / "groups.parquet")
+    held = [{"prompt": [{"role": "user", "content": "about love"}]}, {"prompt": "about rain"}]
+    values["data"]["heldout"] = write(tmp_path / "prompts.jsonl", held)
+    values["optimisation"] = {"lr": 1e-3, "epochs": 1.0}
+    status, out = run(tmp_path, values)
+    assert status == 0
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["pairs"] == 0
+    assert "rm_dpo" not in summary["metrics"]
+    assert summary["metrics"]["kl_sampled"]["mean"] != 0
+    assert summary["heldout"]["prompts"] == 2
+    assert all(step["grad_norm"] > 0 for step in metrics_of(out))
 
 
 def test_fine_tuning_before_is_on_the_chosen_responses(tmp_path, tiny_model):

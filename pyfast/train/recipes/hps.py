@@ -186,7 +186,7 @@ class HpsSettings(Settings):
     def __post_init__(self) -> None:
         """Check what no single section can see."""
         negatives = self.negatives
-        if negatives.gamma_low > negatives.gamma_high:
+        if negatives.schedule != "constant" and negatives.gamma_low > negatives.gamma_high:
             raise UserError(
                 "negatives.gamma_low: expected at most negatives.gamma_high = "
                 f"{negatives.gamma_high}, got {negatives.gamma_low}"
