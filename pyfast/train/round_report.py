@@ -124,6 +124,18 @@ def metrics_of(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return found | {name: last[name] for name in (*FIRST[2:], *rest) if name in last}
 
 
+def totals(lines: Sequence[dict[str, Any]], confidence: float, same: bool) -> dict[str, Any]:
+    """Return what else the table shows; `same` is whether the oracle's scorer also evaluates."""
+    scorers = "the same scorer" if same else "different scorers"
+    return {
+        "rounds": list(lines),
+        "confidence": confidence,
+        "skipped": sum(line.get("skipped", 0) for line in lines),
+        "ties": sum(line.get("ties", 0) for line in lines),
+        "judge": f"the oracle and the evaluation use {scorers}",
+    }
+
+
 def table(title: str, summary: dict[str, Any]) -> str:
     """Format a finished run for the terminal: a line a round.
 
@@ -132,7 +144,7 @@ def table(title: str, summary: dict[str, Any]) -> str:
     title : str
         What the run was.
     summary : dict
-        ``rounds`` as `curves` makes them, ``confidence``, ``skipped``, ``ties``, ``judge``.
+        With what `totals` returns.
 
     Returns
     -------

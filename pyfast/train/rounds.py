@@ -1,19 +1,24 @@
-"""The pool of a round: prompts, the distinct responses that were sampled to them, and all pairs."""
+"""The pool of a round: prompts, the distinct responses that were sampled to them, and all pairs.
+
+And how pairs of it are asked about.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from pyfast.train import labels
 from pyfast.train.answering import AT_ONCE
 from pyfast.train.config import SamplingConfig
-from pyfast.train.oracle import Question
+from pyfast.train.oracle import Oracle, Question
 
 if TYPE_CHECKING:
     from pyfast.train.context import Context
@@ -144,3 +149,58 @@ def _paired(
 
 def _as_pairs(pairs: Sequence[tuple[int, int]]) -> NDArray[np.int64]:
     return np.array(pairs, dtype=np.int64).reshape(-1, 2)
+
+
+def ask(
+    pool: Pool, pairs: NDArray[np.int64], oracle: Oracle, path: Path, batch: str, seed: int
+) -> list[tuple[list[int] | None, dict[str, Any]]]:
+    """Ask about pairs in random order, and each the one or the other way round.
+
+    Parameters
+    ----------
+    pool : Pool
+    pairs : int64 array (k, 2)
+    oracle : Oracle
+    path : Path
+        The file of labels (`labels.ask`).
+    batch : str
+        The batch's name.
+    seed : int
+
+    Returns
+    -------
+    list of (pair or None, notes), in the order of `pairs`
+        The better response first, None for a pair that was skipped; and the oracle's notes.
+    """
+    generator = np.random.default_rng(seed)
+    shown = [pair[::-1] if generator.random() < 0.5 else pair for pair in pairs.tolist()]
+    turn = generator.permutation(len(shown)).tolist()
+    questions = [pool.question(shown[i]) for i in turn]
+    answers = dict(zip(turn, labels.ask(path, oracle, questions, batch), strict=True))
+    found: list[tuple[list[int] | None, dict[str, Any]]] = []
+    for i, pair in enumerate(shown):
+        ordered = {"a": pair, "b": pair[::-1], "skip": None}
+        found.append((ordered[answers[i].choice], answers[i].notes))
+    return found
+
+
+def describe(pool: Pool, chosen: NDArray[np.int64]) -> dict[str, float]:
+    """Return how the pairs that were labelled (k, 2) differ from the pool's."""
+    return {
+        "picks/length": pool.length(chosen),
+        "picks/prompts": len({pool.owners[row] for row in chosen[:, 0].tolist()}),
+        "pool/length": pool.length(pool.pairs),
+        "pool/pairs": len(pool.pairs),
+    }
+
+
+def why_too_few(pool: Pool, wanted: int, left: int, skipped: int) -> str:
+    """Say why fewer pairs are left than have to be labelled, and what would give more."""
+    texts = sum(len(samples) for samples in pool.samples)
+    return (
+        f"expected at least {wanted} pairs to label, {left} are left: {texts - len(pool.texts)} of "
+        f"{texts} responses say the same as another one to their prompt, "
+        f"{len(pool.pairs) - left} pairs were asked before, {skipped} skipped; more prompts "
+        "(active.prompts_per_round), sampling.responses or a higher sampling.temperature give "
+        "more, in another --out"
+    )

@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pyfast._files import write_folder
-from pyfast.train import acquisition, labels, oracle, order, rewards, rounds
+from pyfast.train import acquisition, oracle, order, rewards, rounds
 from pyfast.train import inputs as prompt_inputs
 from pyfast.train.answering import AnsweringRecipe
 from pyfast.train.config import (
@@ -261,17 +260,9 @@ class ActiveDpo(AnsweringRecipe):
         lines = round_report.curves(settings, out, cls.ends(settings))
         round_report.write_curves(out, lines)
         same = inputs.scorer is inputs.judge and settings.oracle.oracle in oracle.RULES
-        told = "the oracle and the evaluation use "
         found = super().summary(settings, inputs, out)
         found["metrics"] |= round_report.metrics_of(lines)
-        return {
-            **found,
-            "rounds": lines,
-            "confidence": settings.evaluation.confidence,
-            "skipped": sum(line.get("skipped", 0) for line in lines),
-            "ties": sum(line.get("ties", 0) for line in lines),
-            "judge": told + ("the same scorer" if same else "different scorers"),
-        }
+        return found | round_report.totals(lines, settings.evaluation.confidence, same)
 
     @classmethod
     def plots(cls, out: Path, **options: Any) -> list[Path]:
@@ -359,10 +350,13 @@ class ActiveDpo(AnsweringRecipe):
             if missing == 0:
                 break
             if criterion.available(left) < missing:
-                raise UserError(self._too_few(number, pool, len(left), len(keys) - len(chosen)))
+                why = rounds.why_too_few(pool, wanted, len(left), len(keys) - len(chosen))
+                raise UserError(f"round {number}: {why}")
             seed = self.ctx.seed("select", number, attempt)
             picks = criterion.choose(left, missing, seed)  # 5-9
-            answers = self._ask(pool, left[picks], number, attempt)  # 10
+            batch = f"round-{number}" if attempt == 1 else f"round-{number}-{attempt}"
+            show, path = self.ctx.seed("show", number, attempt), self.ctx.folder / LABELS
+            answers = rounds.ask(pool, left[picks], self.oracle, path, batch, show)  # 10
             better = [pair for pair, _ in answers if pair is not None]
             keys += [pool.question(pair).key for pair in left[picks].tolist()]
             chosen += better
@@ -377,10 +371,7 @@ class ActiveDpo(AnsweringRecipe):
             "skipped": len(keys) - len(chosen),
             "ties": sum("tie" in notes for notes in noted),
             "agreement": float(np.mean([pair.pop("agrees") for pair in pairs])),
-            "picks/length": pool.length(np.array(chosen)),
-            "picks/prompts": len({pool.owners[pair[0]] for pair in chosen}),
-            "pool/length": pool.length(pool.pairs),
-            "pool/pairs": len(is_new),
+            **rounds.describe(pool, np.array(chosen)),
             **criterion.report,
         }
         return {"pairs": pairs, "asked": keys, "report": report}
@@ -404,37 +395,6 @@ class ActiveDpo(AnsweringRecipe):
         count = self.settings.active.prompts_per_round
         drawn = rounds.draw(len(prompts), count, self.ctx.seed("prompts", number))
         return rounds.make_pool(self.ctx, prompts, drawn, self.settings.sampling, f"round-{number}")
-
-    def _too_few(self, number: int, pool: rounds.Pool, left: int, skipped: int) -> str:
-        texts = sum(len(samples) for samples in pool.samples)
-        return (
-            f"round {number}: expected at least {self.settings.active.labels} pairs to label, "
-            f"{left} are left: {texts - len(pool.texts)} of {texts} responses say the same "
-            f"as another one to their prompt, {len(pool.pairs) - left} pairs were asked "
-            f"before, {skipped} skipped; more prompts (active.prompts_per_round), "
-            "sampling.responses or a higher sampling.temperature give more, in another --out"
-        )
-
-    def _ask(
-        self, pool: rounds.Pool, pairs: NDArray[np.int64], number: int, attempt: int
-    ) -> list[tuple[list[int] | None, dict[str, Any]]]:
-        """Ask about pairs in random order, and each the one or the other way round.
-
-        Returns each pair with the better response first, or None for one that was skipped, and
-        the oracle's notes; in the order of `pairs`.
-        """
-        generator = np.random.default_rng(self.ctx.seed("show", number, attempt))
-        shown = [pair[::-1] if generator.random() < 0.5 else pair for pair in pairs.tolist()]
-        turn = generator.permutation(len(shown)).tolist()
-        batch = f"round-{number}" if attempt == 1 else f"round-{number}-{attempt}"
-        questions = [pool.question(shown[i]) for i in turn]
-        path = self.ctx.folder / LABELS
-        answers = dict(zip(turn, labels.ask(path, self.oracle, questions, batch), strict=True))
-        found: list[tuple[list[int] | None, dict[str, Any]]] = []
-        for i, pair in enumerate(shown):
-            ordered = {"a": pair, "b": pair[::-1], "skip": None}
-            found.append((ordered[answers[i].choice], answers[i].notes))
-        return found
 
     def _labelled(self, pool: rounds.Pool, pair: list[int]) -> dict[str, Any]:
         """Return what training needs of a pair, and whether the policy agrees with its label."""
