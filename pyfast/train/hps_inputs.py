@@ -87,35 +87,14 @@ class Inputs:
 
 def read(settings: Any) -> Inputs:
     """Read and check everything the user wrote, before any model is loaded."""
-    config, data = settings.negatives, settings.data
-    if data.groups is None:
-        raise UserError("data.groups: expected a groups file")
-    needs = ("scores", "positive") if config.chosen == "label" else ("scores",)
-    everything = read_records(data.groups, needs=needs)
-    records = [record for record in everything if record.split in (None, "train")]
-    if not records:
-        raise UserError(f"{data.groups}: split: expected groups of the split train, there are none")
-    if len(records) < len(everything):
-        _tell(f"{len(everything) - len(records)} groups are of other splits than train: left out")
-    examples, short = [], 0
-    for number, record in enumerate(records):
-        short += config.first is not None and len(record.responses) < config.first
-        example = example_of(config, number, record)
-        if hard_negatives.negatives_of(config, example.scores, example.heads):
-            examples.append(example)
-    counts = {"groups": len(records), "skipped": len(records) - len(examples), "short": short}
-    if not examples:
-        raise UserError(f"{data.groups}: expected a group with a negative: in all, all scores tie")
-    if counts["skipped"]:
-        _tell(f"{counts['skipped']} of {len(records)} groups have no negative and are skipped")
-    if short:
-        _tell(f"negatives.first = {config.first}: {short} groups have fewer, and keep all theirs")
-
+    data = settings.data
+    records = _records(settings)
+    examples, counts = _examples(settings, records)
     pairs = heldout_pairs.read(data.heldout) if data.heldout is not None else []
     heldout = [item.prompt for item in pairs]
+    check_heldout([record.prompt for record in records], heldout, data.heldout or "")
     if any(item.chosen is not None for item in pairs) and not bleu.is_there():
         _tell("BLEU is left out: it needs the package sacrebleu (pip install sacrebleu)")
-    check_heldout([record.prompt for record in records], heldout, data.heldout or "")
     judge = reward = same = None
     if pairs:
         judge, reward, same = _scorers(settings, records)
@@ -126,6 +105,38 @@ def read(settings: Any) -> Inputs:
     hashes = {name: files.sha256(_file(spec)) for name, spec in named if spec is not None}
     against = _against(settings)
     return Inputs(examples, counts, pairs, heldout, judge, reward, same, referee, against, hashes)
+
+
+def _records(settings: Any) -> list[Record]:
+    """Read the groups to learn from."""
+    path = settings.data.groups
+    if path is None:
+        raise UserError("data.groups: expected a groups file")
+    labelled = settings.negatives.chosen == "label"
+    everything = read_records(path, needs=("scores", "positive") if labelled else ("scores",))
+    records = [record for record in everything if record.split in (None, "train")]
+    if not records:
+        raise UserError(f"{path}: split: expected groups of the split train, there are none")
+    if len(records) < len(everything):
+        _tell(f"{len(everything) - len(records)} groups are of other splits than train: left out")
+    return records
+
+
+def _examples(settings: Any, records: Sequence[Record]) -> tuple[list[Example], dict[str, int]]:
+    """Return the groups that have a negative, and how many have none or too few responses."""
+    config = settings.negatives
+    examples = [example_of(config, number, record) for number, record in enumerate(records)]
+    kept = [x for x in examples if hard_negatives.negatives_of(config, x.scores, x.heads)]
+    short = sum(len(record.responses) < (config.first or 0) for record in records)
+    counts = {"groups": len(records), "skipped": len(records) - len(kept), "short": short}
+    if not kept:
+        path = settings.data.groups
+        raise UserError(f"{path}: expected a group with a negative: in all, all scores tie")
+    if counts["skipped"]:
+        _tell(f"{counts['skipped']} of {len(records)} groups have no negative and are skipped")
+    if short:
+        _tell(f"negatives.first = {config.first}: {short} groups have fewer, and keep all theirs")
+    return kept, counts
 
 
 def example_of(config: NegativesConfig, number: int, record: Record) -> Example:

@@ -498,6 +498,15 @@ def test_a_finished_run_is_judged_again_by_another_judge(tmp_path, tiny_model, m
     assert (out / "adapter" / "adapter_model.safetensors").read_bytes() == before
     config = json.loads((out / "config.json").read_text())
     assert config["scoring"]["judge"] == "longest:judge"
+    best = [
+        [row["responses"][int(np.argmax(row["scores"]))] for row in map(json.loads, lines)]
+        for lines in (
+            (out / f"eval_{n}.jsonl").read_text().splitlines() for n in ("after", "before")
+        )
+    ]
+    metrics = json.loads((out / "summary.json").read_text())["metrics"]
+    longer = np.mean([len(a) > len(b) for a, b in zip(*best, strict=True)])
+    assert metrics["win/before"]["mean"] == pytest.approx(longer)
 
 
 def test_appendix_e_trains_on_each_valid_one(tmp_path, tiny_model):
