@@ -244,8 +244,9 @@ def test_the_reference_is_the_initial_policy_throughout(finished):
 def test_the_baselines_see_the_same_and_spend_the_same(make, finished, tmp_path, method):
     values, first, _ = finished
     out = tmp_path / "run"
-    summary = run(values, out, active__method=method)
+    summary = run(values, out, active__method=method, oracle__oracle_reward="vader")
     assert summary["metrics"]["labels"] == 12
+    assert summary["judge"] == "the oracle and the evaluation use the same scorer"
     found = labels.read(out / "labels.jsonl")
     assert len({label.question.key for label in found}) == len(found) == 12
     for name in ("answers-0.json",):  # the first round's pool is sampled from the same policy

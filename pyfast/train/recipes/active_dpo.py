@@ -259,7 +259,9 @@ class ActiveDpo(AnsweringRecipe):
 
         lines = round_report.curves(settings, out, cls.ends(settings))
         round_report.write_curves(out, lines)
-        same = inputs.scorer is inputs.judge and settings.oracle.oracle in oracle.RULES
+        asked = settings.oracle.oracle_reward or settings.scoring.reward
+        judged = settings.evaluation.reward or settings.scoring.reward
+        same = asked == judged and settings.oracle.oracle in oracle.RULES
         found = super().summary(settings, inputs, out)
         found["metrics"] |= round_report.metrics_of(lines)
         return found | round_report.totals(lines, settings.evaluation.confidence, same)
