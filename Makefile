@@ -10,7 +10,7 @@ PIP     := $(BIN)/python -m pip install --disable-pip-version-check -q -c constr
 SOURCES := $(shell find csrc -name '*.?pp') CMakeLists.txt pyproject.toml constraints.txt
 CXX_FILES := $(shell find csrc tests/core -name '*.?pp')
 
-.PHONY: demo demo-ampo demo-mass-dpo demo-hps demo-active-dpo test test-trl test-ray lint bench sanitize clean
+.PHONY: docs pictures demo demo-ampo demo-mass-dpo demo-hps demo-active-dpo test test-trl test-ray lint bench sanitize clean
 
 demo: demo-$(RECIPE)  ## align the demo's model: RECIPE=ampo|mass-dpo|hps|active-dpo SEED=0
 
@@ -58,6 +58,16 @@ lint: .venv/dev.done  ## formatters, linters, types and stubs
 	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
 	$(BIN)/mypy
 	$(BIN)/stubtest pyfast._core
+
+# Warnings are errors: broken links, and docstrings whose parameters are not the function's.
+docs: .venv/dev.done  ## the site, in build/site
+	@mkdir -p build
+	PYTHONPATH=docs $(BIN)/zensical build --clean --strict > build/docs.log 2>&1 || { cat build/docs.log; exit 1; }
+	! grep -i "griffe:\|warning" build/docs.log
+
+pictures: .venv/dev.done  ## the pictures of the docs, and the page of figures
+	for script in docs/pictures/[a-z]*.py; do $(BIN)/python $$script || exit 1; done
+	$(BIN)/python docs/performance.py
 
 # TRL 1.15 makes its log-probabilities in Triton kernels, without a GPU too: these are interpreted.
 TRL_VERSIONS ?= 1.0.0 1.14.1 1.15.0 1.16.0

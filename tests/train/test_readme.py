@@ -1,4 +1,4 @@
-"""The README's examples of scoring, as written, in an interpreter of their own."""
+"""The examples of scoring on the page about loops, as written, in an interpreter of their own."""
 
 import re
 import subprocess
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "use" / "plain-loop.md"
 NAMES = """
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -35,7 +35,7 @@ for response, logp in zip(groups[0][1], logps):
 @pytest.mark.parametrize("peft", [False, True], ids=["plain model", "peft model"])
 def test_scoring_in_a_loop_of_your_own(tiny_model, tmp_path, monkeypatch, peft):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     blocks = [block for block in blocks if re.search(r"from pyfast\.(models|train)", block)]
     assert len(blocks) == 2
     names = NAMES.format(folder=str(tiny_model), peft=peft)

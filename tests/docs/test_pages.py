@@ -1,0 +1,102 @@
+"""README and docs: their blocks run, their commands parse, their links and pictures are there."""
+
+import contextlib
+import re
+import sys
+from pathlib import Path
+from unittest import SkipTest
+
+import pytest
+
+pytest.importorskip("sybil")
+sys.path.insert(0, str(Path(__file__).parent))
+
+import blocks
+
+IN_TRL = {"trl.md", "grpo.md"}
+
+
+def name(page):
+    return str(page.relative_to(blocks.ROOT))
+
+
+def having(found):
+    """Return the pages of which something is found, those of TRL marked slow."""
+    return [
+        pytest.param(page, id=name(page), marks=[pytest.mark.slow] * (page.name in IN_TRL))
+        for page in blocks.PAGES
+        if found(page)
+    ]
+
+
+@pytest.mark.parametrize("page", having(blocks.examples))
+def test_blocks_run_as_written(page, request, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    found = blocks.examples(page)
+    if blocks.needs_model(page):
+        found[0].namespace["tiny_model"] = str(request.getfixturevalue("tiny_model"))
+    for example in found:
+        with contextlib.suppress(SkipTest):  # whose reason is shown by the list of blocks
+            example.evaluate()
+
+
+@pytest.mark.parametrize("page", having(blocks.commands))
+def test_commands_are_ones_that_the_parser_takes(page):
+    from pyfast import cli
+    from pyfast.train.errors import UserError
+
+    for words in blocks.commands(page):
+        try:
+            cli._parser().parse_args([word for word in words if word not in ("...", "RUN")])
+        except (UserError, SystemExit) as error:
+            if not isinstance(error, SystemExit) or error.code:  # --help is no mistake
+                pytest.fail(f"{' '.join(words)}: {error}")
+
+
+@pytest.mark.parametrize("page", [pytest.param(page, id=name(page)) for page in blocks.PAGES])
+def test_links_and_pictures_are_there(page):
+    text = re.sub(r"```.*?```|`[^`\n]*`", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if not link.startswith(("http", "#")):
+            assert (page.parent / link.split("#")[0]).exists(), link
+
+
+def test_a_block_that_is_not_run_says_why():
+    assert "not run: None" not in blocks.listing()
+    assert blocks.listing().count(": run: ") > 40
+
+
+def test_the_page_of_figures_is_what_its_script_makes_of_them():
+    sys.path.insert(0, str(blocks.ROOT / "docs"))
+    import performance
+
+    assert (blocks.ROOT / "docs" / "performance.md").read_text("utf-8") == performance.page()
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        pytest.param(path, id=path.stem)
+        for path in sorted((blocks.ROOT / "docs" / "pictures").glob("[a-z]*.py"))
+    ],
+)
+def test_pictures_come_from_their_scripts(script, tmp_path, monkeypatch):
+    """Each script draws its picture again, of the same size, from the package as it is."""
+    pytest.importorskip("matplotlib")
+    import runpy
+
+    monkeypatch.syspath_prepend(str(script.parent))
+    import _style
+
+    drawn = []
+    save = _style.save
+    monkeypatch.setattr(_style, "save", lambda f, s: drawn.append(save(f, s, tmp_path)))
+    runpy.run_path(str(script))
+    (made,) = drawn
+    kept = script.with_suffix(".svg")
+    assert made.stat().st_size == pytest.approx(kept.stat().st_size, rel=0.3)
+
+
+def test_readme_is_short():
+    assert len((blocks.ROOT / "README.md").read_text("utf-8").splitlines()) < 150
