@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from pyfast._files import written_whole
 from pyfast.train.recipe import Recipe
 
 AT_ONCE = 32
@@ -56,6 +57,28 @@ class AnsweringRecipe(Recipe):
 
         title = f"{summary['recipe']} · {summary['label']} · seed {summary['seed']}"
         return report.table(title, summary)
+
+
+def write_curve(out: Path, steps: int) -> None:
+    """Write ``evaluation/metrics.jsonl`` of the answers so far: a line for each step that has some.
+
+    Where a run answered before and after training alone, there is no curve.
+    """
+    from pyfast.train import evaluate, files
+
+    folder = out / "evaluation"
+    if not folder.is_dir():
+        return
+    between = {int(path.stem[5:]) for path in folder.glob("step-*.jsonl")}
+    known = [
+        step for step in sorted({0, *between, steps}) if answers_file(out, step, steps).exists()
+    ]
+    lines = []
+    for step in known:
+        mean = evaluate.mean_score(answers_file(out, step, steps))
+        lines.append(files.to_json({"step": step, "score/mean": mean}))
+    with written_whole(folder / "metrics.jsonl") as beside:
+        beside.write_text("".join(f"{line}\n" for line in lines), "utf-8")
 
 
 def answers_file(folder: Path, step: int, steps: int) -> Path:

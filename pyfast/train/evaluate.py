@@ -110,6 +110,11 @@ def compare(before: Path, after: Path, config: Any) -> dict[str, Any]:
     }
 
 
+def mean_score(path: Path) -> float:
+    """Return the mean over prompts of each prompt's mean score, of what `answer` wrote."""
+    return float(_prompt_means(path)[1].mean())
+
+
 def _prompt_means(path: Path) -> tuple[list[str], NDArray[np.float64]]:
     """Return the prompts of a groups file, and the mean score of each."""
     groups = read_groups(path)

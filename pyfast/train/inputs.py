@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -74,6 +75,8 @@ def read_inputs(config: Any, *, judge_differs: bool = False) -> Inputs:
 def check_lengths(inputs: Inputs, ctx: Context, longest: int) -> None:
     """Refuse a prompt that leaves no room for its responses, before any work is done.
 
+    How many prompts are cut (`Tokeniser`) is told in a line.
+
     Parameters
     ----------
     inputs : Inputs
@@ -86,6 +89,7 @@ def check_lengths(inputs: Inputs, ctx: Context, longest: int) -> None:
     UserError
         With the prompt's file and line, its tokens, and the positions that the model has.
     """
+    before = ctx.tokens.cut["prompts"]
     for name, prompts in (("prompts", inputs.prompts), ("heldout", inputs.heldout)):
         for place, prompt in zip(inputs.places[name], prompts, strict=True):
             try:
@@ -98,3 +102,9 @@ def check_lengths(inputs: Inputs, ctx: Context, longest: int) -> None:
                     f"{place}: the prompt has {count} tokens, and sampling.max_new_tokens = "
                     f"{longest} may follow; the model has {positions} positions"
                 )
+    cut = ctx.tokens.cut["prompts"] - before
+    if cut:
+        sys.stderr.write(
+            f"pyfast: {cut} of {len(inputs.prompts) + len(inputs.heldout)} prompts are longer than "
+            "text.max_prompt and are cut from the left\n"
+        )

@@ -189,7 +189,7 @@ def test_killed_anywhere_it_ends_the_same(make_settings, tmp_path):
         assert {"kept/round-1.jsonl", "kept/round-2.jsonl"} <= set(whole)
         generator = random.Random(4)
         out = tmp_path / "run-killed"
-        for _ in range(6):
+        for _ in range(3):
             status, output = nursery.run(out, touch=generator.randrange(15, 70))
             assert status in (0, -KILL), output
             if status == 0:
@@ -199,3 +199,37 @@ def test_killed_anywhere_it_ends_the_same(make_settings, tmp_path):
         assert contents(out) == whole
     finally:
         nursery.close()
+
+
+def test_what_is_answered_between_makes_a_curve(tiny_settings, tmp_path):
+    out = tmp_path / "run"
+    summary = run(in_rounds(tiny_settings, evaluation__every=2), out)
+    lines = [json.loads(line) for line in (out / "evaluation" / "metrics.jsonl").open()]
+    assert [line["step"] for line in lines] == [0, 2, 3, 4, 6]  # rounds end at 3 and 6
+    assert lines[0]["score/mean"] == pytest.approx(summary["metrics"]["score/before"]["mean"])
+    assert lines[-1]["score/mean"] == pytest.approx(summary["metrics"]["score/after"]["mean"])
+    groups = read_groups(out / "evaluation" / "step-3.jsonl")
+    means = [sum(group.scores) / len(group.scores) for group in groups]
+    assert lines[2]["score/mean"] == pytest.approx(sum(means) / len(means))
+
+
+def test_prompts_that_are_cut_are_counted(tiny_settings, tmp_path, capsys):
+    values = {**tiny_settings, "text": {"max_prompt": 6}}
+    summary = run(in_rounds(values, rounds__rounds=1), tmp_path / "run")
+    # "user tell me about TOPIC </s> assistant": 7 tokens, 8 of a topic of two words
+    told = capsys.readouterr().err
+    count = summary["cut"]["prompts"]
+    assert 5 <= count <= 8
+    assert f"pyfast: {count} of 8 prompts are longer than text.max_prompt" in told
+
+
+def test_scores_that_cannot_be_weighed_are_told_with_their_prompt(
+    tiny_settings, tmp_path, monkeypatch
+):
+    code = "def big(p, ys): return [1000.0 * i for i in range(len(ys))]\n"
+    (tmp_path / "big_reward.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    changes = {"scoring__reward": "big_reward:big", "selection__reward_scale": "none"}
+    wanted = r"^selection, prompt 'tell me about [\w ]+': reward_scale: 'none' expects rewards with"
+    with pytest.raises(UserError, match=wanted):
+        run(in_rounds(tiny_settings, **changes), tmp_path / "run")

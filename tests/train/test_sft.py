@@ -147,7 +147,7 @@ def test_killed_anywhere_it_ends_the_same(make_settings, tmp_path):
         assert not any(name.startswith("sft/checkpoint") for name in whole)
         generator = random.Random(2)
         out = tmp_path / "run-killed"
-        for _ in range(6):
+        for _ in range(3):
             status, output = nursery.run(out, touch=generator.randrange(20, 90))
             assert status in (0, -KILL), output
             if status == 0:

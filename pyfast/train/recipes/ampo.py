@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import reprlib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -19,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyfast import select
+from pyfast.train import files, kept_groups, order, rewards
 from pyfast.train import inputs as prompt_inputs
-from pyfast.train import kept_groups, order, rewards
-from pyfast.train.answering import AnsweringRecipe
+from pyfast.train.answering import AnsweringRecipe, write_curve
 from pyfast.train.config import (
     DataConfig,
     EvaluationConfig,
@@ -214,6 +215,13 @@ class Ampo(AnsweringRecipe):
         prompt_inputs.check_lengths(inputs, ctx, settings.sampling.max_new_tokens)
         self.encoder = SentenceEncoder(settings.scoring.encoder, ctx.policy.device)
         self._pools: dict[int, list[Group]] = {}
+        if settings.text.max_prompt is not None:
+            ctx.remember("cut", lambda: dict(ctx.tokens.cut))
+
+    def evaluate(self, step: int) -> None:
+        """Answer the held-out prompts, and keep the curve up to date."""
+        super().evaluate(step)
+        write_curve(self.ctx.folder, self.steps(self.settings, self.inputs))
 
     @staticmethod
     def read(settings: AmpoSettings) -> prompt_inputs.Inputs:
@@ -301,7 +309,11 @@ class Ampo(AnsweringRecipe):
         scores = rewards.score(self.inputs.reward, prompt, samples.texts)
         embeddings = self.encoder.encode(samples.texts)
         seed = ctx.seed("select", *place)
-        chosen = choose(config.selection, scores, embeddings, seed, samples.texts)
+        try:
+            chosen = choose(config.selection, scores, embeddings, seed, samples.texts)
+        except ValueError as error:  # such as scores that reward_scale none cannot weigh
+            shown = reprlib.repr(str(prompt))
+            raise UserError(f"selection, prompt {shown}: {error}") from None
         return Group(
             prompt,
             samples.texts,
@@ -351,6 +363,12 @@ class Ampo(AnsweringRecipe):
         assert x.scores is not None
         config = self.settings.loss
         return loss(config, x.policy_logps, x.ref_logps, x.scores, metrics, x.lengths)
+
+    @classmethod
+    def summary(cls, settings: Any, inputs: Any, out: Path) -> dict[str, Any]:
+        """Compare the answers before and after, and say how many prompts were cut."""
+        found, kept = super().summary(settings, inputs, out), out / "kept" / "cut.json"
+        return {**found, "cut": files.read_json(kept)} if kept.exists() else found
 
     @staticmethod
     def plots(out: Path, **options: Any) -> list[Path]:
