@@ -78,7 +78,7 @@ test-trl: .venv/dev.done  ## the TRL integration against several versions of TRL
 	  interpret=$$(test $$version = 1.15.0 && echo 1); echo "TRL $$version"; \
 	  PYTHONPATH=build/trl-$$version TRITON_INTERPRET=$$interpret \
 	    $(BIN)/python -m pytest -q -m "not slow" tests/integrations/test_trl.py \
-	      tests/integrations/test_grpo.py tests/integrations/test_reference.py || exit 1; done
+	      tests/integrations/test_trl_head.py tests/integrations/test_grpo.py tests/integrations/test_reference.py || exit 1; done
 
 test-ray: .venv/dev.done  ## the stages in Ray Data: two workers, one of them killed
 	$(BIN)/python -m pip install --disable-pip-version-check -q --upgrade --target build/ray "ray>=2.40"

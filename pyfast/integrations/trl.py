@@ -2,7 +2,8 @@
 
 `MultiPreferenceTrainer` changes four things of `trl.DPOTrainer`: how a row becomes tokens, how
 rows become a batch, where log-probabilities come from, and the loss of a batch. All else -
-arguments, adapters, reference models, checkpoints, logging, `accelerate` - is TRL's.
+arguments, adapters, reference models, checkpoints, logging, `accelerate` - is TRL's. `fast_head`
+leaves a script as it is and replaces TRL's product with the head for a while.
 """
 
 from __future__ import annotations
@@ -32,7 +33,10 @@ from pyfast.integrations._reference import (
     probe,
     starts_elsewhere,
 )
+from pyfast.integrations._trl_head import fast_head
 from pyfast.models.shared_prompt import GroupScorer
+
+__all__ = ["MultiPreferenceTrainer", "fast_head", "loss_of"]
 
 Loss = Callable[..., Tensor]
 
