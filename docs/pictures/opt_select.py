@@ -18,11 +18,11 @@ for ax, (title, picked) in zip(panels, chosen.items(), strict=True):
     plain(ax, title)
     ax.scatter(*embeddings.T, c=rewards, cmap=REWARDS, s=26, vmin=0, vmax=1)
     ax.scatter(*embeddings[picked.negatives].T, s=130, facecolors="none", edgecolors=PICK, lw=1.8)
-    ax.scatter(*embeddings[picked.positive], s=150, marker="*", c=GOOD, edgecolors=PICK, lw=1.2)
+    ax.scatter(*embeddings[picked.positive], s=150, marker="*", c=GOOD)
 marks = [
     Line2D([], [], ls="", marker="o", color=BAD, label="low reward"),
     Line2D([], [], ls="", marker="o", color=GOOD, label="high reward"),
-    Line2D([], [], ls="", marker="*", ms=11, color=GOOD, mec=PICK, label="chosen response"),
+    Line2D([], [], ls="", marker="*", ms=11, color=GOOD, label="chosen response"),
     Line2D([], [], ls="", marker="o", ms=11, mfc="none", mec=PICK, mew=1.8, label="its negatives"),
 ]
 figure.legend(handles=marks, loc="outside lower center", ncols=4)

@@ -1,0 +1,55 @@
+"""Formulas of the docs as MathML, and what docstrings say in reST."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("latex2mathml")
+pytest.importorskip("markdown")
+PATH = Path(__file__).parents[2] / "docs" / "markup.py"
+
+
+@pytest.fixture
+def page():
+    import markdown
+
+    spec = importlib.util.spec_from_file_location("markup", PATH)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["markup"] = module
+    spec.loader.exec_module(module)
+    return lambda text: markdown.markdown(text, extensions=[module.Markup(), "tables"])
+
+
+def test_inline_and_display(page):
+    html = page("a $x_i$ b\n\n$$\n\\min_{j} d_{ij}\n$$\n\nc")
+    assert html.count("<math") == 2
+    assert "<munder>" in html
+    assert html.count('class="formula"') == 1
+
+
+def test_money_and_code_are_left_alone(page):
+    html = page("5 $ and 6 $ cost, `$x$` too")
+    assert "<math" not in html
+
+
+def test_unknown_commands_stop_the_build(page):
+    with pytest.raises(ValueError, match="not a formula that latex2mathml knows"):
+        page("$\\nonsense x$")
+
+
+def test_a_formula_may_go_on_in_the_next_line(page):
+    assert page("with $h_i = \\log\n\\pi$, and").count("<math") == 1
+
+
+def test_docstrings_need_no_rest(page):
+    html = page(
+        "As :func:`~pyfast.kmedoids` of the pool::\n\n    s = 1\n\n.. math:: a_i =\n    b_i\n\nEnd."
+    )
+    assert "<code>pyfast.kmedoids</code>" in html
+    assert "<pre><code>s = 1" in html
+    assert html.count("<math") == 1
+    assert ":func:" not in html
+    assert "::" not in html
+    assert "End." in html
