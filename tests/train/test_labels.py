@@ -11,6 +11,7 @@ import pytest
 from pyfast.train import labels, oracle, rewards
 from pyfast.train.errors import UserError, WaitingError
 from pyfast.train.oracle import Answer, OracleConfig, Question
+from pyfast.train.prompts import Prompt
 
 QUESTIONS = [Question(f"prompt {i}", f"good {i}", f"bad {i}") for i in range(6)]
 
@@ -226,3 +227,30 @@ def test_oracles_by_their_settings(tmp_path, monkeypatch):
         load("argmax", "nothing:score")
     with pytest.raises(UserError, match=r"expected oracle argmax or btl, got 'file'"):
         load("file", "mine:score")
+
+
+def test_a_chat_is_asked_about_and_found_again(tmp_path):
+    chat = Prompt([{"role": "system", "content": "be kind"}, {"role": "user", "content": "hi"}])
+    question = Question(chat, "hello", "go away")
+    path, folder = tmp_path / "labels.jsonl", tmp_path / "questions"
+    with pytest.raises(WaitingError):
+        labels.ask(path, oracle.Files(folder), [question], "round-1")
+    record = json.loads((folder / "round-1.jsonl").read_text())
+    assert record["prompt"] == chat.messages
+    (folder / "round-1.jsonl").write_text(json.dumps({**record, "answer": "a"}))
+    asked = labels.ask(path, oracle.Files(folder), [question], "round-1")
+    assert [answer.choice for answer in asked] == ["a"]
+    counting = Counting()
+    labels.ask(path, counting, [Question(chat, "go away", "hello")], "round-2")
+    assert counting.asked == []
+    other = Question(str(chat), "hello", "go away")  # the same text, and another prompt
+    assert other.key != question.key
+
+
+def test_a_scorer_gets_the_fields_of_the_prompt(tmp_path):
+    def reward(prompt, responses, target):
+        return [float(text == target) for text in responses]
+
+    question = Question(Prompt("x", {"target": "right"}), "wrong", "right")
+    (answer,) = labels.ask(tmp_path / "labels.jsonl", scorer(reward=reward), [question], "1")
+    assert answer.choice == "b"
