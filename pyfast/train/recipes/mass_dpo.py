@@ -7,7 +7,6 @@ candidates without gradients, selects, and learns from 1 + k of them alone.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,6 @@ from numpy.typing import NDArray
 
 from pyfast import select
 from pyfast.select import reference as slow
-from pyfast.train import order, ranking
 from pyfast.train.config import (
     EpochsConfig,
     PolicyConfig,
@@ -32,13 +30,13 @@ from pyfast.train.config import (
 from pyfast.train.data import Group
 from pyfast.train.errors import DivergedError, UserError
 from pyfast.train.ranking import GroupsConfig, RankingConfig, RankingInputs
-from pyfast.train.recipe import Recipe, Scored, TrainingGroup
+from pyfast.train.ranking_recipe import RankingRecipe, comparison, summarise
+from pyfast.train.recipe import Scored, TrainingGroup
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from pyfast.train.context import Context
-    from pyfast.train.prompts import Prompt
 
 METHODS = ("mass-dpo", "s-dpo", "dpo-k", "dmpo", "dpo")
 
@@ -112,7 +110,7 @@ class MassDpoSettings(Settings):
     run: RunConfig = RunConfig()
 
 
-class MassDpo(Recipe):
+class MassDpo(RankingRecipe):
     """The right candidate against its k most informative negatives (MASS-DPO).
 
     Groups of candidates of which one is right are given. For each, read all candidates, keep the
@@ -131,60 +129,16 @@ class MassDpo(Recipe):
 
     def __init__(self, settings: MassDpoSettings, inputs: RankingInputs, ctx: Context) -> None:
         super().__init__(settings, inputs, ctx)
-        self.candidates = {
-            split: [ranking.encode(record, ctx) for record in records]
-            for split, records in inputs.splits.items()
-        }
-        ctx.remember("cut", lambda: dict(ctx.tokens.cut))
-        self.ref_logps: dict[str, dict[int, Tensor]] = {}
         self._kept: dict[tuple[int, int], tuple[list[int], dict[str, float]]] = {}
-
-    @staticmethod
-    def read(settings: MassDpoSettings) -> RankingInputs:
-        """Read the groups."""
-        return ranking.read_inputs(settings.data)
-
-    @staticmethod
-    def steps(settings: MassDpoSettings, inputs: RankingInputs) -> int:
-        """Return the steps of all epochs, or those that are asked for."""
-        return settings.optimisation.steps_of(len(inputs.splits["train"]))
 
     @staticmethod
     def label(settings: MassDpoSettings) -> str:
         """Return the method."""
         return settings.selection.method
 
-    @staticmethod
-    def chosen(settings: MassDpoSettings, inputs: RankingInputs) -> list[tuple[Prompt, str, str]]:
-        """Return the right candidates that are learnt from."""
-        return [
-            (record.prompt, record.responses[record.positive or 0], record.place)
-            for record in inputs.splits["train"]
-        ]
-
-    def prepare(self) -> None:
-        """Make the reference's log-probs of all candidates that the run will see."""
-        steps = range(self.steps(self.settings, self.inputs))
-        if not self.candidates["train"]:  # a finished run on other data
-            steps = range(0)
-        seen = {"train": sorted({index for step in steps for _, index in self._turns(step)})}
-        seen |= {name: list(range(len(self.candidates[name]))) for name in ranking.HELD_OUT}
-        places = [(split, index) for split, indices in seen.items() for index in indices]
-        groups = [self.candidates[split][index] for split, index in places]
-        self.ref_logps = {split: {} for split in seen}
-        for (split, index), logps in zip(
-            places, ranking.reference_logps(self.ctx, groups), strict=True
-        ):
-            self.ref_logps[split][index] = logps
-
-    def _turns(self, step: int) -> list[tuple[int, int]]:
-        """Return (epoch, index) of the groups of a step."""
-        count = self.settings.optimisation.groups_per_step
-        return order.of_step(len(self.candidates["train"]), count, self.settings.run.seed, step)
-
     def groups(self, step: int) -> list[TrainingGroup]:
         """Choose the negatives of the groups of a step."""
-        return [self._group(step, epoch, index) for epoch, index in self._turns(step)]
+        return [self._group(step, epoch, index) for epoch, index in self.turns(step)]
 
     def _group(self, step: int, epoch: int, index: int) -> TrainingGroup:
         group, ref = self.candidates["train"][index], self.ref_logps["train"][index]
@@ -228,9 +182,8 @@ class MassDpo(Recipe):
         first = epoch if config.reselect == "epoch" else 0
 
         def choose_all() -> dict[str, Any]:
-            steps = range(self.steps(self.settings, self.inputs))
-            turns = {turn for step in steps for turn in self._turns(step)}
-            wanted = sorted({i for e, i in turns if e == first or config.reselect == "once"})
+            once = config.reselect == "once"
+            wanted = sorted({i for e, i in self.turns() if e == first or once})
             return {str(i): self._informative(first, i) for i in wanted}
 
         if (first, index) not in self._kept:
@@ -281,25 +234,6 @@ class MassDpo(Recipe):
         method, beta = self.settings.selection.method, self.settings.loss.beta
         return loss(method, beta, x.policy_logps, x.ref_logps, metrics)
 
-    def evaluate(self, step: int) -> None:
-        """Rank the candidates of held-out groups."""
-        last = step in (0, self.steps(self.settings, self.inputs))
-        for split in ranking.HELD_OUT:
-            if last or split == self.inputs.watched:
-                refs = self.ref_logps[split]
-                ranking.rank(self.ctx, split, step, self.candidates[split], refs)
-        ranking.write_curve(self.ctx.folder, self.inputs.watched, self.settings.loss.beta)
-
-    @classmethod
-    def elsewhere(
-        cls, settings: MassDpoSettings, data: str, steps: int
-    ) -> tuple[MassDpoSettings, RankingInputs]:
-        """Rank the candidates of another file's held-out groups."""
-        optimisation = dataclasses.replace(settings.optimisation, steps=steps)
-        section = dataclasses.replace(settings.data, groups=None, heldout=data)
-        changed = dataclasses.replace(settings, data=section, optimisation=optimisation)
-        return changed, ranking.read_heldout(data)
-
     @staticmethod
     def summary(settings: MassDpoSettings, inputs: RankingInputs, out: Path) -> dict[str, Any]:
         """Compare the rankings before and after."""
@@ -311,21 +245,14 @@ class MassDpo(Recipe):
             "beta": settings.loss.beta,
             "steps": steps,
             "groups": len(inputs.splits["train"]),
-            **ranking.summarise(settings, inputs, steps, out),
+            **summarise(settings, inputs, steps, out),
         }
-
-    @staticmethod
-    def plots(out: Path, **options: Any) -> list[Path]:
-        """Draw the held-out curves of the paper's figure 2, and those of training."""
-        from pyfast.train import ranking_plots
-
-        return ranking_plots.plot_run(out)
 
     @staticmethod
     def table(summary: dict[str, Any]) -> str:
         """Return the table of held-out rankings."""
         title = f"mass-dpo · {summary['label']} · k {summary['k']} · seed {summary['seed']}"
-        return ranking.table(title, summary)
+        return comparison(title, summary)
 
 
 def random_negatives(pool: int, k: int | None, seed: int) -> list[int]:
