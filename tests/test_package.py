@@ -241,6 +241,7 @@ def test_wheel_contents(tmp_path: Path) -> None:
     assert {"pyfast/py.typed", "pyfast/_core.pyi", "pyfast/kernels/runtime.py"} <= names
     assert any(n.startswith("pyfast/_core.") and n.endswith((".so", ".pyd")) for n in names)
     assert {"pyfast/train/demo/prompts_train.jsonl", "pyfast/train/demo/ampo.json"} <= names
+    assert {f"pyfast/label/static/page.{kind}" for kind in ("html", "css", "js")} <= names
     tops = {n.split("/")[0] for n in names}
     assert tops == {"pyfast"} | {t for t in tops if t.endswith(".dist-info")}
     assert not [n for n in names if n.endswith((".cpp", ".hpp", ".a"))]

@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import waiting_run
@@ -287,7 +286,3 @@ def test_the_command_prints_a_link_and_ends_with_ctrl_c(run):
 def test_ports_that_are_none(run, capsys, port):
     assert cli.main(["label", str(run), "--web", "--port", port]) == 2
     assert f"--port {port}: " in capsys.readouterr().err
-
-
-def test_the_files_are_in_the_package():
-    assert Path(page.__file__).parent.joinpath("static", "page.html").is_file()
