@@ -160,7 +160,10 @@ class Gradients(Uncertainty):
         else:
             self.load_state()
         seed = self.ctx.seed("sketch")  # one for all rounds, or V would mix different projections
-        collector = sketch.LoraGradients(self.ctx.policy.model, config.dim, seed)
+        try:
+            collector = sketch.LoraGradients(self.ctx.policy.model, config.dim, seed)
+        except ValueError as error:
+            raise UserError(f"round {turn.number}: {error}") from None
         folder = turn.folder / "sketches"
         try:
             found = sketch.collect(

@@ -540,6 +540,15 @@ def test_identical_responses_are_dropped_and_no_question_stands_twice():
     assert pool.samples == [[[1], [2], [3]]] * 3
 
 
+def test_a_model_that_cannot_be_sketched_is_told(make, tmp_path, monkeypatch):
+    def refused(*arguments):
+        raise ValueError("model: its gradients are no numbers")
+
+    monkeypatch.setattr("pyfast.sketch.LoraGradients", refused)
+    with pytest.raises(UserError, match="round 1: model: its gradients are no numbers"):
+        run(make(tmp_path), tmp_path / "run")
+
+
 def test_prompts_are_drawn_by_round():
     assert rounds.draw(4, None, 7) == rounds.draw(4, 9, 7) == [0, 1, 2, 3]
     drawn = [rounds.draw(100, 10, seed) for seed in range(20)]
