@@ -120,6 +120,8 @@ def tsne(embeddings: NDArray[np.float32]) -> NDArray[np.float64]:
         from sklearn.manifold import TSNE
     except ImportError:
         raise UserError("t-SNE needs the package scikit-learn (pip install scikit-learn)") from None
+    if np.ptp(embeddings, axis=0).max() == 0:  # there is no direction to start along
+        return np.zeros((len(embeddings), 2))
     perplexity = min(30.0, max(1.0, (len(embeddings) - 1) / 3))
     how = TSNE(perplexity=perplexity, init="pca", random_state=0)
     points: NDArray[np.float64] = how.fit_transform(embeddings.astype(np.float64))

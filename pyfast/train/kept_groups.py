@@ -11,11 +11,38 @@ from tqdm import tqdm
 
 from pyfast.train.data import Group, group_at
 from pyfast.train.errors import UserError
-from pyfast.train.lines import lines
 from pyfast.train.metrics import sample_metrics
 
 
-def make(path: Path, prompts: Sequence[str], one: Callable[[int], Group]) -> list[Group]:
+class KeptGroups:
+    """The groups of a file, read when they are asked for: a pool may be larger than memory."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._starts = path, [0]
+
+    def __len__(self) -> int:
+        return len(self._starts) - 1
+
+    def __getitem__(self, i: int) -> Group:
+        with self.path.open("rb") as stream:
+            stream.seek(self._starts[:-1][i])
+            return self._read(i, stream.readline())
+
+    def _read(self, i: int, raw: bytes) -> Group:
+        try:
+            text = raw.decode("utf-8")
+        except UnicodeDecodeError:
+            raise UserError(f"{self.path}:{i + 1}: expected UTF-8 text") from None
+        return group_at(self.path, i + 1, text)
+
+    def add(self, raw: bytes) -> Group:
+        """Count one more line of the file, and return what it says."""
+        group = self._read(len(self), raw)
+        self._starts.append(self._starts[-1] + len(raw))
+        return group
+
+
+def make(path: Path, prompts: Sequence[str], one: Callable[[int], Group]) -> KeptGroups:
     """Return a file's groups, one a prompt and in their order; make those that it lacks.
 
     Parameters
@@ -33,24 +60,21 @@ def make(path: Path, prompts: Sequence[str], one: Callable[[int], Group]) -> lis
     """
     from pyfast.train import checkpoint  # loads torch, which reading settings does without
 
-    groups: list[Group] = []
+    groups = KeptGroups(path)
     if path.exists():
         _cut_torn_line(path)
-        for number, text in lines(path):
-            group = group_at(path, number, text)
-            at = len(groups)
-            if at == len(prompts) or group.prompt != prompts[at]:
-                raise UserError(
-                    f"{path}:{number}: expected the group of "
-                    f"{reprlib.repr(str(prompts[at])) if at < len(prompts) else 'no more prompt'}"
-                )
-            groups.append(group)
+        with path.open("rb") as stream:
+            for raw in stream:
+                at = len(groups)
+                if at == len(prompts) or groups.add(raw).prompt != prompts[at]:
+                    shown = "no more" if at == len(prompts) else reprlib.repr(str(prompts[at]))
+                    raise UserError(f"{path}:{at + 1}: expected the group of {shown}")
     path.parent.mkdir(parents=True, exist_ok=True)
     left = range(len(groups), len(prompts))
     for i in tqdm(left, path.stem, len(prompts), unit="prompt", initial=len(groups), leave=False):
         text = one(i).to_json()
         checkpoint.append(path, text)
-        groups.append(group_at(path, i + 1, text))  # what a run that goes on reads
+        groups.add(f"{text}\n".encode())
     return groups
 
 

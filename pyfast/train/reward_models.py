@@ -85,6 +85,8 @@ class RewardModel:
         self._column, self._share = _column(model.config, self.label, self.setting)
         self._most = _most(model, self.tokenizer)
         self.model = model.requires_grad_(False).eval().to(self.device)
+        if self.tokenizer.chat_template and not self._alone:
+            self._check_template()
         if not self._may_pad():
             self.batch_size = 1
 
@@ -121,18 +123,32 @@ class RewardModel:
                 self._told_of_cut()
                 row = _cut_texts(ask, texts, most)
             return row
-        turns.append({"role": "assistant", "content": response})
-        try:
-            text = ask.apply_chat_template(turns, tokenize=False)
-        except Exception as error:  # a template may raise what it likes
-            reason = str(error).strip().partition("\n")[0]
-            raise UserError(f"{self.setting}: its chat template refuses: {reason}") from None
+        text = self._in_template([*turns, {"role": "assistant", "content": response}])
         tokens = list(ask(text, add_special_tokens=False, verbose=False)["input_ids"])
         if len(tokens) > most:
             self._told_of_cut()
             start = tokens[:1] if tokens[0] == ask.bos_token_id else []
             tokens = start + tokens[len(tokens) - most + len(start) :]
         return {"input_ids": tokens}
+
+    def _in_template(self, turns: list[dict[str, str]]) -> str:
+        try:
+            return str(self.tokenizer.apply_chat_template(turns, tokenize=False))
+        except Exception as error:  # a template may raise what it likes
+            reason = str(error).strip().partition("\n")[0]
+            raise UserError(f"{self.setting}: its chat template refuses: {reason}") from None
+
+    def _check_template(self) -> None:
+        """Refuse a chat template that leaves out what is to be scored."""
+        asked, answered = "zqask", "zqsay"
+        turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
+        text = self._in_template(turns)
+        for role, mark in (("user", asked), ("assistant", answered)):
+            if mark not in text:
+                raise UserError(
+                    f"{self.setting}: the chat template of {self.source} drops or changes the "
+                    f"message of the role {role}"
+                )
 
     def _told_of_cut(self) -> None:
         self.cut += 1

@@ -173,14 +173,15 @@ def _row(ctx: Context, example: Example) -> tuple[list[int], list[int]]:
 def _train(ctx: Context, settings: Any, rows: list[tuple[list[int], list[int]]]) -> None:
     """Minimise the mean negative log-likelihood of a response token, batch by batch."""
     config, policy, folder = settings.sft, ctx.policy, ctx.folder
-    steps = math.ceil(config.epochs * len(rows) / config.batch)
+    count = math.ceil(config.epochs * len(rows))
+    steps = math.ceil(count / config.batch)
     parameters = policy.trainable()
     optimiser = descent.adamw(parameters, config)
     done = checkpoint.restore(folder, parameters, optimiser)
     bar = tqdm(range(done, steps), "fine-tuning", steps, unit="step", initial=done)
     for step in bar:
         chosen = order.of_step(len(rows), config.batch, ctx.seed("sft"), step)
-        batch = [rows[index] for _, index in chosen]
+        batch = [rows[index] for _, index in chosen[: count - step * config.batch]]
         tokens = sum(len(response) for _, response in batch)
         optimiser.zero_grad()
         total = 0.0

@@ -70,6 +70,14 @@ def test_a_few_responses_have_a_plane_too():
     assert np.isfinite(points).all()
 
 
+@pytest.mark.parametrize("distinct", [1, 2, 3])
+def test_responses_that_are_the_same_have_a_plane_too(distinct):
+    rows = np.repeat(make_group(n=3).embeddings[:distinct], 12 // distinct, axis=0)
+    points = ampo_plots.tsne(rows)
+    assert points.shape == (12, 2)
+    assert np.isfinite(points).all()
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

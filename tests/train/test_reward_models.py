@@ -169,6 +169,16 @@ def test_what_is_too_long_is_counted_and_loses_the_start_of_its_prompt(tiny, tmp
     assert reward.cut == 2
 
 
+@pytest.mark.parametrize("role", ["user", "assistant"])
+def test_a_template_that_leaves_a_role_out_is_refused(tiny, tmp_path, role):
+    template = (
+        f"{{% for m in messages if m['role'] != '{role}' %}}{{{{ m['content'] }}}}{{% endfor %}}"
+    )
+    llama(tmp_path, tiny, template=template)
+    with pytest.raises(UserError, match=f"drops or changes the message of the role {role}"):
+        rewards.load(f"model:{tmp_path}")("p", ["a"])
+
+
 def test_weights_that_are_missing_are_named(tiny_model, tiny, tmp_path):
     with pytest.raises(UserError, match=r"^scoring\.reward: .*missing from it: score\.weight"):
         rewards.load(f"model:{tiny_model}")("p", ["a"])

@@ -98,7 +98,7 @@ def test_the_reference_is_the_fine_tuned_model(tiny, tiny_model, tiny_settings, 
 
 def test_a_step_is_adamw_on_the_mean_nll_of_a_token(tiny_settings, tmp_path):
     settings = parsed(
-        with_sft(tiny_settings, tmp_path, epochs=1, batch=3, warmup=0.0), optimisation__steps=1
+        with_sft(tiny_settings, tmp_path, epochs=1, batch=5, warmup=0.0), optimisation__steps=1
     )
     run(settings, tmp_path / "run")
     policy = loading.load(settings.policy, loop.sft.derive(3, "sft"))

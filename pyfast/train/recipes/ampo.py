@@ -214,7 +214,7 @@ class Ampo(AnsweringRecipe):
         super().__init__(settings, inputs, ctx)
         prompt_inputs.check_lengths(inputs, ctx, settings.sampling.max_new_tokens)
         self.encoder = SentenceEncoder(settings.scoring.encoder, ctx.policy.device)
-        self._pools: dict[int, list[Group]] = {}
+        self._pools: dict[int, kept_groups.KeptGroups] = {}
         if settings.text.max_prompt is not None:
             ctx.remember("cut", lambda: dict(ctx.tokens.cut))
 
@@ -276,7 +276,7 @@ class Ampo(AnsweringRecipe):
         chosen = order.of_step(len(prompts), count, seed, step - start)
         return [self._training_group(pool[i], step) for _, i in chosen]
 
-    def _pool(self, number: int) -> list[Group]:
+    def _pool(self, number: int) -> kept_groups.KeptGroups:
         """Return a round's groups, one a prompt; they are made once, by the policy as it is."""
         if number not in self._pools:
             prompts = self.inputs.prompts
