@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pyfast.train import bleu, blinded, heldout_pairs, judging, rewards
+from pyfast.train import bleu, blinded, files, heldout_pairs, judging, rewards
 from pyfast.train.data import Group, read_groups
 from pyfast.train.errors import UserError
 from pyfast.train.hps_inputs import Inputs
@@ -18,7 +18,7 @@ from pyfast.train.lines import as_object, lines
 from pyfast.train.metrics import bootstrap_interval
 from pyfast.train.seeds import derive
 
-COSTS = ("tokens/forwarded", "responses/forwarded", "responses/cut")
+COSTS = ("tokens/forwarded", "responses/forwarded")
 
 
 def complete(found: dict[str, Any], settings: Any, inputs: Inputs, out: Path) -> dict[str, Any]:
@@ -56,6 +56,7 @@ def complete(found: dict[str, Any], settings: Any, inputs: Inputs, out: Path) ->
         "groups": inputs.counts,
         "pairs": sum(item.chosen is not None for item in inputs.pairs),
         "same_scorer": inputs.same_scorer,
+        "cut": files.read_json(out / "kept" / "cut.json"),
     }
 
 

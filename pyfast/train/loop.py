@@ -62,6 +62,7 @@ def run(kind: type[Recipe], settings: Any, inputs: Any, out: Path) -> dict[str, 
     steps, examples = kind.steps(settings, inputs), sft.read(kind, settings, inputs)
     with rundir.claim(out), reporting.reporter(settings, out) as report:
         if rundir.open_run(settings, inputs, steps, out):
+            rundir.tidy(out)  # killed after the summary, it had not yet
             return read_summary(kind, out)
         if not rundir.is_trained(steps, out):
             quiet_libraries()

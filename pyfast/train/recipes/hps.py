@@ -230,7 +230,7 @@ class Hps(AnsweringRecipe):
                     f"{example.record.place}: prompt and response have {most} tokens, the model "
                     f"{ctx.positions} positions (text.max_prompt and text.max_response cut)"
                 )
-        ctx.tokens.cut.clear()
+        ctx.remember("cut", lambda: dict(ctx.tokens.cut))
 
     @staticmethod
     def read(settings: HpsSettings) -> Inputs:
@@ -278,7 +278,6 @@ class Hps(AnsweringRecipe):
             likelihood=self.settings.loss.base == "dpo",
         )
         texts = [example.record.responses[i] for i in found.responses]
-        cut = self.ctx.tokens.cut.total()
         prompt, responses = self.ctx.tokens.encode(replace(example.record, responses=texts))
         scores = example.scores[found.responses].tolist()
         chosen = 1 if found.weights is None else len(found.weights)
@@ -288,7 +287,6 @@ class Hps(AnsweringRecipe):
             "scores/rejected": float(np.mean(scores[chosen:])),
             "tokens/forwarded": float(len(prompt) + sum(map(len, responses))),
             "responses/forwarded": float(len(responses)),
-            "responses/cut": float(self.ctx.tokens.cut.total() - cut),
         }
         return TrainingGroup(prompt, responses, scores, measured=measured, plan=found)
 
