@@ -29,6 +29,20 @@ FOLDER = "evaluation"
 CURVE = "metrics.jsonl"
 Value = TypeVar("Value")
 
+SHOWN = {
+    "accuracy, by beta h": "eval_rewards/accuracies",
+    "margin, by beta h": "eval_rewards/margins",
+    "chosen reward": "eval_rewards/chosen",
+    "MRR, by beta h": "eval_rewards/MRR",
+    "Recall@3, by beta h": "eval_rewards/Recall@3",
+    "NDCG@3, by beta h": "eval_rewards/NDCG@3",
+    "Recall@1, by log pi": "eval_logps/Recall@1",
+    "MRR, by log pi": "eval_logps/MRR",
+    "Recall@3, by log pi": "eval_logps/Recall@3",
+    "NDCG@3, by log pi": "eval_logps/NDCG@3",
+}
+"""What the papers report, first in tables and files: how it is called, and its name."""
+
 
 @dataclass(frozen=True)
 class GroupsConfig(Section):
@@ -294,17 +308,22 @@ def measure(path: Path, beta: float) -> dict[str, NDArray[np.float64]]:
             found.setdefault(name, []).append(float(value))
     if not found:
         raise UserError(f"{path}: expected a line a group, the file has none")
-    return {name: np.array(values) for name, values in found.items()}
+    names = [name for name in SHOWN.values() if name in found]
+    return {name: np.array(found[name]) for name in dict.fromkeys([*names, *found])}
 
 
 def write_curve(folder: Path, split: str, beta: float) -> None:
     """Write ``evaluation/metrics.jsonl``: a line for each step at which a split was measured."""
-    curve, found = folder / FOLDER / CURVE, {}
+    curve, found = folder / FOLDER / CURVE, dict[int, str]()
     steps = sorted(
         int(path.stem.rpartition("-")[2]) for path in (folder / FOLDER).glob(f"{split}-*.jsonl")
     )
     if curve.exists():
-        found = {as_object(curve, i, text, "metrics").get("step"): text for i, text in lines(curve)}
+        for number, text in lines(curve):
+            step = as_object(curve, number, text, 'an object like {"step": 1, ...}').get("step")
+            if type(step) is not int:
+                raise UserError(f"{curve}:{number}: step: expected a whole number, got {step!r}")
+            found[step] = text
     for step in steps:
         if step not in found:
             values = measure(file_of(folder, split, step), beta)

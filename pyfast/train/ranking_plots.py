@@ -75,7 +75,9 @@ def heldout_curves(records: Records) -> Figure:
         rank.plot(step, _column(records, f"eval_{name}/MRR"), color=color, label=label, **look)
         share = 100 * _column(records, f"eval_{name}/hit@1")
         accuracy.plot(step, share, color=color, label=label, **look)
-    accuracy.set(title="Accuracy: the right one beats all", ylabel="% of held-out prompts", ylim=(0, None))
+    accuracy.set(
+        title="Accuracy: the right one beats all", ylabel="% of held-out prompts", ylim=(0, None)
+    )
     rank.set(title="Mean reciprocal rank", ylabel="MRR", ylim=(0, None))
     for ax in (accuracy, rank):
         ax.legend(fontsize=7.5)

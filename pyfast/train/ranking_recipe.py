@@ -155,20 +155,6 @@ def summarise(settings: Any, inputs: RankingInputs, steps: int, out: Path) -> di
     }
 
 
-_SHOWN = {
-    "accuracy, by beta h": "eval_rewards/accuracies",
-    "margin, by beta h": "eval_rewards/margins",
-    "chosen reward": "eval_rewards/chosen",
-    "MRR, by beta h": "eval_rewards/MRR",
-    "Recall@3, by beta h": "eval_rewards/Recall@3",
-    "NDCG@3, by beta h": "eval_rewards/NDCG@3",
-    "Recall@1, by log pi": "eval_logps/Recall@1",
-    "MRR, by log pi": "eval_logps/MRR",
-    "Recall@3, by log pi": "eval_logps/Recall@3",
-    "NDCG@3, by log pi": "eval_logps/NDCG@3",
-}
-
-
 def comparison(title: str, summary: dict[str, Any]) -> str:
     """Format the comparison of held-out ranks for the terminal."""
     title += f" · {summary['steps']} steps"
@@ -178,7 +164,7 @@ def comparison(title: str, summary: dict[str, Any]) -> str:
     rows = [
         ("all candidates of held-out prompts", "before", "after", percent, "difference", percent)
     ]
-    for label, name in _SHOWN.items():
+    for label, name in ranking.SHOWN.items():
         before, after = summary["before"][name], summary["metrics"][name]
         change = summary["difference"][name]
         rows.append((
