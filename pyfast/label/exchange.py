@@ -22,6 +22,9 @@ from pyfast.train.human_labels import Annotation, check_annotator
 SIDES = {"a": "left", "b": "right"}
 NUMBERS = {"a": "1", "b": "2", "skip": "skip"}
 
+MARK = "annotator: "
+"""What a region's note begins with in Label Studio that says who of ours it is of."""
+
 LABEL_STUDIO_INTERFACE = """\
 <View>
   <Header value="Which response is better?"/>
@@ -180,7 +183,7 @@ def _task(key: str, asked: Asked, state: State) -> dict[str, Any]:
 
 
 def _region(given: Annotation) -> dict[str, Any]:
-    who = {"text": [given.annotator]}
+    who = {"text": [MARK + given.annotator]}
     if given.answer == "skip":
         value: dict[str, Any] = {"choices": ["skip"]}
         return {
@@ -203,7 +206,8 @@ def _from_task(task: Any, place: str) -> Iterator[Given]:
             skipped |= region["type"] == "choices" and region["value"]["choices"] == ["skip"]
             if region["type"] == "pairwise":
                 sides.append(region["value"]["selected"])
-            ours = region.get("meta", {}).get("text", [ours])[0]
+            for note in region.get("meta", {}).get("text", []):  # people may write some there
+                ours = note[len(MARK) :] if note.startswith(MARK) else ours
         if not skipped and (len(sides) != 1 or sides[0] not in SIDES.values()):
             raise UserError(f"{where}: expected one choice of left and right, or skip; got {sides}")
         answer = "skip" if skipped else "ab"[sides[0] == "right"]

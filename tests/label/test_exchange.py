@@ -73,6 +73,7 @@ def filled(run, kind, path):
             region = {
                 "type": "pairwise", "from_name": "better", "to_name": "better",
                 "value": {"selected": side}, "origin": "manual", "id": "u-_3",
+                "meta": {"text": ["bob"]},
             }  # fmt: skip
             record["annotations"] = [
                 {"id": 3, "result": [region], "was_cancelled": False, "completed_by": 7}
