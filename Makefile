@@ -90,7 +90,7 @@ bench: .venv/bench.done  ## verified timings beside peers, to runs/benchmarks
 	$(BIN)/python benchmarks/bench_losses.py
 
 # The selectors' tests under AddressSanitizer and UndefinedBehaviorSanitizer, the C++ tests under
-# ThreadSanitizer too (on std::thread: it does not understand OpenMP).
+# ThreadSanitizer too (without OpenMP, which it does not understand).
 ASAN_LIBS = $(shell $(CXX) -print-file-name=libasan.so) $(shell $(CXX) -print-file-name=libubsan.so)
 UNDER_ASAN = LD_PRELOAD="$(ASAN_LIBS)" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1
 sanitize: .venv/dev.done .venv-sanitize/done  ## memory, undefined behaviour and data races

@@ -99,9 +99,36 @@ def size_cases(groups: int, n: int, d: int, k: int, target: float) -> list[Case]
     return found
 
 
+def many_picks_case(dtype: type, n: int, d: int, k: int, ratio: float, repeats: int) -> Case:
+    """More picks than dimensions, beside the d x d inverse that numpy keeps up to date."""
+    V = np.random.default_rng(0).standard_normal((n, d)).astype(np.float32).astype(dtype)
+
+    def check(ours: Any, theirs: list[int]) -> str:
+        assert ours.indices.tolist() == theirs
+        whole = np.linalg.slogdet(GAMMA * np.eye(d) + V[theirs].T.astype(float) @ V[theirs])[1]
+        assert abs(ours.logdet - whole) <= 1e-9 * abs(whole)
+        return "picks of float64, logdet to 1e-9"
+
+    return Case(
+        f"log-det N={n} d={d} n={k}, {dtype.__name__}",
+        unit="problem",
+        items=1,
+        ours=lambda: select.logdet(V, k, GAMMA, n_threads=1),
+        theirs=lambda: peers.logdet_information(V, k, GAMMA),
+        peer="numpy, d x d",
+        check=check,
+        target_ratio=ratio,
+        bytes=float(V.nbytes),
+        multiply_adds=n * d * d / 2,  # one look at each candidate
+        repeats=repeats,
+    )
+
+
 def cases() -> list[Case]:
     """All of them whose peer is installed."""
     return [
+        *[many_picks_case(t, 20_000, 64, 600, 2, 3) for t in (np.float32, np.float64)],
+        *[many_picks_case(t, 100_000, 64, 1000, 3, 1) for t in (np.float32, np.float64)],
         *size_cases(1000, 20, 576, 3, 8e-6),
         *size_cases(200, 64, 2048, 8, 60e-6),
         *size_cases(1, 3000, 8192, 50, 80e-3),

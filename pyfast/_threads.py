@@ -20,7 +20,7 @@ _runtime_at_start = _native.openmp_threads()
 
 
 def _after_fork() -> None:
-    # The OpenMP runtime does not survive a fork: a child that enters a parallel region hangs.
+    # A forked child is one of many workers as a rule, each with a CPU to itself at best.
     global _forked
     _forked = True
 
@@ -109,8 +109,8 @@ def _cgroup_folders(root: Path) -> list[Path]:
 def _available() -> int:
     named = _named("OMP_NUM_THREADS", MOST_THREADS)
     count = named if named is not None else _cpus()
-    # threadpoolctl and omp_set_num_threads change what OpenMP would take, in this thread. 0: the
-    # back end is not OpenMP, which knows no such limit.
+    # threadpoolctl and omp_set_num_threads change what OpenMP would take, in this thread. 0: this
+    # build does not ask it.
     runtime = _native.openmp_threads()
     if runtime > 0 and (named is None or runtime != _runtime_at_start):
         count = min(count, runtime)
@@ -129,8 +129,8 @@ def get_num_threads() -> int:
     The value set by :func:`set_num_threads`. Else the first number of ``OMP_NUM_THREADS``; or, if
     it is not set, the CPUs that this process may run on, of a container no more than its quota
     (cgroup 1 or 2, read at the first call, rounded up). What OpenMP itself has been limited to
-    here and now, by threadpoolctl for one, limits these too, unless the extension was built for
-    std::thread. Never more than ``OMP_THREAD_LIMIT`` or 1024, and always 1 in a forked child.
+    here and now, by threadpoolctl for one, limits these too, unless the extension was built
+    without it. Never more than ``OMP_THREAD_LIMIT`` or 1024, and always 1 in a forked child.
     """
     return 1 if _forked else _capped(_limit or _available())
 

@@ -19,7 +19,7 @@ namespace pyfast::bind {
 namespace py = pybind11;
 
 // A C-contiguous, aligned array of exactly T with `rank` dimensions, or a TypeError with its name.
-// Returns the data; the work keeps the array alive.
+// Returns the data; the caller keeps the array alive.
 template <class T>
 const T* checked(const py::array& array, const char* name, py::ssize_t rank) {
   if (!py::isinstance<py::array_t<T>>(array) || array.ndim() != rank ||

@@ -109,9 +109,6 @@ struct Kernels {
   void (*squares_to_wide)(const float* const* x, index n, const float* y, index d, double* out);
   void (*squares_to_f64)(const double* const* x, index n, const double* y, index d, double* out);
 
-  // y += a x
-  void (*axpy)(double a, const double* x, double* y, index n);
-
   // out_i = x_i - centre rounded to float (no centre: zeros), for rows `out_stride` numbers apart
   // and filled up with zeros. Whether all numbers are exact.
   bool (*narrow)(const double* const* x, index rows, index d, const double* centre, float* out,
@@ -182,6 +179,13 @@ struct Kernels {
 
   void (*add_stripe)(const StripePiece& piece);
   void (*add_products)(const ProductTile& tile);
+
+  // Of d x d matrices, row-major (simd/factor_kernels.hpp).
+  void (*add_square)(const double* w, index d, double* high, double* low);
+  void (*factorise)(double* a, index d);
+  void (*forward)(const double* factor, index d, double* x);
+  void (*backward)(const double* factor, index d, double* x, double* out);
+  void (*invert)(const double* factor, index d, double* inverse);
 };
 
 // The level in use. Throws std::invalid_argument if PYFAST_SIMD names one that is unknown, or that

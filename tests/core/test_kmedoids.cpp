@@ -1,4 +1,8 @@
 #include <algorithm>
+#include <fstream>
+#include <regex>
+#include <set>
+#include <string>
 
 #include "check.hpp"
 #include "core/distance/euclidean.hpp"
@@ -31,6 +35,28 @@ bool has_improving_swap(const KMedoidsProblem<double>& problem, const std::vecto
 }
 
 }  // namespace
+
+// The examples in the map's table, csrc/README.md.
+TEST(plan_is_what_the_map_says) {
+  std::string file = __FILE__;
+  std::ifstream map(file.substr(0, file.rfind("tests/core")) + "csrc/README.md");
+  const std::regex row(
+      R"(\| `(points|distances) n=(\d+) k=(\d+) (eager|best) (random|greedy)` \| (\w+) \|)");
+  std::set<std::string> ways;
+  for (std::string line; std::getline(map, line);) {
+    std::smatch found;
+    if (!std::regex_search(line, found, row)) continue;
+    KMedoidsOptions options;
+    options.search = found[4] == "best" ? Search::best : Search::eager;
+    options.init =
+        found[5] == "greedy" ? KMedoidsOptions::Init::greedy : KMedoidsOptions::Init::random;
+    options.sampled_above = options.sample_size = 20000;
+    const index n = std::stol(found[2]);
+    CHECK(name_of(plan({n, n, std::stol(found[3]), found[1] == "distances"}, options)) == found[6]);
+    ways.insert(found[6]);
+  }
+  CHECK(ways.size() == 6);
+}
 
 TEST(best_follows_appendix_e) {
   for (unsigned seed = 0; seed < 60; ++seed) {

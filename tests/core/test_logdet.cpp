@@ -172,6 +172,79 @@ TEST(logdet_keeps_nothing_of_the_problem_before) {
   }
 }
 
+// More picks than dimensions: from the d-th on by the information matrix. Kinds: plain, unit rows,
+// rows of few directions, of very different lengths, duplicates.
+TEST(logdet_of_more_picks_than_dimensions_follows_sherman_morrison) {
+  for (int kind = 0; kind < 5; ++kind) {
+    for (const index d : {1, 2, 5, 17, 40}) {
+      const index n = 260, k = 90 + d;
+      std::vector<double> v = uniform(std::size_t(n * d), unsigned(d + kind), -1, 1);
+      for (index i = 0; i < n; ++i) {
+        double length = 0;
+        for (index t = 0; t < d; ++t) length += v[i * d + t] * v[i * d + t];
+        for (index t = 0; t < d; ++t) {
+          double& x = v[i * d + t];
+          if (kind == 1) x /= std::sqrt(length);
+          if (kind == 2) x = t < 3 ? x : 0;
+          if (kind == 3) x *= std::exp2(double(i % 12));
+          if (kind == 4) x = v[(i % 100) * d + t];
+          x = double(float(x));
+        }
+      }
+      const std::vector<float> narrow(v.begin(), v.end());
+      for (const double gamma : {10.0, 0.1}) {
+        const naive::LogDetPicks expected = naive::logdet({v.data(), n, d}, k, gamma, 1);
+        const Found found = solve_rows(v, n, k, gamma);
+        CHECK(found.picks == expected.picks);
+        CHECK_NEAR(found.logdet, expected.logdet, 1e-9 * (1 + std::abs(expected.logdet)));
+        for (const int threads : {1, 3}) {
+          const Found same = solve_rows(narrow, n, k, gamma, 1, threads);
+          CHECK(same.picks == found.picks && same.gains == found.gains);
+          CHECK(same.logdet == found.logdet && same.factor == found.factor);
+        }
+      }
+    }
+  }
+}
+
+// In two or three calls: the matrix of a state is made anew, in the order of choice.
+TEST(logdet_of_more_picks_than_dimensions_carries_on) {
+  const index n = 150, d = 12;
+  const std::vector<double> v = uniform(std::size_t(n * d), 21, -1, 1);
+  const Found whole = solve_rows(v, n, 60);
+  Found part = solve_rows(v, n, 7);
+  std::vector<index> left = first(n);
+  for (const index more : {20, 33}) {
+    const std::size_t before = part.vectors.size() / std::size_t(d);
+    for (std::size_t s = 0; s < part.picks.size(); ++s) left[std::size_t(part.picks[s])] = -1;
+    left.erase(std::remove(left.begin(), left.end(), -1), left.end());
+    std::vector<double> rest;
+    for (const index i : left) rest.insert(rest.end(), &v[i * d], &v[i * d] + d);
+    const RowCandidates<double> candidates({rest.data(), index(left.size()), d});
+    const Found next = solve(candidates, more, 0.1, 1, &part);
+    for (std::size_t s = 0; s < next.picks.size(); ++s) {
+      CHECK(left[std::size_t(next.picks[s])] == whole.picks[s + before]);
+      CHECK(next.gains[s] == whole.gains[s + before]);
+    }
+    part = next;
+  }
+  CHECK(part.logdet == whole.logdet && part.factor == whole.factor);
+}
+
+// Where doubles do not tell: a ridge so small that what is left beside it has no digits.
+TEST(logdet_of_more_picks_than_dimensions_takes_more_digits_where_it_must) {
+  const index n = 60, d = 4, k = 20;
+  std::vector<double> v = uniform(std::size_t(n * d), 5, -1, 1);
+  for (index i = 0; i < n; ++i) v[std::size_t(i * d + 3)] *= 1e-9;  // a direction all but lost
+  const Found found = solve_rows(v, n, k, 1e-12);
+  const std::vector<float> narrow(v.begin(), v.end());
+  const std::vector<double> wide(narrow.begin(), narrow.end());
+  const Found a = solve_rows(narrow, n, k, 1e-12), b = solve_rows(wide, n, k, 1e-12);
+  CHECK(a.picks == b.picks && a.gains == b.gains);
+  CHECK(std::is_sorted(found.gains.rbegin(), found.gains.rend()));
+  CHECK(std::set<index>(found.picks.begin(), found.picks.end()).size() == std::size_t(k));
+}
+
 TEST(logdet_carried_on_equals_one_run) {
   const index n = 50, d = 33;
   const std::vector<double> v = uniform(std::size_t(n * d), 9, -1, 1);

@@ -5,10 +5,11 @@
 // pool's size takes the whole pool. Indices are positions in the group.
 #pragma once
 
+#include <algorithm>
 #include <vector>
 
 #include "core/kmeans/kmeans.hpp"
-#include "core/kmedoids/kmedoids.hpp"
+#include "core/kmedoids/problem.hpp"
 
 namespace pyfast {
 
@@ -19,7 +20,19 @@ struct GroupSelection {
   index swaps = 0;  // Opt-Select: swaps of the winning start
 };
 
-index first_highest(const double* rewards, index n);
+inline index first_highest(const double* rewards, index n) {
+  return std::max_element(rewards, rewards + n) - rewards;
+}
+
+// The group's indices without the positive, ascending.
+inline std::vector<index> pool_of(index n, index positive) {
+  std::vector<index> pool;
+  pool.reserve(static_cast<std::size_t>(n));
+  for (index i = 0; i < n; ++i) {
+    if (i != positive) pool.push_back(i);
+  }
+  return pool;
+}
 
 // Weighted k-medoids on the pool: distances scaled by the largest, rewards by min-max over the
 // group (all equal: 0.5), w_i = exp(mean r - r_i). Points and mean are the pool's (Appendix E) or,

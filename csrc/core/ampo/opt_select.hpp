@@ -2,8 +2,8 @@
 // workspace: distances, weights and search of a small group stay in the first two cache levels,
 // and nothing is allocated once the workspace has grown.
 //
-// The answer is one of exact distances: double arithmetic on the rows as given. Float distances
-// find a local optimum first, and exact ones judge what the bound on their error leaves open.
+// The answer is one of exact distances: double arithmetic on the rows as given. Bounds
+// come first, and exact costs for what they leave open.
 #pragma once
 
 #include <vector>
@@ -23,7 +23,7 @@ struct OptSelectOptions {
 };
 
 template <class T>
-class OptSelect final : private Judge {
+class OptSelect final : private ExactCost {
  public:
   explicit OptSelect(const OptSelectOptions& options) : options_(options) {}
 
@@ -38,7 +38,7 @@ class OptSelect final : private Judge {
     double cost = 0;             // exact, of unit-scaled distances
     index swaps = 0;
   };
-  struct Found {  // by one start of the filter
+  struct Found {  // by one start on bounds
     float cost;
     bool certain;  // no swap is left that exact distances could call an improvement
     index swaps;
@@ -50,7 +50,7 @@ class OptSelect final : private Judge {
   const index* start(index run, Work& work);
   Set solve(Work& work);
 
-  // On exact distances.
+  // On exact distances: unit_distances.cpp and opt_select.cpp.
   void exact_distances(index stride, Work& work);
   bool measure_exactly(index stride, Work& work);
   void scale_exactly(index stride, double least, Work& work);
@@ -60,10 +60,10 @@ class OptSelect final : private Judge {
   Set solve_exactly(Work& work);
   Set solve_any(Work& work);
 
-  // On float distances first.
-  Set solve_filtered(Work& work);
-  void search_filtered(index run, float tolerance, Work& work);
-  Set settle(double tolerance, Work& work);
+  // On bounds first: bounded.cpp.
+  Set solve_bounded(Work& work);
+  void search_bounded(index run, float tolerance, Work& work);
+  Set finish_exactly(double tolerance, Work& work);
   double cost(const index* medoids) override;
   double shortest(index i, const index* medoids, float limit) const;
   void distances_to(index medoid);
@@ -84,12 +84,12 @@ class OptSelect final : private Judge {
   bool even_ = true;           // whether float holds the weights, too
   SmallSearch<double> exactly_;
 
-  FloatBounds<T> filter_;
-  std::vector<float> filter_weights_;
-  SmallSearch<float> filtered_, assigning_;
+  FloatBounds<T> bounds_;
+  std::vector<float> bound_weights_;
+  SmallSearch<float> bounded_, assigning_;
   std::vector<Found> found_;
   std::vector<index> found_medoids_;  // k of each start, ascending
-  std::vector<const index*> judged_;
+  std::vector<const index*> priced_;
   std::vector<double> lengths_;  // of each point, to its nearest medoid
   std::vector<index> members_;   // of one medoid
   std::vector<const T*> member_rows_;

@@ -81,18 +81,18 @@ void SmallSearch<T>::price_block(index block) {
   priced_ = block;
 }
 
-// What a last look leaves open is the judge's, if there is one.
+// What a last look leaves open is for exact costs to tell, if they can be had.
 template <class T>
-void SmallSearch<T>::search_eager(T tolerance, Work& work, Judge* judge) {
+void SmallSearch<T>::search_eager(T tolerance, Work& work, ExactCost* exact) {
   passes_ = 0;
   for (bool open = true; open;) {
     pass_eagerly(tolerance, work);
     open = false;
-    if (!ambiguous_ || judge == nullptr) return;
+    if (!ambiguous_ || exact == nullptr) return;
     work.spend(candidates_ * problem_.points);
     price(0, padded(candidates_));
     Swap best;
-    if (decide(cost_ + tolerance * cost_, *judge, best)) {
+    if (decide(cost_ + tolerance * cost_, *exact, best)) {
       ambiguous_ = false;
       open = best.slot >= 0;
       if (open) apply(best.slot, best.in);
@@ -125,7 +125,7 @@ void SmallSearch<T>::pass_eagerly(T tolerance, Work& work) {
 }
 
 template <class T>
-bool SmallSearch<T>::apply_best_swap(T tolerance, Judge* judge) {
+bool SmallSearch<T>::apply_best_swap(T tolerance, ExactCost* exact) {
   Swap best;
   T best_cost = cost_, next_cost = std::numeric_limits<T>::infinity();
   const T least = std::min(cost_, price(0, padded(candidates_)));
@@ -144,21 +144,21 @@ bool SmallSearch<T>::apply_best_swap(T tolerance, Judge* judge) {
       }
     }
   }
-  bool judged = false, improved = best.slot >= 0 && improves(best_cost, cost_, tolerance);
+  bool open = false, improved = best.slot >= 0 && improves(best_cost, cost_, tolerance);
   if (!(next_cost > best_cost + tolerance * best_cost) || (best.slot >= 0 && !improved)) {
-    if (judge != nullptr && decide(limit, *judge, best)) {
-      judged = improved = best.slot >= 0;
+    if (exact != nullptr && decide(limit, *exact, best)) {
+      open = improved = best.slot >= 0;
     } else {
       ambiguous_ = true;
     }
   }
-  return improved && (apply(best.slot, best.in) || judged);
+  return improved && (apply(best.slot, best.in) || open);
 }
 
 // The best of what costs no more than `limit`, staying included. False if there is too much of it,
-// or if not even the judge can tell.
+// or if not even exact costs tell.
 template <class T>
-bool SmallSearch<T>::decide(T limit, Judge& judge, Swap& best) {
+bool SmallSearch<T>::decide(T limit, ExactCost& exact, Swap& best) {
   const auto most = static_cast<std::size_t>(std::max<index>(4, problem_.points / 32));
   open_.clear();
   if (cost_ <= limit) open_.push_back({});
@@ -172,33 +172,34 @@ bool SmallSearch<T>::decide(T limit, Judge& judge, Swap& best) {
   }
   double least = std::numeric_limits<double>::infinity(), next = least;
   for (const Swap& swap : open_) {
-    judged_ = medoids_;
-    if (swap.slot >= 0) judged_[swap.slot] = swap.in;
-    const double cost = judge.cost(judged_.data());
+    priced_medoids_ = medoids_;
+    if (swap.slot >= 0) priced_medoids_[swap.slot] = swap.in;
+    const double cost = exact.cost(priced_medoids_.data());
     next = std::min(next, std::max(cost, least));
     if (cost < least) best = swap;
     least = std::min(least, cost);
   }
-  return next > least + 4 * kJudged * least;
+  return next > least + 4 * kExactCost * least;
 }
 
 template <class T>
-void SmallSearch<T>::search_best(T tolerance, Work& work, Judge* judge) {
+void SmallSearch<T>::search_best(T tolerance, Work& work, ExactCost* exact) {
   do {
     work.spend(candidates_ * problem_.points);
     ++passes_;
-  } while (apply_best_swap(tolerance, judge));
+  } while (apply_best_swap(tolerance, exact));
 }
 
 template <class T>
-void SmallSearch<T>::run(const index* start, Search search, T tolerance, Work& work, Judge* judge) {
+void SmallSearch<T>::run(const index* start, Search search, T tolerance, Work& work,
+                         ExactCost* exact) {
   work.spend(candidates_ * problem_.points);
   start_from(start);
   if (problem_.k == candidates_) return;
   if (search == Search::best) {
-    search_best(tolerance, work, judge);
+    search_best(tolerance, work, exact);
   } else {
-    search_eager(tolerance, work, judge);
+    search_eager(tolerance, work, exact);
   }
 }
 

@@ -13,16 +13,16 @@
 
 namespace pyfast {
 
-// Tells costs that are off by up to half the tolerance apart.
-class Judge {
+// Tells costs apart that are off by up to half the tolerance.
+class ExactCost {
  public:
-  // The cost of k medoids, in any order, off by less than kJudged of it.
+  // The cost of k medoids, in any order, off by less than kExactCost of it.
   virtual double cost(const index* medoids) = 0;
 
  protected:
-  ~Judge() = default;
+  ~ExactCost() = default;
 };
-constexpr double kJudged = 1e-10;
+constexpr double kExactCost = 1e-10;
 
 template <class T>
 class SmallSearch {
@@ -45,8 +45,9 @@ class SmallSearch {
   }
 
   // From k distinct candidates until no swap improves the cost by more than `tolerance` of it. What
-  // the tolerance leaves open is the judge's, if there is one and it is not too much.
-  void run(const index* start, Search search, T tolerance, Work& work, Judge* judge = nullptr);
+  // the tolerance leaves open is for exact costs to tell, if they can be had and it is not too
+  // much.
+  void run(const index* start, Search search, T tolerance, Work& work, ExactCost* exact = nullptr);
 
   // Every point to its nearest of k medoids, of which near(i) is one. Whether the next one is
   // farther by more than `tolerance` of its distance is what clear(i, tolerance) says.
@@ -58,9 +59,9 @@ class SmallSearch {
   T cost() const { return cost_; }
   index swaps() const { return swaps_; }
   index passes() const { return passes_; }
-  // Whether costs that are off by up to half the tolerance could have led elsewhere, and no judge
-  // has told where: in an eager search, to a further swap at the end; in a best one, to another
-  // swap on the way as well.
+  // Whether costs that are off by up to half the tolerance could have led elsewhere, and no exact
+  // cost has told where: in an eager search, to a further swap at the end; in a best one, to
+  // another swap on the way as well.
   bool ambiguous() const { return ambiguous_; }
 
  private:
@@ -70,17 +71,17 @@ class SmallSearch {
   void find_nearest();
   T price(index from, index count);
   void price_block(index block);
-  void search_eager(T tolerance, Work& work, Judge* judge);
+  void search_eager(T tolerance, Work& work, ExactCost* exact);
   void pass_eagerly(T tolerance, Work& work);
-  void search_best(T tolerance, Work& work, Judge* judge);
-  bool apply_best_swap(T tolerance, Judge* judge);
-  bool decide(T limit, Judge& judge, Swap& best);
+  void search_best(T tolerance, Work& work, ExactCost* exact);
+  bool apply_best_swap(T tolerance, ExactCost* exact);
+  bool decide(T limit, ExactCost& exact, Swap& best);
 
   const simd::Kernels& kernels_ = simd::kernels();
   simd::SwapCosts<T> problem_{};
   simd::Nearest<T> nearest_{};
   index candidates_ = 0;
-  std::vector<index> medoids_, judged_;
+  std::vector<index> medoids_, priced_medoids_;
   std::vector<Swap> open_;
   std::vector<T> barrier_;         // of each candidate: zero, or infinity for a medoid
   std::vector<T> first_, second_;  // of each point: distance to its nearest and second medoid

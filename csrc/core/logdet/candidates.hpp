@@ -37,7 +37,9 @@ class Candidates {
   // what copy() gives.
   virtual double roundings() const = 0;
 
-  // What the doubles of copy() lack of v_i, if anything: dims() numbers to be added, there after
+  // Whether the doubles of copy() are v_i itself.
+  virtual bool whole() const { return true; }
+  // What they lack of it, if anything: dims() numbers to be added, there after
   // refine(), which one thread calls. Asked for only where doubles do not do.
   virtual void refine(Work&) const {}
   virtual const double* rest(index) const { return nullptr; }

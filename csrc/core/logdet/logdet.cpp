@@ -13,28 +13,21 @@ namespace pyfast {
 
 namespace {
 
-constexpr double kTaken = -1;
-constexpr index kBlock = kRoughRows;      // rows brought forward together, by at most
-constexpr index kStride = kRoughColumns;  // chosen vectors shown to them at once, by at most
-constexpr index kLikely = 4;              // rows brought up to date before a floor is known
-constexpr index kMostAtOnce = 1024;       // rows worked out in more digits before the next look
-
-// A sieve is worth its second pass from this many numbers on, and safe between these lengths: no
-// float product overflows, and what is flushed to zero is nothing beside the longest.
-constexpr index kSieveFrom = 1 << 13;
-constexpr double kSieveShortest = 1e-20, kSieveLongest = 1e30;
+constexpr index kBlock = 16;         // rows measured together
+constexpr index kLikely = 4;         // rows worked out in more digits at first
+constexpr index kMostAtOnce = 1024;  // and before the next look
 // Squared lengths between these, times ratio or not, leave all products well inside double's range.
 constexpr double kShortest = 1e-300, kLongest = 1e304;
 constexpr double kVectors = 16;  // multiplications that a vector unit does in a nanosecond
 constexpr double kRoundOff = 0x1.0p-53;
 constexpr double kMostError = 1.0 / 16;  // of e kappa: see logdet.hpp
-constexpr double kSieveError = 1.04;     // what an error of L that large makes of the sieve's own
 
 }  // namespace
 
 double LogDetGreedy::solve(const LogDetProblem& problem, const LogDetAnswer& answer, Work& work) {
   problem_ = &problem;
   candidates_ = problem.candidates;
+  wants_factor_ = answer.factor != nullptr;
   start(work);
   const auto d = static_cast<double>(candidates_->dims());
   double logdet = problem.before.count > 0 ? problem.before.logdet : d * std::log(problem.gamma);
@@ -79,16 +72,6 @@ void LogDetGreedy::write(const LogDetAnswer& answer, Work& work) {
   }
 }
 
-void LogDetGreedy::Layer::start(index n, index capacity, const std::vector<double>& lengths) {
-  known.assign(static_cast<std::size_t>(n), 0);
-  residual = lengths;
-  const auto needed = static_cast<std::size_t>(n * capacity);
-  if (needed > room) {
-    coefficients.reset(new double[needed]);
-    room = needed;
-  }
-}
-
 void LogDetGreedy::start(Work& work) {
   const LogDetState& before = problem_->before;
   const index n = candidates_->count(), d = candidates_->dims();
@@ -117,8 +100,16 @@ void LogDetGreedy::start(Work& work) {
   start_before(work);
   bound_ = lengths_;
   for (double& bound : bound_) bound *= 1 + errors_[0];
-  exact_.start(n, capacity_, lengths_);
+  tops_.assign(static_cast<std::size_t>((n + kTop - 1) / kTop),
+               std::numeric_limits<double>::infinity());
+  longest_ = std::max(longest_, *std::max_element(lengths_.begin(), lengths_.end()));
+  // Its bounds pay for fewer picks too where there are many short rows.
+  const bool pays = capacity_ > d ? d <= InformationMatrix::kWidest
+                                  : d <= 128 && n >= 16 * d && 256 * capacity_ >= d * d;
+  dense_ = regular_ && pays && candidates_->whole();
+  exact_.start(n, std::min(capacity_, dense_ ? d : capacity_), lengths_);
   start_sieve();
+  if (dense_) start_dense(work);
 }
 
 // lengths_, and whether doubles can be trusted with them.
@@ -187,75 +178,31 @@ void LogDetGreedy::start_before(Work& work) {
   }
 }
 
-void LogDetGreedy::start_sieve() {
-  const LogDetState& before = problem_->before;
-  const index n = candidates_->count(), d = candidates_->dims();
-  const double longest = *std::max_element(lengths_.begin(), lengths_.end());
-  sieved_ = narrow_ && regular_ && n * d >= kSieveFrom && longest / ratio_ > kSieveShortest &&
-            std::max(longest, longest_) / ratio_ < kSieveLongest;
-  longest_ = std::max(longest, longest_);
-  if (!sieved_) return;
-  sieve_.start(n, capacity_, lengths_);
-  least_.resize(static_cast<std::size_t>(n));
-  for (index s = 0; s < before.count; ++s) {
-    std::copy_n(before.vectors + s * d, d, narrow_column(s));
-  }
-}
-
 index LogDetGreedy::next(Work& work) {
   floor_ = 0;
   const double spare = shown_ == chosen_ ? 11 * errors_[shown_] : 0;  // 2.75 error_of()
-  spare_of_length_ = spare;
-  spare_of_bound_ = spare * kappas_[shown_];
-  if (chosen_ > 0) {  // if not, all are up to date
-    const auto wanted = [&](index i) { return may_win(i, floor_); };
+  spare_of_length_ = by_information() ? 0 : spare;
+  spare_of_bound_ = by_information() ? 3 * information_.error() : spare * kappas_[shown_];
+  const bool told = by_information() ? std::isfinite(spare_of_bound_) : shown_ == chosen_;
+  if (dense_ && told && chosen_ > 0) {
+    list_dense(work);
+    evaluate_dense(work);
+    bound_dense(work);
+    evaluate_dense(work);
+  } else if (dense_) {
+    spare_of_bound_ = 0;  // all are up to date, or doubles tell nothing
+  } else if (chosen_ > 0) {
     Layer& first = sieved_ ? sieve_ : exact_;
     list_likely(first);
     bring_forward(first, work);
-    list(first, wanted);
+    list(first);
     bring_forward(first, work);
     if (sieved_) {
-      list(exact_, wanted);
+      list(exact_);
       bring_forward(exact_, work);
     }
   }
   return settle(work);
-}
-
-// How far the residual of a candidate that knows so many vectors may be off: logdet.hpp's bound.
-double LogDetGreedy::error_of(index i, double residual, index known) const {
-  return 4 * errors_[known] * (lengths_[i] + kappas_[known] * residual);
-}
-
-// The closer bound, from the multipliers y, of one that is up to date.
-double LogDetGreedy::close_error_of(index i) {
-  const double* u = exact_.coefficients.get() + i * capacity_;
-  double reach = std::sqrt(lengths_[i]);
-  for (index q = chosen_ - 1; q >= 0; --q) {  // L^T y = u from below
-    double left = u[q];
-    const double* column = factor_.data() + q * capacity_;
-    for (index s = q + 1; s < chosen_; ++s) left -= column[s] * multipliers_[s];
-    multipliers_[q] = left / pivots_[q];
-    reach += std::abs(multipliers_[q]) * sizes_[q];
-  }
-  return 1.07 * errors_[chosen_] * reach * reach;
-}
-
-// Whether i may be the pick, or tie with it, by what doubles make of its residual: that is at most
-// 2 error_of() above what i is bound by, and the floor at most what they make of the best.
-bool LogDetGreedy::may_win(index i, double floor) const {
-  if (bound_[i] == kTaken) return false;
-  const double spare = spare_of_length_ * lengths_[i] + spare_of_bound_ * bound_[i];
-  return bound_[i] + spare >= floor * (1 - kLogDetTie);
-}
-
-// What r_i is at least, if that is known.
-double LogDetGreedy::at_least(index i) const {
-  if (shown_ < chosen_) return kTaken;
-  if (exact_.known[i] == chosen_) {
-    return exact_.residual[i] - error_of(i, exact_.residual[i], chosen_);
-  }
-  return sieved_ && sieve_.known[i] == chosen_ ? least_[i] : kTaken;
 }
 
 // Workers see it when they see it: it saves work and changes nothing else.
@@ -265,81 +212,10 @@ void LogDetGreedy::raise_floor(double value) {
   }
 }
 
-// Lists those of them that the layer is not up to date with.
-template <class Wanted>
-void LogDetGreedy::list(const Layer& layer, Wanted&& wanted) {
-  listed_.clear();
-  const index n = candidates_->count();
-  for (index i = 0; i < n; ++i) {
-    if (wanted(i) && layer.known[i] < shown_ && exact_.known[i] < shown_) listed_.push_back(i);
-  }
-}
-
-// Lists the largest bounds of all that are cheap to bring up to date (the largest, if there is
-// none): once those are, the floor is nearly the best.
-void LogDetGreedy::list_likely(const Layer& layer) {
-  const index n = candidates_->count();
-  index top[kLikely];
-  index count = 0, largest = -1;
-  for (index i = 0; i < n; ++i) {
-    if (bound_[i] == kTaken) continue;
-    if (largest < 0 || bound_[i] > bound_[largest]) largest = i;
-    if (layer.known[i] < shown_ - kStride) continue;
-    if (count == kLikely && bound_[i] <= bound_[top[count - 1]]) continue;
-    index at = count < kLikely ? count++ : count - 1;
-    for (; at > 0 && bound_[top[at - 1]] < bound_[i]; --at) top[at] = top[at - 1];
-    top[at] = i;
-  }
-  if (count == 0) top[count++] = largest;
-  listed_.assign(top, top + count);
-}
-
-// Brings the listed ones forward until each is up to date or known not to beat the floor.
-void LogDetGreedy::bring_forward(Layer& layer, Work& work) {
-  const auto count = static_cast<index>(listed_.size());
-  if (count == 0) return;
-  // A block is read together, so those that missed as much stand side by side.
-  const auto before = [&](index i, index j) { return layer.known[i] < layer.known[j]; };
-  if (!std::is_sorted(listed_.begin(), listed_.end(), before)) {
-    std::stable_sort(listed_.begin(), listed_.end(), before);
-  }
-  double missed = 0;
-  for (const index i : listed_) missed += static_cast<double>(shown_ - layer.known[i]);
-  const index blocks = (count + kBlock - 1) / kBlock;
-  work.each(blocks, missed * static_cast<double>(candidates_->dims()) / kVectors,
-            [&](index b, int worker, Work& own) {
-              catch_up(layer, listed_.data() + b * kBlock, std::min(kBlock, count - b * kBlock),
-                       products_[worker], own);
-            });
-}
-
-// Shows rows, sorted by what they know, the chosen vectors that they have missed: a stride after
-// the other while the rows are in cache, and fewer rows each time.
-void LogDetGreedy::catch_up(Layer& layer, index* rows, index count, std::vector<double>& products,
-                            Work& work) {
-  for (;;) {
-    const double floor = floor_.load(std::memory_order_relaxed);
-    count =
-        std::remove_if(rows, rows + count,
-                       [&](index i) { return layer.known[i] == shown_ || !may_win(i, floor); }) -
-        rows;
-    if (count == 0) return;
-    const index from = layer.known[rows[0]];
-    const index to = std::min(shown_, from + kStride);
-    index behind = 0;
-    while (behind < count && layer.known[rows[behind]] < to) ++behind;
-    advance(layer, rows, behind, from, to, products, work);
-    for (index r = 0; r < behind; ++r) raise_floor(at_least(rows[r]));
-  }
-}
-
 // The floor is the best value by now, as nearly as doubles know it.
 index LogDetGreedy::settle(Work& work) {
   contenders_.clear();
-  const index n = candidates_->count();
-  for (index i = 0; i < n; ++i) {
-    if (may_win(i, floor_)) contenders_.push_back(i);
-  }
+  each_that_may_win(floor_, [&](index i) { contenders_.push_back(i); });
   was_wide_ = !settled();
   if (was_wide_) settle_wide(work);
   double best = 0;
@@ -353,13 +229,17 @@ index LogDetGreedy::settle(Work& work) {
 // Whether doubles tell the contenders apart, which are cut down to those that they do not rule out.
 // Nothing here depends on what was worked out before.
 bool LogDetGreedy::settled() {
-  if (!regular_ || shown_ < chosen_) return false;
+  if (!regular_ || (by_information() ? !std::isfinite(information_.error()) : shown_ < chosen_)) {
+    return false;
+  }
   double sure = 0;
   margins_.clear();
   for (const index i : contenders_) {
     const double residual = exact_.residual[i];
-    double error = error_of(i, residual, chosen_);
-    if (error > kLogDetFine * residual && residual > 0) error = close_error_of(i);
+    double error = by_information() ? close_[i] : error_of(i, residual, chosen_);
+    if (error > kLogDetFine * residual && residual > 0 && !by_information()) {
+      error = close_error_of(i);
+    }
     margins_.push_back(error);
     sure = std::max(sure, residual - error);
   }
@@ -424,75 +304,6 @@ void LogDetGreedy::settle_wide(Work& work) {
   std::sort(contenders_.begin(), contenders_.end());
 }
 
-// Shows the chosen vectors `from` .. `to - 1` to `count` rows that know `from` or more of them.
-void LogDetGreedy::advance(Layer& layer, const index* rows, index count, index from, index to,
-                           std::vector<double>& products, Work& work) {
-  const index d = candidates_->dims(), missed = to - from;
-  work.spend(count * missed * (d + to));
-  products.resize(static_cast<std::size_t>(count * missed));
-  if (&layer == &sieve_) {
-    float rough[kBlock * kStride];
-    candidates_->rough_dots(rows, count, narrow_column(from), missed, narrow_stride_, rough,
-                            missed);
-    std::copy_n(rough, count * missed, products.data());
-  } else {
-    const LogDetState& before = problem_->before;
-    const index old = std::clamp<index>(before.count - from, 0, missed);
-    if (old > 0) {
-      candidates_->dots(rows, count, before.vectors + from * d, old, products.data(), missed);
-    }
-    if (missed > old && narrow_) {
-      candidates_->dots(rows, count, narrow_column(from + old), missed - old, narrow_stride_,
-                        products.data() + old, missed);
-    } else if (missed > old) {
-      candidates_->dots(rows, count, columns_.data() + (from + old - before.count) * d,
-                        missed - old, products.data() + old, missed);
-    }
-  }
-  for (index r = 0; r < count; ++r) absorb(layer, rows[r], from, to, products.data() + r * missed);
-}
-
-// Forward substitution with L: products[s] = w_{from + s}^T v_i become entries of u_i, but for
-// those that are known already.
-void LogDetGreedy::absorb(Layer& layer, index i, index from, index to, double* products) {
-  const index known = layer.known[i];
-  products += known - from;
-  double* u = layer.coefficients.get() + i * capacity_;
-  double residual = layer.residual[i];
-  for (index s = 0; s < to - known; ++s) products[s] *= ratio_;
-  for (index q = 0; q < to; ++q) {
-    if (q >= known) {
-      u[q] = products[q - known] / pivots_[q];
-      const double loss = u[q] * u[q];  // not a number where a state's numbers overflow
-      residual = residual > loss ? residual - loss : 0.0;
-    }
-    const index first = std::max(q + 1, known);
-    const double* row = factor_.data() + q * capacity_ + first;
-    double* left = products + first - known;
-    for (index s = 0; s < to - first; ++s) left[s] -= u[q] * row[s];
-  }
-  layer.residual[i] = residual;
-  layer.known[i] = to;
-  if (&layer == &exact_) {
-    bound_[i] = std::min(bound_[i], residual + error_of(i, residual, to));
-    return;
-  }
-  const double length = lengths_[i], root = std::sqrt(length - residual), error = sieve_error(i);
-  const double low = std::max(root - error, 0.0), high = root + error;
-  const double most = length - low * low, margin = error_of(i, most, to);
-  bound_[i] = std::min(bound_[i], most + margin);
-  least_[i] = length - high * high - 3 * margin;  // below what doubles make of it, too
-}
-
-// How far the sieve's u_i may be from u_i: L^{-1}, which shortens every vector (but for the error
-// of L itself, see kMostError), times the errors of its products, at most rough_error |v_i| |w_s|
-// each but for what is flushed to zero.
-double LogDetGreedy::sieve_error(index i) const {
-  const index known = sieve_.known[i];
-  return kSieveError * (sieve_errors_[known] * std::sqrt(lengths_[i]) +
-                        ratio_ * kRoughLeast * static_cast<double>(candidates_->dims() * known));
-}
-
 // One more chosen vector.
 void LogDetGreedy::count_in(double length) {
   const auto count = static_cast<index>(sizes_.size()) + 1;
@@ -515,23 +326,27 @@ void LogDetGreedy::choose(index i, Work& work) {
     row.resize(static_cast<std::size_t>(capacity_));
     wide_->factor_row(chosen_, row.data());
     for (index q = 0; q < chosen_; ++q) factor_[q * capacity_ + chosen_] = row[q];
-  } else {
-    const double* u = exact_.coefficients.get() + i * capacity_;
+  } else if (!by_information()) {
+    const double* u = exact_.of(i);
     for (index q = 0; q < chosen_; ++q) factor_[q * capacity_ + chosen_] = u[q];
+  } else if (wants_factor_) {
+    std::vector<double>& row = products_[0];
+    factor_row(i, row, work);
+    for (index q = 0; q < chosen_; ++q) factor_[q * capacity_ + chosen_] = row[q];
   }
   pivots_[chosen_] = std::sqrt(1 + settled_[i]);
-  // The sieve's interval is as wide as the value once this holds, and from then on: it tells
-  // nothing.
-  const double length = lengths_[i], root = std::sqrt(std::max(length - settled_[i], 0.0));
-  if (sieved_ && 2 * root * kSieveError * sieve_errors_.back() * std::sqrt(length) > settled_[i]) {
-    sieved_ = false;
-  }
+  if (sieved_ && !sieve_tells(lengths_[i], settled_[i])) sieved_ = false;
   if (narrow_) {
     candidates_->copy(i, narrow_column(chosen_));
   } else {
     candidates_->copy(i, columns_.data() + (chosen_ - problem_->before.count) * d);
   }
   count_in(lengths_[i]);
+  if (dense_) {
+    rooms_[0].vector.resize(static_cast<std::size_t>(d));
+    candidates_->copy(i, rooms_[0].vector.data());
+    information_.add(rooms_[0].vector.data(), lengths_[i]);
+  }
   bound_[i] = kTaken;
   ++chosen_;
 }

@@ -22,11 +22,13 @@
 // alone, so the bits do not change with threads, types or what was worked out before.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <memory>
 #include <vector>
 
 #include "core/logdet/candidates.hpp"
+#include "core/logdet/information.hpp"
 #include "core/logdet/wide_residuals.hpp"
 #include "core/run/work.hpp"
 
@@ -82,41 +84,61 @@ class LogDetGreedy {
   struct Layer {
     std::vector<index> known;
     std::vector<double> residual;
-    // u_i, capacity_ numbers apart. Not cleared: most of a large problem's are never used.
+    // u_i, `stride` numbers apart. Not cleared: most of a large problem's are never used.
     std::unique_ptr<double[]> coefficients;
     std::size_t room = 0;
+    index stride = 0;
     void start(index n, index capacity, const std::vector<double>& lengths);
+    double* of(index i) { return coefficients.get() + i * stride; }
   };
 
+  // logdet.cpp: the greedy selection.
   void start(Work& work);
   void measure(Work& work);
   bool is_regular(double square) const;
   double length_of(const double* v);
   void start_before(Work& work);
-  void start_sieve();
   index next(Work& work);
   void choose(index i, Work& work);
+  void count_in(double length);
   void write(const LogDetAnswer& answer, Work& work);
-  template <class Wanted>
-  void list(const Layer& layer, Wanted&& wanted);
-  void list_likely(const Layer& layer);
-  void bring_forward(Layer& layer, Work& work);
   index settle(Work& work);
   bool settled();
   void settle_wide(Work& work);
   void start_wide(Work& work);
+
+  // What may still win: blocks of candidates are passed over by the largest bound in them.
+  bool may_win(index i, double floor) const;
+  template <class Take>
+  void each_that_may_win(double floor, Take&& take);
+  void raise_floor(double value);
+
+  // residuals.cpp: bounds and residuals by the k x k factor.
+  void start_sieve();
+  void list(const Layer& layer);
+  bool fits_floats() const;
+  void list_likely(const Layer& layer);
+  void bring_forward(Layer& layer, Work& work);
   void catch_up(Layer& layer, index* rows, index count, std::vector<double>& products, Work& work);
   void advance(Layer& layer, const index* rows, index count, index from, index to,
                std::vector<double>& products, Work& work);
+  void dots(const index* rows, index count, index from, index to, double* products);
   void absorb(Layer& layer, index i, index from, index to, double* products);
-  float* narrow_column(index s) { return narrow_columns_.data() + s * narrow_stride_; }
+  void substitute(double* products, index known, index to, double* u, double& residual) const;
+  void factor_row(index i, std::vector<double>& row, Work& work);
   double sieve_error(index i) const;
-  void count_in(double length);
+  bool sieve_tells(double length, double residual) const;
   double at_least(index i) const;
-  bool may_win(index i, double floor) const;
   double error_of(index i, double residual, index known) const;
   double close_error_of(index i);
-  void raise_floor(double value);
+  float* narrow_column(index s) { return narrow_columns_.data() + s * narrow_stride_; }
+
+  // dense.cpp: the same by the d x d information matrix, for more picks than dimensions.
+  void start_dense(Work& work);
+  bool by_information() const { return dense_ && chosen_ >= candidates_->dims(); }
+  void list_dense(Work& work);
+  void bound_dense(Work& work);
+  void evaluate_dense(Work& work);
 
   const LogDetProblem* problem_ = nullptr;
   const Candidates* candidates_ = nullptr;
@@ -124,11 +146,12 @@ class LogDetGreedy {
   index chosen_ = 0;    // vectors so far, those of the state included
   index shown_ = 0;     // of them to doubles and floats: those before e kappa grows too large
   index capacity_ = 0;  // all there will be
-  bool narrow_ = false, sieved_ = false;
+  bool narrow_ = false, sieved_ = false, dense_ = false, wants_factor_ = false;
   bool regular_ = true;  // no square nears the ends of double's range
 
   std::vector<double> lengths_;  // ratio_ v_i^T v_i
   std::vector<double> bound_;    // no r_i is above it; kTaken once chosen
+  std::vector<double> tops_;     // of each block of kTop candidates: no bound is above it
   std::vector<double> settled_;  // r_i of the contenders, and then of the pick
   std::vector<double> least_;    // nor below this, if the sieve is up to date with it
   double spare_of_length_ = 0, spare_of_bound_ = 0;  // what may_win() allows for
@@ -153,6 +176,42 @@ class LogDetGreedy {
   std::unique_ptr<WideResiduals> wide_;
   bool was_wide_ = false;                      // how the latest pick was settled
   std::vector<std::vector<double>> products_;  // one per worker
+
+  struct Room {  // a worker's
+    InformationMatrix::Rows rows;
+    std::vector<double> vector, lengths, bounds, spread;
+  };
+  InformationMatrix information_;
+  bool bounded_ = false;       // whether floats hold what its bounds are made of
+  std::vector<index> asked_;   // as of how many vectors its inverse was, that bounded each
+  std::vector<double> close_;  // error of the residuals that information_ made
+  std::vector<Room> rooms_;
 };
+
+constexpr double kTaken = -1;  // the bound of a chosen one
+constexpr index kTop = 64;
+
+// Whether i may be the pick, or tie with it, by what doubles make of its residual: that is at most
+// 2 error_of() above what i is bound by, and the floor at most what they make of the best.
+inline bool LogDetGreedy::may_win(index i, double floor) const {
+  if (bound_[i] == kTaken) return false;
+  const double spare = spare_of_length_ * lengths_[i] + spare_of_bound_ * bound_[i];
+  return bound_[i] + spare >= floor * (1 - kLogDetTie);
+}
+
+template <class Take>
+void LogDetGreedy::each_that_may_win(double floor, Take&& take) {
+  const auto n = static_cast<index>(bound_.size());
+  const double spare = spare_of_length_ * longest_;
+  for (index first = 0; first < n; first += kTop) {
+    double& top = tops_[first / kTop];
+    if (top * (1 + spare_of_bound_) + spare < floor * (1 - kLogDetTie)) continue;
+    const index end = std::min(first + kTop, n);
+    top = *std::max_element(bound_.begin() + first, bound_.begin() + end);
+    for (index i = first; i < end; ++i) {
+      if (may_win(i, floor)) take(i);
+    }
+  }
+}
 
 }  // namespace pyfast

@@ -48,6 +48,7 @@ class Centred final : public Candidates {
   index count() const override { return view_.count(); }
   index dims() const override { return view_.dims(); }
   double roundings() const override { return view_.roundings() + 2 * roundings_; }
+  bool whole() const override { return false; }
   void copy(index i, double* out) const override { view_.copy(i, out); }
   void squared_norms(index first, index n, double* out) const override {
     view_.squared_norms(first, n, out);

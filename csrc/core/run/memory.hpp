@@ -82,6 +82,7 @@ class AlignedRows {
     pyfast::resize(lines_, rows * width / kLine, work);
   }
   T* row(index i) { return reinterpret_cast<T*>(lines_.data()) + i * width_; }
+  const T* row(index i) const { return reinterpret_cast<const T*>(lines_.data()) + i * width_; }
 
  private:
   struct alignas(64) Line {

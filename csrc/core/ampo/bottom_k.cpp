@@ -1,28 +1,14 @@
-#include "core/ampo/group.hpp"
-
+// AMPO (5): the k lowest rewards, and among equals whoever is least like those chosen.
 #include <algorithm>
 #include <cmath>
-#include <numeric>
-#include <stdexcept>
 
-#include "core/run/memory.hpp"
-#include "simd/simd.hpp"
+#include "core/ampo/group.hpp"
 
 namespace pyfast {
 
 namespace {
 
 constexpr double kSameCosine = 1e-12;  // more than the rounding of parallel rows
-
-// The group's indices without the positive, ascending.
-std::vector<index> pool_of(index n, index positive) {
-  std::vector<index> pool;
-  pool.reserve(static_cast<std::size_t>(n));
-  for (index i = 0; i < n; ++i) {
-    if (i != positive) pool.push_back(i);
-  }
-  return pool;
-}
 
 // Its square, a power of two, brings a row's largest number near 1; once might overflow.
 template <class T>
@@ -47,45 +33,7 @@ double cosine(const T* a, const T* b, index d) {
   return aa > 0 && bb > 0 ? dot / (std::sqrt(aa) * std::sqrt(bb)) : 0.0;
 }
 
-bool valid(const float* x, index count) { return simd::kernels().valid_f32(x, count, false); }
-bool valid(const double* x, index count) { return simd::kernels().valid_f64(x, count, false); }
-
 }  // namespace
-
-index first_highest(const double* rewards, index n) {
-  return std::max_element(rewards, rewards + n) - rewards;
-}
-
-template <class T>
-GroupSelection coreset(MatrixView<T> embeddings, const double* rewards, index k,
-                       const KMeansOptions& options, ExactSquares& workspace, Work& work) {
-  const index n = embeddings.rows;
-  GroupSelection selection;
-  selection.positive = first_highest(rewards, n);
-  const std::vector<index> pool = pool_of(n, selection.positive);
-  for (index i = 0; i < n; ++i) {
-    work.spend(embeddings.cols);
-    if (!valid(embeddings.row(i), embeddings.cols)) {
-      throw std::range_error("an embedding is not finite");
-    }
-  }
-  if (k >= n - 1) {
-    selection.negatives = pool;
-    return selection;
-  }
-  const std::vector<T> x = gather(embeddings, pool, work);
-  const KMeansSolution clusters =
-      kmeans(MatrixView<T>{x.data(), n - 1, embeddings.cols}, k, options, workspace, work);
-  std::vector<index> lowest(static_cast<std::size_t>(k), -1);
-  for (std::size_t i = 0; i < pool.size(); ++i) {
-    index& low = lowest[clusters.labels[i]];
-    if (low < 0 || rewards[pool[i]] < rewards[low]) low = pool[i];
-  }
-  std::sort(lowest.begin(), lowest.end());
-  selection.negatives = std::move(lowest);
-  selection.cost = clusters.inertia;
-  return selection;
-}
 
 template <class T>
 GroupSelection bottom_k(MatrixView<T> embeddings, const double* rewards, index n, index k,
@@ -126,12 +74,7 @@ GroupSelection bottom_k(MatrixView<T> embeddings, const double* rewards, index n
   return selection;
 }
 
-#define PYFAST_INSTANTIATE(T)                                                                \
-  template GroupSelection coreset(MatrixView<T>, const double*, index, const KMeansOptions&, \
-                                  ExactSquares&, Work&);                                     \
-  template GroupSelection bottom_k(MatrixView<T>, const double*, index, index, Work&);
-PYFAST_INSTANTIATE(float)
-PYFAST_INSTANTIATE(double)
-#undef PYFAST_INSTANTIATE
+template GroupSelection bottom_k(MatrixView<float>, const double*, index, index, Work&);
+template GroupSelection bottom_k(MatrixView<double>, const double*, index, index, Work&);
 
 }  // namespace pyfast

@@ -1,0 +1,120 @@
+#include "core/logdet/information.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "simd/simd.hpp"
+
+namespace pyfast {
+
+namespace {
+
+constexpr double kRoundOff = 0x1.0p-53;
+constexpr double kMostError = 1.0 / 16;  // beyond it, squares of errors count
+constexpr index kWidth = simd::kPanelWidth;
+
+double roundings(index d) { return 3.125 * static_cast<double>(d) + 16; }
+
+}  // namespace
+
+index InformationMatrix::panels() const { return (d_ + kWidth - 1) / kWidth; }
+
+void InformationMatrix::start(index d, double ridge, Work& work) {
+  d_ = d;
+  ridge_ = ridge;
+  count_ = 0;
+  factorised_ = inverted_ = -1;
+  kappa_ = static_cast<double>(d);
+  const auto room = static_cast<std::size_t>(d * d);
+  high_.assign(room, 0.0);
+  low_.assign(room, 0.0);
+  factor_.resize(room);
+  inverse_.resize(room);
+  roots_.resize(static_cast<std::size_t>(d));
+  panels_.resize(panels(), d * kWidth, work);
+  std::fill_n(panels_.row(panels() - 1), d * kWidth, 0.0f);  // rows past the d-th stay so
+}
+
+void InformationMatrix::add(const double* w, double length) {
+  simd::kernels().add_square(w, d_, high_.data(), low_.data());
+  kappa_ += length;
+  ++count_;
+}
+
+double InformationMatrix::error() const {
+  const double error = 1.07 * kRoundOff * (roundings(d_) + 4) * kappa_;
+  return error <= kMostError ? error : std::numeric_limits<double>::infinity();
+}
+
+void InformationMatrix::factorise() {
+  if (factorised_ == count_) return;
+  factorised_ = count_;
+  for (std::size_t p = 0; p < factor_.size(); ++p) factor_[p] = high_[p] + low_[p];
+  for (index s = 0; s < d_; ++s) {
+    factor_[s * d_ + s] += ridge_;
+    roots_[s] = std::sqrt(factor_[s * d_ + s]);
+  }
+  simd::kernels().factorise(factor_.data(), d_);
+}
+
+double InformationMatrix::residual(double* v) const {
+  simd::kernels().forward(factor_.data(), d_, v);
+  double square;
+  simd::kernels().squared_norms_f64(v, 1, d_, d_, &square);
+  return square;
+}
+
+double InformationMatrix::close_error(double* solved, std::vector<double>& room) const {
+  room.resize(static_cast<std::size_t>(d_));
+  simd::kernels().backward(factor_.data(), d_, solved, room.data());
+  double reach = 0, spread = 0;
+  for (index s = 0; s < d_; ++s) {
+    reach += room[s] * room[s];
+    spread += std::abs(solved[s]) * roots_[s];
+  }
+  return 1.07 * kRoundOff * (roundings(d_) * reach + 4 * spread * spread);
+}
+
+void InformationMatrix::invert() {
+  if (inverted_ == count_) return;
+  inverted_ = count_;
+  factorise();
+  simd::kernels().invert(factor_.data(), d_, inverse_.data());
+  double squares = 0;
+  const double root = std::sqrt(ridge_);  // A / ridge is at least I: all is at most 1
+  for (index i = 0; i < d_; ++i) {
+    float* panel = panels_.row(i / kWidth) + i % kWidth;
+    for (index t = 0; t < d_; ++t) {
+      const double entry = root * inverse_[i * d_ + t];
+      panel[t * kWidth] = static_cast<float>(entry);
+      squares += entry * entry;
+    }
+  }
+  // Roundings of a product on its way to a sum (simd.hpp) and of both its factors, and a little for
+  // those of the inverse, which has the digits of a double.
+  const double of_products = 264 + static_cast<double>(d_) / 256;
+  rough_error_ = 1.1 * of_products * 0x1.0p-24 * std::sqrt(squares);
+}
+
+void InformationMatrix::prepare(Rows& rows, Work& work) const {
+  rows.rows.resize(kTogether, panels() * kWidth, work);
+  rows.products.resize(kTogether, panels() * kWidth, work);
+  rows.squares.resize(kTogether);
+}
+
+void InformationMatrix::bounds(Rows& rows, index count, const double* lengths, double* out) const {
+  const index width = panels() * kWidth;
+  for (index p = 0; p < panels(); ++p) {  // below the diagonal there are no more numbers
+    simd::kernels().panel_dots(rows.rows.row(0), count, width, panels_.row(p),
+                               std::min(d_, (p + 1) * kWidth), rows.products.row(0) + p * kWidth,
+                               width);
+  }
+  simd::kernels().squared_norms_f32(rows.products.row(0), count, width, width, rows.squares.data());
+  for (index i = 0; i < count; ++i) {
+    const double length = std::sqrt(rows.squares[i]) + rough_error_ * lengths[i];
+    out[i] = length * length / ridge_ * (1 + 1e-6);
+  }
+}
+
+}  // namespace pyfast
