@@ -19,6 +19,9 @@ from pyfast.train.prompts import Prompt, check_heldout
 from pyfast.train.records import Record, read_records
 from pyfast.train.reward_models import is_model
 
+DEMO = "runs/demo-hps-data/"
+"""Where the demo's data is made."""
+
 
 @dataclass(frozen=True)
 class Example:
@@ -112,6 +115,11 @@ def _records(settings: Any) -> list[Record]:
     path = settings.data.groups
     if path is None:
         raise UserError("data.groups: expected a groups file")
+    if path.startswith(DEMO) and files.resolve(path) is None:
+        raise UserError(
+            f"data.groups: no such file: {path} (make demo RECIPE=hps makes it, by pyfast sample "
+            "and pyfast score)"
+        )
     labelled = settings.negatives.chosen == "label"
     everything = read_records(path, needs=("scores", "positive") if labelled else ("scores",))
     records = [record for record in everything if record.split in (None, "train")]

@@ -151,6 +151,12 @@ def test_a_broken_line_and_no_file(tmp_path, tiny_model):
         Hps.read(HpsSettings())
 
 
+def test_the_demo_says_how_its_data_is_made(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train", "hps", "--demo"]) == 2
+    assert "make demo RECIPE=hps makes it" in capsys.readouterr().err
+
+
 def test_held_out_records(tmp_path):
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text('{"prompt": "a"}\n{"prompt": "b", "responses": ["good", "bad"]}\n')
