@@ -4,10 +4,8 @@ import contextlib
 import errno
 import functools
 import glob
-import hashlib
 import os
 import re
-import secrets
 import shutil
 import socket
 import stat
@@ -86,6 +84,8 @@ def _this_machine() -> str:
     with contextlib.suppress(OSError):
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text())
         parts.append(os.readlink("/proc/self/ns/pid"))
+    import hashlib  # takes as long to load as all that is around it
+
     return hashlib.blake2b("\n".join(parts).encode(), digest_size=4).hexdigest()
 
 
@@ -169,7 +169,7 @@ def _beside(path: Path) -> Path:
     start, end = f".{stem}.tmp-", path.suffix
     pattern = f"{glob.escape(start)}*{glob.escape(end)}"
     clear_leftovers(path.parent, pattern, age=SECONDS_TO_LIVE)
-    return path.with_name(f"{start}{_this_machine()}-{os.getpid()}-{secrets.token_hex(4)}{end}")
+    return path.with_name(f"{start}{_this_machine()}-{os.getpid()}-{os.urandom(4).hex()}{end}")
 
 
 @contextlib.contextmanager

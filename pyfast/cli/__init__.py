@@ -6,6 +6,7 @@ Whatever goes wrong is told in one line; ``--debug`` shows where it came from.
 
 from __future__ import annotations
 
+import argparse
 import io
 import os
 import shlex
@@ -13,24 +14,29 @@ import sys
 import textwrap
 import traceback
 from collections.abc import Sequence
-from importlib.metadata import version
+from importlib import import_module
+from typing import Any
 
-from pyfast.cli import (
-    compare,
-    data,
-    env,
-    evaluate,
-    label,
-    plot,
-    sample,
-    select,
-    stages,
-    sweep,
-    train,
-)
 from pyfast.cli._common import Help, Parser
-from pyfast.cli.train import DEMO_CONFIG as DEMO_CONFIG
 from pyfast.train.errors import UserError, WaitingError
+
+COMMANDS = {
+    "train": "train",
+    "sweep": "sweep",
+    "compare": "compare",
+    "evaluate": "evaluate",
+    "sample": "sample",
+    "select": "select",
+    "score": "stages",
+    "embed": "stages",
+    "export": "stages",
+    "data": "data",
+    "label": "label",
+    "plot": "plot",
+    "env": "env",
+    "completion": "completion",
+}
+"""The commands, in the order of the help, and the module of each."""
 
 DONE, UNEXPECTED, USERS, WAITING, INTERRUPTED = 0, 1, 2, 3, 130
 """Exit statuses: done; a fault that is perhaps ours; what the user can mend; a run that stopped to
@@ -73,8 +79,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _told(error, debug)
 
 
+def __getattr__(name: str) -> Any:
+    if name in COMMANDS.values():
+        return import_module(f"pyfast.cli.{name}")
+    if name == "DEMO_CONFIG":
+        return import_module("pyfast.cli.train").DEMO_CONFIG
+    raise AttributeError(f"module 'pyfast.cli' has no attribute {name!r}")
+
+
 def _run(arguments: list[str]) -> int:
-    parsed = _parser().parse_args(arguments)
+    parsed = parser(arguments).parse_args(arguments)
     status: int = parsed.run(parsed)
     return status
 
@@ -133,32 +147,36 @@ def _interrupted(arguments: list[str]) -> str:
     return "\npyfast: interrupted"
 
 
-def _parser() -> Parser:
-    parser = Parser(
+class _Version(argparse.Action):
+    """Look the version up only when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import version
+
+        print(f"pyfast {version('pyfast-align')}")
+        parser.exit()
+
+
+def parser(arguments: Sequence[str] = ()) -> Parser:
+    """Return the parser of the command that the arguments begin with, or of all commands."""
+    made = Parser(
         "pyfast",
         formatter_class=Help,
         description="Select which sampled responses to train on, and train on them.",
-        epilog="'pyfast COMMAND --help' describes each command with examples.",
+        epilog="'pyfast COMMAND --help' describes each command with examples.\n"
+        "exit status: 0 done, 1 a fault of ours, 2 what you can mend, 3 labels are waited for,\n"
+        "130 interrupted",
     )
-    parser.add_argument("--version", action="version", version=f"pyfast {version('pyfast-align')}")
-    parser.add_argument(
+    made.add_argument(
+        "--version", action=_Version, nargs=0, help="show program's version number and exit"
+    )
+    made.add_argument(
         "--debug",
         action="store_true",
         help="show the traceback of an error too, of any command (or PYFAST_DEBUG=1)",
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (
-        train,
-        sweep,
-        compare,
-        evaluate,
-        label,
-        sample,
-        select,
-        stages,
-        data,
-        plot,
-        env,
-    ):
-        command.add(commands)
-    return parser
+    commands = made.add_subparsers(required=True, metavar="COMMAND")
+    named = COMMANDS.get(arguments[0]) if arguments else None
+    for module in dict.fromkeys(COMMANDS.values() if named is None else [named]):
+        import_module(f"pyfast.cli.{module}").add(commands)
+    return made

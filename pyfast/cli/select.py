@@ -11,16 +11,18 @@ from typing import Any
 
 from pyfast.cli._common import Help, need
 from pyfast.train.errors import UserError
-from pyfast.train.recipes import ampo
 
-SELECTORS = (*ampo.SELECTORS, "kmedoids", "logdet", "hard-preference", "mass-dpo")
+LINE_BY_LINE = ("opt-select", "coreset", "bottom-k", "random", "worst")
+SELECTORS = (*LINE_BY_LINE, "kmedoids", "logdet", "hard-preference", "mass-dpo")
+K, N_INIT = 7, 10
+"""As of `ampo.SelectionConfig`, which is not loaded for help alone (a test holds them together)."""
+
 LARGE = 32 << 20
 """Bytes of a file of JSON Lines from which on it is read in blocks, where pyarrow is there."""
 
 
 def add(commands: Any) -> None:
     """Add the command to the parser."""
-    defaults = ampo.SelectionConfig()
     select = commands.add_parser(
         "select",
         formatter_class=Help,
@@ -51,17 +53,17 @@ def add(commands: Any) -> None:
     select.add_argument(
         "--selector",
         choices=SELECTORS,
-        default=defaults.selector,
+        default="opt-select",
         help="how the negatives are chosen (default: %(default)s)",
     )
     select.add_argument(
-        "--k", type=int, metavar="N", default=defaults.k, help="negatives a group (default: 7)"
+        "--k", type=int, metavar="N", default=K, help="negatives a group (default: %(default)s)"
     )
     select.add_argument(
         "--n-init",
         type=int,
         metavar="N",
-        default=defaults.n_init,
+        default=N_INIT,
         help="starts of opt-select's and kmedoids' swap search (default: %(default)s)",
     )
     select.add_argument(
@@ -118,6 +120,7 @@ def _run_lines(arguments: argparse.Namespace) -> int:
     from pyfast.tables import seeds
     from pyfast.tables.json_text import with_fields
     from pyfast.train import group_lines
+    from pyfast.train.recipes import ampo
 
     config = ampo.SelectionConfig(
         arguments.selector, arguments.k, arguments.n_init, arguments.deduplicate
@@ -156,7 +159,7 @@ def _is_large(arguments: argparse.Namespace) -> bool:
     packed = first.suffix.lower() in (".parquet", ".pq", ".gz", ".zst", ".bz2", ".lz4")
     out = Path(arguments.out or "-")
     folder = str(arguments.out).endswith(("/", os.sep)) or out.is_dir()
-    if len(arguments.groups) > 1 or packed or folder or arguments.selector not in ampo.SELECTORS:
+    if len(arguments.groups) > 1 or packed or folder or arguments.selector not in LINE_BY_LINE:
         return True
     if out.suffix.lower() not in ("", ".jsonl", ".json", ".ndjson"):
         return True
@@ -178,6 +181,7 @@ def _run_files(arguments: argparse.Namespace) -> int:
     from pyfast.cli.stages import run_work
     from pyfast.tables import stages
     from pyfast.tables.files import Work
+    from pyfast.train.recipes import ampo
 
     if arguments.deduplicate:
         raise UserError("--deduplicate: expected one file of JSON Lines, and a file as --out")

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import importlib
 import inspect
+import json
 import os
 import typing
 from pathlib import Path
@@ -99,6 +100,9 @@ def _add_recipe(recipes: Any, name: str, kind: type[Recipe]) -> None:
         metavar="FOLDER",
         help=f"run folder (default: runs/{name}-LABEL-SEED, or runs/demo-LABEL-SEED)",
     )
+    parser.add_argument(
+        "--json", action="store_true", help="print the run's summary as JSON instead of the table"
+    )
     for section_name, section_kind in kind.Settings.sections().items():
         section = parser.add_argument_group(section_name, section_kind.__doc__)
         hints = typing.get_type_hints(section_kind)
@@ -155,6 +159,9 @@ def run(arguments: argparse.Namespace) -> int:
     from pyfast.train import loop
 
     summary = loop.run(kind, settings, inputs, out)
+    if arguments.json:
+        print(json.dumps(summary, ensure_ascii=False, indent=2))
+        return 0
     if finished:
         print(f"{out} is a finished run with these settings; nothing was trained again.\n")
     print(kind.table(summary))

@@ -11,7 +11,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from pyfast import _arguments as args
 from pyfast import _native
-from pyfast._files import written_whole
 from pyfast._results import ByValue
 from pyfast._threads import resolve_threads
 
@@ -75,6 +74,8 @@ class LogDetState(ByValue):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the state to an .npz file of that exact name, in one step."""
+        from pyfast._files import written_whole
+
         with written_whole(Path(path)) as beside, open(beside, "wb") as file:
             np.savez(file, allow_pickle=False, **self.to_arrays())
 

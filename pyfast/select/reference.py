@@ -3,7 +3,6 @@
 The native core is held to these in the tests. Nothing here is optimised or checks its input.
 """
 
-from fractions import Fraction
 from itertools import combinations
 
 import numpy as np
@@ -296,6 +295,8 @@ def logdet_exact(
     ``L D L^T = (gamma / scale) I + W W^T`` grows with every w chosen; z = L^{-1} W v and
     rho = v^T v - sum_q z_q^2 / D_q of every candidate v, which adds log(1 + rho scale / gamma).
     """
+    from fractions import Fraction
+
     ridge = Fraction(gamma) / Fraction(scale)
     old = [] if chosen is None else [[Fraction(float(x)) for x in w] for w in chosen]
     vectors = old + [[Fraction(float(x)) for x in v] for v in V]

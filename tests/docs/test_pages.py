@@ -48,7 +48,7 @@ def test_commands_are_ones_that_the_parser_takes(page):
 
     for words in blocks.commands(page):
         try:
-            cli._parser().parse_args([word for word in words if word not in ("...", "RUN")])
+            cli.parser().parse_args([word for word in words if word not in ("...", "RUN")])
         except (UserError, SystemExit) as error:
             if not isinstance(error, SystemExit) or error.code:  # --help is no mistake
                 pytest.fail(f"{' '.join(words)}: {error}")
