@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,8 @@ def selection_maps(
             chosen = _choice(group, config, selector, seed)
             shown = _draw(ax, points, scores, chosen)
             ax.set_title(f"{selector}: negatives' mean {scores[chosen.negatives].mean():.2f}")
-        row[0].set_ylabel(plots.short(str(group.prompt), 42), fontsize=8)
+        prompt = textwrap.fill(plots.short(str(group.prompt), 84), 42)
+        row[0].set_ylabel(prompt, fontsize=8)
         figure.colorbar(shown, ax=list(row), label="score", aspect=30)
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3)
