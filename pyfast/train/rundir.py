@@ -19,7 +19,7 @@ from pyfast.train import checkpoint, files
 from pyfast.train import config as configs
 from pyfast.train.config import Settings
 from pyfast.train.errors import UserError
-from pyfast.train.layout import FOLDERS, LABELS, RUN_MARK, TRAINED, check_own
+from pyfast.train.layout import ANNOTATIONS, FOLDERS, LABELS, RUN_MARK, TRAINED, check_own
 from pyfast.train.recipe import Inputs
 
 STEPS = "optimisation.steps"
@@ -71,7 +71,7 @@ def open_run(config: Settings, inputs: Inputs, steps: int, out: Path) -> bool:
     done, finished = checkpoint.latest_step(out), (out / "summary.json").exists()
     changes = configs.differences(old, config)
     reason = _why_not(changes, environment, inputs, steps, out, done)
-    labelled = (out / LABELS).exists()  # answers are not to be had again
+    labelled = _is_labelled(out)
     if reason is not None and (done or finished or labelled):
         raise UserError(reason)
     if reason is not None:
@@ -177,6 +177,11 @@ def tidy(out: Path) -> None:
     checkpoint.keep(out, 1)
 
 
+def _is_labelled(out: Path) -> bool:
+    """Tell whether somebody was asked something: the answers are not to be had again."""
+    return any((out / name).exists() for name in (LABELS, ANNOTATIONS, "questions"))
+
+
 def _remove(out: Path, *names: str) -> None:
     for name in names:
         if name in FOLDERS:
@@ -207,7 +212,7 @@ def check_models(out: Path, found: dict[str, dict[str, str]]) -> None:
             if recorded.get(name, {}).get(part) != found.get(name, {}).get(part)
         ]
         setting, part = differing[0] if differing else ("models", "names")
-        if checkpoint.latest_step(out) or (out / LABELS).exists():
+        if checkpoint.latest_step(out) or _is_labelled(out):
             raise UserError(
                 f"{setting}: {out} was started with a model of another content: the {part} differ; "
                 "give the same model to go on with it, or another --out"

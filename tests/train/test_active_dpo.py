@@ -17,7 +17,7 @@ from pyfast.train import config as configs
 from pyfast.train import labels, loading, loop, round_report, rounds, transfer
 from pyfast.train.data import read_groups
 from pyfast.train.encoder import SentenceEncoder
-from pyfast.train.errors import UserError
+from pyfast.train.errors import UserError, WaitingError
 from pyfast.train.prompts import Prompt
 from pyfast.train.recipes.active_dpo import ActiveDpo, ActiveDpoSettings
 
@@ -416,6 +416,16 @@ def test_another_setting_does_not_throw_labels_away(make, tmp_path, somebody):
     assert len(labels.read(out / "labels.jsonl")) == 2
     with pytest.raises(UserError, match=r"was started with loss\.beta = 0\.5, not 0\.2"):
         run(values, out, oracle__oracle=f"{somebody}:broken", loss__beta=0.2)
+
+
+def test_questions_that_wait_keep_the_settings(make, tmp_path):
+    """Before any answer is taken: somebody may be answering just now."""
+    values, out = make(tmp_path), tmp_path / "run"
+    with pytest.raises(WaitingError):
+        run(values, out, oracle__oracle="file")
+    assert not labels.read(out / "labels.jsonl")
+    with pytest.raises(UserError, match=r"was started with loss\.beta"):
+        run(values, out, oracle__oracle="file", loss__beta=0.2)
 
 
 def test_a_file_is_filled_round_by_round(make, tmp_path, capsys):
