@@ -87,7 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.json:
             print(json.dumps([_plain(pair) for pair in agreement.pairs(state)], indent=2))
         else:
-            print(agreement.table(state))
+            print(agreement.table(state) or "one annotator so far; another one: --annotator NAME")
         return 0
     name = arguments.annotator or "first"
     desk = Desk(
@@ -111,8 +111,13 @@ def _plain(pair: Any) -> dict[str, Any]:
 
 
 def _end(found: Any) -> int:
-    """Say how many labels the run still waits for."""
+    """Say how far annotators agree, and how many labels the run still waits for."""
+    from pyfast.label import agreement
+
     state = found.state()
+    compared = agreement.table(state)
+    if compared:
+        print(compared)
     waiting = sum(map(state.is_open, state.asked))
     folder = shlex.quote(str(found.folder))
     if waiting:

@@ -77,10 +77,10 @@ def pairs(state: State) -> list[Agreement]:
 
 
 def table(state: State) -> str:
-    """Return the comparison as text, and how many disagreements are left."""
+    """Return the comparison as text, and how many disagreements are left; empty of one alone."""
     found = pairs(state)
     if not found:
-        return "one annotator so far; another one: --annotator NAME"
+        return ""
     width = max(11, *(len(" - ".join(pair.annotators)) for pair in found))
     lines = [f"{'annotators':{width}}  both  same  agreement  kappa"]
     for pair in found:

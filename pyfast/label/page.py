@@ -17,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from pyfast.label import agreement
 from pyfast.label.desk import Desk, RefusedError, View
 from pyfast.label.guard import Guard
 from pyfast.label.markdown import render
@@ -126,6 +127,7 @@ class Page:
             "annotator": self.desk.annotator,
             "again": self.desk.again,
             "question": None,
+            "agreement": "" if view.shown else agreement.table(self.desk.run.state()),
         }
         shown = view.shown
         if shown is not None:

@@ -104,7 +104,7 @@ def visible(text: str) -> str:
 
 
 def _wrapped(text: str, width: int) -> str:
-    lines = visible(text).split("\n")
+    lines = visible(text or "(empty)").split("\n")
     return "\n".join(textwrap.fill(line, width, replace_whitespace=False) for line in lines) + "\n"
 
 

@@ -101,7 +101,12 @@ def test_by_keyboard_alone(browser, run, link):
         tab.press("1")
     tab.until("!document.getElementById('end').hidden")
     assert "has every label that it waits for" in tab.js("document.body.innerText")
+    assert "kappa" not in tab.js("document.body.innerText")
     assert tab.complaints() == []
+    bob = Desk(Run(run), "bob", via="terminal")
+    bob.answer(bob.look().shown.id, "1")
+    tab.js("dispatchEvent(new Event('focus'))")
+    tab.until("document.getElementById('agreement').innerText.includes('ann - bob')")
     assert len(waiting_run.take(run, PAIRS)) == 7
 
 

@@ -117,3 +117,26 @@ def test_half_a_line_is_dropped_and_never_part_of_the_next(tmp_path):
         assert path.read_bytes().startswith(whole)
         assert [json.loads(line)["annotator"] for line in path.open()] == ["ann", "ann"]
         desk.undo(view.last)
+
+
+def test_each_label_is_flushed_before_the_next_is_shown(tmp_path, monkeypatch):
+    """When an answer returns, the whole line is flushed, and at first the file's name too."""
+    run = waiting_run.make(tmp_path)
+    path, flushed, flush = run / "annotations.jsonl", [], os.fsync
+
+    def noted(handle):
+        flush(handle)
+        found = os.fstat(handle)
+        flushed.append((found.st_ino, found.st_size))
+
+    monkeypatch.setattr(os, "fsync", noted)
+    desk = Desk(Run(run), "ann", via="terminal")
+    view = desk.look()
+    assert flushed == []
+    for key in "12us":
+        flushed.clear()
+        view = desk.undo(view.last) if key == "u" else desk.answer(view.shown.id, key)
+        now = path.stat()
+        assert flushed[-1] == (now.st_ino, now.st_size)
+        if key == "1":
+            assert run.stat().st_ino in [inode for inode, _ in flushed]

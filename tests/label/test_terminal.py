@@ -85,6 +85,7 @@ def test_the_command_reads_keys_from_standard_input(run):
     assert done.stdout.endswith(f"waits for 4 more labels; to go on: pyfast label {run}\n")
     done = pyfast("label", run, "--annotator", "bob", keys="1\ns\n1\n2\n1\n2\n")
     assert "has all the labels that it waits for" in done.stdout
+    assert "first - bob" in done.stdout  # how far they agree
     assert f"pyfast train active-dpo --config {run}/config.json --out {run}" in done.stdout
     assert len(waiting_run.take(run)) == len(QUESTIONS)
     assert "waits for no labels" in pyfast("label", run, keys="").stdout

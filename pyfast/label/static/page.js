@@ -50,6 +50,8 @@ function show(next) {
       ? `The run waits for ${view.waiting} labels of others.`
       : "The run has every label that it waits for: give its command again to go on. This page shows what it asks next.";
   }
+  at("agreement").textContent = view.agreement;
+  at("agreement").hidden = !view.agreement;
   at("who").textContent = `${view.again ? "disagreements · " : ""}${view.annotator}`;
   at("progress").max = view.total || 1;
   at("progress").value = view.total ? view.done : 1;
