@@ -25,7 +25,7 @@ demo-mass-dpo: .venv/train.done $(MASS_DATA)/groups.jsonl  ## DEMO_FLAGS="--meth
 	$(BIN)/pyfast train mass-dpo --demo --seed $(SEED) --out $(OUT) $(DEMO_FLAGS)
 
 $(MASS_DATA)/groups.jsonl: | .venv/train.done
-	$(BIN)/pyfast data movielens --no-list --history 8 --min-rating 4 --train 400 --validation 20 --test 100 \
+	$(BIN)/pyfast data movielens --no-list --history 8 --min-rating 4 --train 400 --validation 20 --test 80 \
 	  --out $(MASS_DATA)
 
 demo-active-dpo: OUT ?= runs/demo-active-dpo-seed$(SEED)
