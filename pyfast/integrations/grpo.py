@@ -14,7 +14,7 @@ from trl.trainer.utils import use_adapter
 
 from pyfast import losses
 from pyfast.integrations._reference import check_reference, complete_copy, probe
-from pyfast.integrations.trl import loss_of
+from pyfast.integrations._scoring import loss_of
 from pyfast.models.shared_prompt import GroupScorer
 
 _SETTINGS = {

@@ -8,9 +8,8 @@ leaves a script as it is and replaces TRL's product with the head for a while.
 
 from __future__ import annotations
 
-import inspect
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -24,7 +23,6 @@ from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.dpo_trainer import DPOTrainer
 from trl.trainer.utils import hash_module, use_adapter
 
-from pyfast import losses
 from pyfast.integrations._groups import GroupCollator, Selector, prepare
 from pyfast.integrations._reference import (
     check_adapters,
@@ -33,12 +31,10 @@ from pyfast.integrations._reference import (
     probe,
     starts_elsewhere,
 )
+from pyfast.integrations._scoring import Loss, ScoringForward, batch_loss, check_share, loss_of
 from pyfast.integrations._trl_head import fast_head
-from pyfast.models.shared_prompt import GroupScorer
 
 __all__ = ["MultiPreferenceTrainer", "fast_head", "loss_of"]
-
-Loss = Callable[..., Tensor]
 
 _UNREAD = {
     "loss_type": ["sigmoid"],
@@ -117,10 +113,7 @@ quantization_config, peft_config
     ) -> None:
         self._loss, self._loss_takes = loss_of(loss)
         self._loss_kwargs = dict(loss_kwargs or {})
-        if share not in ("auto", True, False):
-            raise ValueError(f"share: expected 'auto', True or False, got {share!r}")
-        self._selector, self._share = selector, share
-        self._scorers: dict[int, GroupScorer] = {}
+        self._selector, self._share = selector, check_share(share)
         self._needs_reference = self._loss_kwargs.get("reward") != "simpo"
         if args is not None:
             _refuse_unread(args)
@@ -184,26 +177,11 @@ quantization_config, peft_config
 
     # --- log-probabilities -----------------------------------------------------------------------
 
-    def _scorer(self, model: Any) -> GroupScorer:
-        """Return the scorer of a model, and let the model's forward pass reach it.
-
-        DDP and FSDP see what goes through the model's own call, so groups go in there.
-        """
-        bare = self.accelerator.unwrap_model(model, keep_torch_compile=False)
-        if id(bare) not in self._scorers:
-            scorer = self._scorers[id(bare)] = GroupScorer(bare, share=self._share)
-            forward = bare.forward
-
-            def scoring_forward(*args: Any, groups: Any = None, **kwargs: Any) -> Any:
-                return scorer.logps(groups) if groups is not None else forward(*args, **kwargs)
-
-            bare.forward = scoring_forward
-        return self._scorers[id(bare)]
-
     def _logps(self, model: Any, groups: Sequence[Any]) -> Tensor:
-        self._scorer(model)
-        logps: Tensor = model(groups=groups)
-        return logps
+        if not hasattr(self, "_scoring"):
+            unwrap = partial(self.accelerator.unwrap_model, keep_torch_compile=False)
+            self._scoring = ScoringForward(unwrap, self._share)
+        return self._scoring(model, groups)
 
     def _reference_logps(self, groups: Sequence[Any]) -> Tensor:
         checkpointing = disable_gradient_checkpointing(
@@ -266,19 +244,18 @@ quantization_config, peft_config
                 reference = inputs["ref_logps"].to(policy.device)
             else:
                 reference = self._reference_logps(inputs["groups"]).detach()
-        offsets = torch.nn.functional.pad(inputs["counts"].to(policy.device).cumsum(0), (1, 0))
         metrics: dict[str, Any] = {}
-        known = {
-            "rewards": inputs.get("scores"),
-            "lengths": inputs["lengths"].to(policy.device),
-            "beta": self.beta,
-            "metrics": metrics,
-            "reduction": "mean",
-        }
-        if known["rewards"] is not None:
-            known["rewards"] = known["rewards"].to(policy.device)
-        given = {name: known[name] for name in self._loss_takes if known[name] is not None}
-        loss = self._loss(policy, reference, offsets=offsets, **(given | self._loss_kwargs))
+        loss = batch_loss(
+            self._loss,
+            self._loss_takes,
+            inputs,
+            policy,
+            reference,
+            self._loss_kwargs,
+            beta=self.beta,
+            metrics=metrics,
+            reduction="mean",
+        )
         self._record(mode, metrics, inputs)
         return (loss, None) if return_outputs else loss
 
@@ -308,20 +285,6 @@ def _as_it_is(rows: Any) -> Any:
 
 def _has_room(row: Any, length: int) -> bool:
     return len(row["prompt_ids"]) < length
-
-
-def loss_of(loss: str | Loss) -> tuple[Loss, list[str]]:
-    """Return a loss, and the names of what it takes of all that a batch knows."""
-    if isinstance(loss, str):
-        if loss not in losses.__all__ or not callable(getattr(losses, loss)):
-            raise ValueError(f"loss: expected one of {', '.join(losses.__all__)}; got {loss!r}")
-        loss = getattr(losses, loss)
-    if not callable(loss):
-        raise TypeError(f"loss: expected a name or a function, got {type(loss).__name__}")
-    parameters = inspect.signature(loss).parameters
-    anything = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    known = ("rewards", "lengths", "beta", "metrics", "reduction")
-    return loss, [name for name in known if anything or name in parameters]
 
 
 def _refuse_unread(args: Any) -> None:

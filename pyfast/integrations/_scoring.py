@@ -1,0 +1,91 @@
+"""What trainers of groups share: losses by name, and scores through the model's own call."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyfast import losses
+from pyfast.models.shared_prompt import GroupScorer
+
+Loss = Callable[..., Tensor]
+KNOWN = ("rewards", "lengths", "beta", "metrics", "reduction")
+"""What a batch knows beside log-probs."""
+
+
+def loss_of(loss: str | Loss) -> tuple[Loss, list[str]]:
+    """Return a loss, and the names of what it takes of all that a batch knows."""
+    if isinstance(loss, str):
+        if loss not in losses.__all__ or not callable(getattr(losses, loss)):
+            raise ValueError(f"loss: expected one of {', '.join(losses.__all__)}; got {loss!r}")
+        loss = getattr(losses, loss)
+    if not callable(loss):
+        raise TypeError(f"loss: expected a name or a function, got {type(loss).__name__}")
+    parameters = inspect.signature(loss).parameters
+    anything = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    return loss, [name for name in KNOWN if anything or name in parameters]
+
+
+def check_share(share: Any) -> Any:
+    """Return `share` if it is a way to read prompts."""
+    if share not in ("auto", True, False):
+        raise ValueError(f"share: expected 'auto', True or False, got {share!r}")
+    return share
+
+
+class ScoringForward:
+    """Scores groups through models' own calls: DDP and FSDP see what goes in there.
+
+    Parameters
+    ----------
+    unwrap : callable
+        Model -> the one that DDP, FSDP or a compiler has wrapped.
+    share : {"auto", True, False}
+        `GroupScorer`.
+    """
+
+    def __init__(self, unwrap: Callable[[Any], Any], share: Any = "auto") -> None:
+        self._unwrap, self._share = unwrap, share
+        self._scorers: dict[int, GroupScorer] = {}
+
+    def __call__(self, model: Any, groups: Sequence[Any]) -> Tensor:
+        """Return log pi(y|x) of every response, those of the first group first."""
+        self.scorer(model)
+        logps: Tensor = model(groups=groups)
+        return logps
+
+    def scorer(self, model: Any) -> GroupScorer:
+        """Return the scorer of a model, whose forward pass reaches it from then on."""
+        bare = self._unwrap(model)
+        if id(bare) not in self._scorers:
+            scorer = self._scorers[id(bare)] = GroupScorer(bare, share=self._share)
+            forward = bare.forward
+
+            def scoring_forward(*args: Any, groups: Any = None, **kwargs: Any) -> Any:
+                return scorer.logps(groups) if groups is not None else forward(*args, **kwargs)
+
+            bare.forward = scoring_forward
+        return self._scorers[id(bare)]
+
+
+def batch_loss(
+    loss: Loss,
+    takes: Sequence[str],
+    inputs: Any,
+    policy: Tensor,
+    reference: Tensor | None,
+    settings: dict[str, Any],
+    **known: Any,
+) -> Tensor:
+    """Return the loss of a batch of `GroupCollator`, given what it takes of all that is known."""
+    offsets = torch.nn.functional.pad(inputs["counts"].to(policy.device).cumsum(0), (1, 0))
+    known["lengths"] = inputs["lengths"].to(policy.device)
+    if inputs.get("scores") is not None:
+        known["rewards"] = inputs["scores"].to(policy.device)
+    given = {name: known[name] for name in takes if known.get(name) is not None}
+    found: Tensor = loss(policy, reference, offsets=offsets, **(given | settings))
+    return found

@@ -1,0 +1,209 @@
+"""Groups of responses in Hugging Face's Trainer: a mixin in front of any `transformers.Trainer`.
+
+``class MyTrainer(GroupTrainerMixin, Trainer): pass`` trains on rows of `tokenize_rows`; all else -
+optimisers, schedules, checkpoints, logging, `accelerate` - stays the trainer's.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.utils import is_peft_model
+from torch import Tensor
+from transformers import Trainer
+
+from pyfast.integrations._groups import GroupCollator, Selector, prepare
+from pyfast.integrations._scoring import Loss, ScoringForward, batch_loss, check_share, loss_of
+from pyfast.models.causal_lm import in_evaluation
+
+__all__ = ["GroupCollator", "GroupTrainer", "GroupTrainerMixin", "tokenize_rows"]
+
+_COLUMNS = ["prompt_ids", "response_ids", "scores", "ref_logps"]
+_Base: Any = Trainer if TYPE_CHECKING else object
+
+
+def tokenize_rows(dataset: Any, tokenizer: Any, selector: Selector | None = None) -> Any:
+    """Give a data set (`datasets`) the columns that `GroupTrainerMixin` reads.
+
+    Parameters
+    ----------
+    dataset : Dataset or IterableDataset
+        Rows in any of `pyfast.tables.FORMATS`.
+    tokenizer : transformers tokenizer
+    selector : callable, optional
+        Row -> the responses to train on (`pyfast.integrations.trl.MultiPreferenceTrainer`).
+
+    Returns
+    -------
+    Dataset or IterableDataset
+        With ``prompt_ids``, ``response_ids`` and, where known, ``scores`` too.
+    """
+    return dataset.map(partial(prepare, tokenizer=tokenizer, selector=selector))
+
+
+class GroupTrainerMixin(_Base):
+    """The loss of groups of responses, for a `transformers.Trainer` behind it in the bases.
+
+    Parameters
+    ----------
+    model, args, train_dataset, ...
+        As for the trainer. Rows have ``prompt_ids`` and ``response_ids``, the chosen response
+        first (`tokenize_rows`), for some losses ``scores``, and perhaps ``ref_logps``.
+    loss : str or callable
+        A loss of `pyfast.losses` by name, or a function ``(policy_logps, ref_logps, *, offsets,
+        ...)`` -> scalar, a mean over groups. It is given those of ``rewards``, ``lengths``,
+        ``metrics`` and ``reduction`` that it names.
+    loss_kwargs : dict, optional
+        More arguments of the loss, such as ``beta``.
+    ref_model : causal language model, optional
+        What log-ratios are taken to, in place of ``ref_logps`` in the rows. By default a peft
+        model with its adapter off, as it is at the beginning. A loss with ``reward="simpo"`` needs
+        none.
+    share : {"auto", True, False}
+        Read each prompt once for all its responses (`pyfast.models.shared_prompt.GroupScorer`).
+    max_length : int, optional
+        Longest prompt and response together; what is over is cut at the end.
+
+    Raises
+    ------
+    ValueError
+        If there is no reference, a collator or `compute_metrics` is given, one process has several
+        GPUs (use ``torchrun``), or accelerate is told to dispatch batches, which tears groups.
+
+    Notes
+    -----
+    The loss is the mean over the groups of a batch. With gradient accumulation and in several
+    processes it is the mean over all groups if every batch has as many.
+
+    Examples
+    --------
+    >>> class MyTrainer(GroupTrainerMixin, Trainer):                            # doctest: +SKIP
+    ...     pass
+    >>> MyTrainer(model, args, train_dataset=tokenize_rows(rows, tokenizer), loss="swepo",
+    ...     loss_kwargs={"beta": 0.1}).train()                                  # doctest: +SKIP
+    """
+
+    loss_is_scaled_for_ga = False
+    _signature_columns: list[str] | None
+
+    def __init__(
+        self,
+        *args: Any,
+        loss: str | Loss = "plackett_luce_top1",
+        loss_kwargs: Mapping[str, Any] | None = None,
+        ref_model: Any = None,
+        share: Any = "auto",
+        max_length: int | None = None,
+        **others: Any,
+    ) -> None:
+        self._loss, self._loss_takes = loss_of(loss)
+        self._loss_kwargs, self._share = dict(loss_kwargs or {}), check_share(share)
+        for name in ("data_collator", "compute_metrics", "compute_loss_func"):
+            if others.get(name) is not None:
+                raise ValueError(f"{name}: expected None, because batches hold groups")
+        others["data_collator"] = GroupCollator(max_length)
+        settings = others.get("args", args[1] if len(args) > 1 else None)
+        _check_dispatch(settings, others.get("train_dataset"), others.get("eval_dataset"))
+        super().__init__(*args, **others)
+        if self.args.n_gpu > 1:
+            raise ValueError("args: expected one GPU a process (torchrun), because groups vary")
+        self._group_metrics: dict[str, dict[str, list[float]]] = {
+            mode: defaultdict(list) for mode in ("train", "eval")
+        }
+        unwrap: Callable[[Any], Any] = partial(
+            self.accelerator.unwrap_model, keep_torch_compile=False
+        )
+        self._scoring = ScoringForward(unwrap, self._share)
+        self.ref_model = ref_model
+        if ref_model is not None:
+            if ref_model is self.model:
+                raise ValueError("ref_model: expected another model than the one that is trained")
+            ref_model.requires_grad_(False).eval().to(self.accelerator.device)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        if self._signature_columns is None:
+            self._signature_columns = list(_COLUMNS)
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: Any,
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """Return the mean loss of a batch of groups."""
+        mode = "train" if model.training else "eval"
+        with self.accelerator.autocast():
+            policy = self._scoring(model, inputs["groups"])
+            reference = self._reference(inputs)
+        metrics: dict[str, Any] = {}
+        loss = batch_loss(
+            self._loss,
+            self._loss_takes,
+            inputs,
+            policy,
+            None if reference is None else reference.to(policy.device),
+            self._loss_kwargs,
+            metrics=metrics,
+            reduction="mean",
+        )
+        for name, value in metrics.items():
+            number = torch.as_tensor(value, dtype=torch.float32, device=policy.device)
+            self._group_metrics[mode][name].append(self.accelerator.gather(number).mean().item())
+        return (loss, None) if return_outputs else loss
+
+    def _reference(self, inputs: Any) -> Tensor | None:
+        """Return the reference's log-probs of a batch."""
+        if self._loss_kwargs.get("reward") == "simpo":
+            return None
+        if inputs.get("ref_logps") is not None:
+            given: Tensor = inputs["ref_logps"]
+            return given
+        bare = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        if self.ref_model is not None:
+            with torch.no_grad():
+                return self._scoring(self.ref_model, inputs["groups"])
+        if is_peft_model(bare):
+            with torch.no_grad(), in_evaluation(bare), bare.disable_adapter():
+                return self._scoring(bare, inputs["groups"])
+        raise ValueError(
+            "ref_model: expected one, or ref_logps in the rows, because the model has no adapter "
+            'to switch off (a loss with reward="simpo" needs neither)'
+        )
+
+    def prediction_step(
+        self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> tuple[Tensor, None, None]:
+        """Return the loss alone: there are no logits."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss: Tensor = self.compute_loss(model, inputs)
+            return loss.detach(), None, None
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Log the loss's metrics too, as means since they were logged last."""
+        mode = "eval" if any(name.startswith("eval_") for name in logs) else "train"
+        prefix = "eval_" if mode == "eval" else ""
+        found = self._group_metrics[mode]
+        logs = logs | {f"{prefix}{name}": sum(v) / len(v) for name, v in found.items()}
+        found.clear()
+        super().log(logs, *args, **kwargs)
+
+
+class GroupTrainer(GroupTrainerMixin, Trainer):
+    """`transformers.Trainer` for groups of responses."""
+
+
+def _check_dispatch(settings: Any, *datasets: Any) -> None:
+    """Have no rows of streams cut by another process: accelerate slices them as tensors."""
+    config = getattr(settings, "accelerator_config", None)
+    if config is None:
+        return
+    if getattr(config, "dispatch_batches", None):
+        raise ValueError("args.accelerator_config: expected dispatch_batches=False for groups")
+    if any(rows is not None and not hasattr(rows, "__len__") for rows in datasets):
+        config.dispatch_batches = False
