@@ -5,7 +5,6 @@ import sys
 import pytest
 import torch
 from packaging.version import Version
-
 from pyfast.kernels import hub_folder
 
 kernels = pytest.importorskip("kernels")
