@@ -15,7 +15,7 @@ from pyfast.train.errors import UserError
 LINE_BY_LINE = ("opt-select", "coreset", "bottom-k", "random", "worst")
 SELECTORS = (*LINE_BY_LINE, "kmedoids", "logdet", "hard-preference", "mass-dpo")
 K, N_INIT = 7, 10
-"""As of `ampo.SelectionConfig`, which is not loaded for help alone (a test holds them together)."""
+"""As of `SelectionConfig`, which is not loaded for help alone (a test holds them together)."""
 
 LARGE = 32 << 20
 """Bytes of a file of JSON Lines from which on it is read in blocks, where pyarrow is there."""
@@ -119,10 +119,9 @@ def _run_lines(arguments: argparse.Namespace) -> int:
     from pyfast._files import written_whole
     from pyfast.tables import seeds
     from pyfast.tables.json_text import with_fields
-    from pyfast.train import group_lines
-    from pyfast.train.recipes import ampo
+    from pyfast.train import ampo_selection, group_lines
 
-    config = ampo.SelectionConfig(
+    config = ampo_selection.SelectionConfig(
         arguments.selector, arguments.k, arguments.n_init, arguments.deduplicate
     )
     name = "standard input" if arguments.groups == "-" else arguments.groups
@@ -134,7 +133,9 @@ def _run_lines(arguments: argparse.Namespace) -> int:
             seed = arguments.seed  # as of files: every group draws the same stream, or its own
             if config.selector == "random":
                 seed = seeds.of_prompt(group.prompt, seed)
-            chosen = ampo.choose(config, group.scores, group.embeddings, seed, group.responses)
+            chosen = ampo_selection.choose(
+                config, group.scores, group.embeddings, seed, group.responses
+            )
         except (ValueError, TypeError) as error:
             raise UserError(f"{name}:{number}: group {position + 1}: {error}") from None
         small += len(chosen.negatives) < config.k
@@ -181,7 +182,7 @@ def _run_files(arguments: argparse.Namespace) -> int:
     from pyfast.cli.stages import run_work
     from pyfast.tables import stages
     from pyfast.tables.files import Work
-    from pyfast.train.recipes import ampo
+    from pyfast.train import ampo_selection
 
     if arguments.deduplicate:
         raise UserError("--deduplicate: expected one file of JSON Lines, and a file as --out")
@@ -192,7 +193,7 @@ def _run_files(arguments: argparse.Namespace) -> int:
     for extra in ("gamma", "beta"):
         if getattr(arguments, extra) is not None:
             settings[extra] = getattr(arguments, extra)
-    ampo.SelectionConfig(k=arguments.k, n_init=arguments.n_init)  # checks them
+    ampo_selection.SelectionConfig(k=arguments.k, n_init=arguments.n_init)  # checks them
     work = Work(
         "select",
         lambda table: stages.select(table, **settings),

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from pyfast.train import config as configs
 from pyfast.train import plots
+from pyfast.train.ampo_selection import Chosen, SelectionConfig, choose
 from pyfast.train.data import Group
 from pyfast.train.errors import UserError
-from pyfast.train.recipes import ampo
+from pyfast.train.recipes.ampo import AmpoSettings
 from pyfast.train.seeds import derive
 
 FILE = "selections.png"
@@ -39,7 +40,7 @@ def plot_selections(run: Path, numbers: Sequence[int]) -> Path:
     UserError
         If scikit-learn is missing, there is no such group, or it has no embeddings.
     """
-    settings = configs.from_file(ampo.AmpoSettings, run / "config.json")
+    settings = configs.from_file(AmpoSettings, run / "config.json")
     groups = [plots.group_of(run / "groups.jsonl", number) for number in numbers]
     for number, group in zip(numbers, groups, strict=True):
         if group.embeddings is None or group.scores is None or len(group.responses) < 3:
@@ -53,7 +54,7 @@ def plot_selections(run: Path, numbers: Sequence[int]) -> Path:
 
 
 def selection_maps(
-    groups: Sequence[Group], config: ampo.SelectionConfig, seeds: Sequence[int]
+    groups: Sequence[Group], config: SelectionConfig, seeds: Sequence[int]
 ) -> Figure:
     """Draw a row a group, a column a selector: its negatives, the best response, the others."""
     rows, columns = len(groups), len(SHOWN)
@@ -77,17 +78,17 @@ def selection_maps(
     return figure
 
 
-def _choice(group: Group, config: ampo.SelectionConfig, selector: str, seed: int) -> ampo.Chosen:
+def _choice(group: Group, config: SelectionConfig, selector: str, seed: int) -> Chosen:
     """Return what a selector chooses of a group; of the run's own, what it has chosen."""
     if selector == group.meta.get("selector") and group.positive is not None and group.negatives:
-        return ampo.Chosen(group.positive, group.negatives)
+        return Chosen(group.positive, group.negatives)
     if selector != config.selector:  # what only the run's own selector takes
         config = dataclasses.replace(config, exact=False, certify=False, cover_top=False)
     config = dataclasses.replace(config, selector=selector)
-    return ampo.choose(config, group.scores or [], group.embeddings, seed, group.responses)
+    return choose(config, group.scores or [], group.embeddings, seed, group.responses)
 
 
-def _draw(ax: Any, points: NDArray[np.float64], scores: Any, chosen: ampo.Chosen) -> Any:
+def _draw(ax: Any, points: NDArray[np.float64], scores: Any, chosen: Chosen) -> Any:
     others = np.setdiff1d(np.arange(len(points)), chosen.indices)
     looks: dict[str, Any] = {"cmap": "viridis", "vmin": scores.min(), "vmax": scores.max()}
     for where, style in (

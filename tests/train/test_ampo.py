@@ -5,8 +5,10 @@ import pytest
 import torch
 
 from pyfast import select
+from pyfast.train import ampo_selection
+from pyfast.train.ampo_selection import SELECTORS, SelectionConfig
 from pyfast.train.recipes import ampo
-from pyfast.train.recipes.ampo import SELECTORS, LossConfig, SelectionConfig
+from pyfast.train.recipes.ampo import LossConfig
 
 
 @pytest.fixture
@@ -19,24 +21,24 @@ def group():
 def test_every_selector_takes_the_best_and_k_others(selector, group):
     scores, embeddings = group
     config = SelectionConfig(selector=selector, k=5)
-    chosen = ampo.choose(config, scores, embeddings, seed=3)
+    chosen = ampo_selection.choose(config, scores, embeddings, seed=3)
     assert chosen.positive == int(np.argmax(scores))
     assert len(set(chosen.negatives)) == (1 if selector == "worst" else 5)
     assert chosen.positive not in chosen.negatives
     assert chosen.indices == [chosen.positive, *chosen.negatives]
-    assert chosen == ampo.choose(config, scores, embeddings, seed=3)
+    assert chosen == ampo_selection.choose(config, scores, embeddings, seed=3)
     assert set(chosen.measured) == ({"selection/cost"} if selector == "opt-select" else set())
 
 
 def test_selectors_are_the_public_ones(group):
     scores, embeddings = group
-    opt = ampo.choose(SelectionConfig("opt-select", 5, 4), scores, embeddings, seed=3)
+    opt = ampo_selection.choose(SelectionConfig("opt-select", 5, 4), scores, embeddings, seed=3)
     expected = select.opt_select(embeddings, scores, k=5, n_init=4, seed=3)
     assert opt.negatives == expected.negatives.tolist()
     assert opt.measured["selection/cost"] == expected.cost
-    lowest = ampo.choose(SelectionConfig("bottom-k", 5), scores, None, seed=3)
+    lowest = ampo_selection.choose(SelectionConfig("bottom-k", 5), scores, None, seed=3)
     assert sorted(lowest.negatives) == sorted(np.argsort(scores)[:5].tolist())
-    coreset = ampo.choose(SelectionConfig("coreset", 5), scores, embeddings, seed=3)
+    coreset = ampo_selection.choose(SelectionConfig("coreset", 5), scores, embeddings, seed=3)
     expected = select.coreset(embeddings, scores, k=5, seed=3)
     assert coreset.negatives == expected.negatives.tolist()
 
@@ -45,14 +47,16 @@ def test_random_draws_every_other_response_sometimes(group):
     scores, _ = group
     seen = set()
     for seed in range(60):
-        seen.update(ampo.choose(SelectionConfig("random", 5), scores, None, seed).negatives)
+        seen.update(
+            ampo_selection.choose(SelectionConfig("random", 5), scores, None, seed).negatives
+        )
     assert seen == set(range(20)) - {int(np.argmax(scores))}
 
 
 @pytest.mark.parametrize("selector", ["opt-select", "coreset"])
 def test_embeddings_are_asked_for(selector, group):
     with pytest.raises(ValueError, match=f"{selector} needs embeddings"):
-        ampo.choose(SelectionConfig(selector, 5), group[0], None, seed=0)
+        ampo_selection.choose(SelectionConfig(selector, 5), group[0], None, seed=0)
 
 
 def test_loss_is_algorithm_1_line_12():
@@ -107,7 +111,7 @@ def test_best_against_worst_with_simpo_is_simpo():
     assert loss.item() == pytest.approx(math.log1p(math.exp(-gap)), rel=1e-6)
     assert found["rewards/chosen"].item() == pytest.approx(2.5 * -2.0)
     scores = [0.5, 0.9, 0.1, 0.4]
-    worst = ampo.choose(SelectionConfig("worst", 3), scores, None, seed=0)
+    worst = ampo_selection.choose(SelectionConfig("worst", 3), scores, None, seed=0)
     assert worst.indices == [1, 2]
 
 
@@ -138,20 +142,22 @@ def test_opt_selects_settings_are_select_s_own(group):
         ({"exact": True}, {"exact": True}),
     ):
         config = SelectionConfig(k=4, **changes)
-        chosen = ampo.choose(config, scores, embeddings, seed=2)
+        chosen = ampo_selection.choose(config, scores, embeddings, seed=2)
         other = select.opt_select(embeddings, scores, k=4, seed=2, **expected)
         assert chosen.negatives == other.negatives.tolist(), changes
         assert chosen.measured["selection/cost"] == other.cost
         assert chosen.measured.get("selection/gap") == other.gap
     spread = [100 * score for score in scores]  # one scale is not the other
-    raw = ampo.choose(SelectionConfig(k=4, reward_scale="none"), spread, embeddings, seed=2)
-    scaled = ampo.choose(SelectionConfig(k=4), spread, embeddings, seed=2)
+    raw = ampo_selection.choose(
+        SelectionConfig(k=4, reward_scale="none"), spread, embeddings, seed=2
+    )
+    scaled = ampo_selection.choose(SelectionConfig(k=4), spread, embeddings, seed=2)
     assert raw.negatives != scaled.negatives
 
 
 def test_one_score_scale_serves_selection_and_loss():
     scores = [3.0, 1.0, 2.0]
-    assert ampo.scale(SelectionConfig(), scores) == scores
-    assert ampo.scale(SelectionConfig(reward_scale="none"), scores) == scores
-    assert ampo.scale(SelectionConfig(reward_scale="minmax"), scores) == [1.0, 0.0, 0.5]
-    assert ampo.scale(SelectionConfig(reward_scale="minmax"), [2.0, 2.0]) == [0.5, 0.5]
+    assert ampo_selection.scale(SelectionConfig(), scores) == scores
+    assert ampo_selection.scale(SelectionConfig(reward_scale="none"), scores) == scores
+    assert ampo_selection.scale(SelectionConfig(reward_scale="minmax"), scores) == [1.0, 0.0, 0.5]
+    assert ampo_selection.scale(SelectionConfig(reward_scale="minmax"), [2.0, 2.0]) == [0.5, 0.5]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pyfast import cli
-from pyfast.train import ampo_plots
+from pyfast.train import ampo_plots, ampo_selection
 from pyfast.train.data import Group, write_groups
 from pyfast.train.errors import UserError
 from pyfast.train.recipes import ampo
@@ -17,7 +17,7 @@ def make_group(n=12, seed=0, **changes):
     generator = np.random.default_rng(seed)
     embeddings = generator.normal(size=(n, 6)).astype(np.float32)
     scores = generator.random(n).tolist()
-    chosen = ampo.choose(ampo.SelectionConfig(k=3), scores, embeddings, seed=1)
+    chosen = ampo_selection.choose(ampo_selection.SelectionConfig(k=3), scores, embeddings, seed=1)
     fields = {
         "prompt": f"prompt {seed} for $5", "responses": [f"answer {i}" for i in range(n)],
         "scores": scores, "embeddings": embeddings, "positive": chosen.positive,
@@ -32,7 +32,7 @@ def run(tmp_path):
     out.mkdir()
     groups = [make_group(seed=0), make_group(seed=1), make_group(seed=2, embeddings=None)]
     write_groups(out / "groups.jsonl", groups)
-    settings = ampo.AmpoSettings(selection=ampo.SelectionConfig(k=3))
+    settings = ampo.AmpoSettings(selection=ampo_selection.SelectionConfig(k=3))
     (out / "config.json").write_text(json.dumps(settings.to_dict()))
     return out
 
@@ -49,12 +49,12 @@ def test_figure_2_is_drawn_the_same_each_time(run, capsys):
 
 def test_each_column_is_its_selectors_choice():
     group = make_group()
-    config = ampo.SelectionConfig(k=3, exact=True)
+    config = ampo_selection.SelectionConfig(k=3, exact=True)
     figure = ampo_plots.selection_maps([group], config, [5])
     axes = figure.axes[:3]
     for ax, selector in zip(axes, ampo_plots.SHOWN, strict=True):
         mine = dataclasses.replace(config, selector=selector, exact=selector == "opt-select")
-        expected = ampo.choose(mine, group.scores, group.embeddings, seed=5)
+        expected = ampo_selection.choose(mine, group.scores, group.embeddings, seed=5)
         negatives = expected.negatives
         if selector == "opt-select":  # the run's own
             negatives = group.negatives
