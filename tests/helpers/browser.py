@@ -131,11 +131,11 @@ class Tab:
                 "Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=code, **extra
             )
 
-    def click(self, element, times=1):
-        """Click on the middle of an element, several times at once."""
+    def click(self, element, times=1, first=1):
+        """Click on the middle of an element, several times at once, or go on with that."""
         box = f"document.getElementById({element!r}).getBoundingClientRect()"
         x, y = self.js(f"[{box}.x + {box}.width / 2, {box}.y + {box}.height / 2]")
-        for count in range(1, times + 1):
+        for count in range(first, first + times):
             for kind in ("mousePressed", "mouseReleased"):
                 self.send(
                     "Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=count

@@ -131,3 +131,26 @@ def test_in_a_real_terminal_keys_typed_ahead_answer_nothing(run):
     assert process.wait() == 0
     os.close(main)
     assert len(waiting_run.annotations(run)) == 1
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a pseudo-terminal")
+def test_what_was_typed_before_a_question_was_shown_is_dropped():
+    import pty
+    import threading
+
+    main, child = pty.openpty()
+    asked = threading.Event()
+
+    def type_later():
+        while not asked.wait(0.05):
+            os.write(main, b"2")
+
+    with os.fdopen(child, "r") as stream, terminal.keys_of(stream) as keys:
+        os.write(main, b"1")  # before the question
+        thread = threading.Thread(target=type_later)
+        thread.start()
+        key = next(keys)
+        asked.set()
+        thread.join()
+    os.close(main)
+    assert key == "2"
