@@ -50,13 +50,14 @@ def complete(found: dict[str, Any], settings: Any, inputs: Inputs, out: Path) ->
         values |= _against_others(settings, inputs, out)
         values |= _of_answers(out / "eval_before.jsonl", inputs, "_before")
     metrics = {name: interval(value) for name, value in values.items()}
+    cut = out / "kept" / "cut.json"
     return {
         **found,
         "metrics": {**metrics, **_costs(settings, out), **found["metrics"]},
         "groups": inputs.counts,
         "pairs": sum(item.chosen is not None for item in inputs.pairs),
         "same_scorer": inputs.same_scorer,
-        "cut": files.read_json(out / "kept" / "cut.json"),
+        "cut": files.read_json(cut) if cut.exists() else {},
     }
 
 
