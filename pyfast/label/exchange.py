@@ -19,7 +19,7 @@ from pyfast.train.errors import UserError
 from pyfast.train.files import read_json, write_json
 from pyfast.train.human_labels import Annotation, check_annotator
 
-SIDES = {"a": "left", "b": "right"}
+SIDES = {"left": "a", "right": "b", "skip": "skip"}
 NUMBERS = {"a": "1", "b": "2", "skip": "skip"}
 
 MARK = "annotator: "
@@ -184,6 +184,7 @@ def _task(key: str, asked: Asked, state: State) -> dict[str, Any]:
 
 def _region(given: Annotation) -> dict[str, Any]:
     who = {"text": [MARK + given.annotator]}
+    side = "left" if given.answer == "a" else "right"
     if given.answer == "skip":
         value: dict[str, Any] = {"choices": ["skip"]}
         return {
@@ -192,7 +193,7 @@ def _region(given: Annotation) -> dict[str, Any]:
         }  # fmt: skip
     return {
         "id": f"{given.id[:8]}-better", "type": "pairwise", "from_name": "better",
-        "to_name": "response_1", "value": {"selected": SIDES[given.answer or ""]}, "meta": who,
+        "to_name": "response_1", "value": {"selected": side}, "meta": who,
     }  # fmt: skip
 
 
@@ -201,16 +202,19 @@ def _from_task(task: Any, place: str) -> Iterator[Given]:
     texts = (data["prompt"], data["response_1"], data["response_2"])
     for number, annotation in enumerate(task["annotations"]):
         where = f"{place}: annotations[{number}]"
-        skipped, sides, ours = bool(annotation.get("was_cancelled")), [], None
+        cancelled, said, ours = bool(annotation.get("was_cancelled")), [], None
         for region in annotation["result"]:
-            skipped |= region["type"] == "choices" and region["value"]["choices"] == ["skip"]
             if region["type"] == "pairwise":
-                sides.append(region["value"]["selected"])
+                said.append(region["value"]["selected"])
+            elif region["type"] == "choices":
+                said += region["value"]["choices"]
             for note in region.get("meta", {}).get("text", []):  # people may write some there
                 ours = note[len(MARK) :] if note.startswith(MARK) else ours
-        if not skipped and (len(sides) != 1 or sides[0] not in SIDES.values()):
-            raise UserError(f"{where}: expected one choice of left and right, or skip; got {sides}")
-        answer = "skip" if skipped else "ab"[sides[0] == "right"]
+        if cancelled:  # what was chosen before the tool's own skipping was not submitted
+            said = ["skip"]
+        if len(said) != 1 or said[0] not in SIDES:
+            raise UserError(f"{where}: expected one of left, right and skip; got {said}")
+        answer = SIDES[said[0]]
         yield Given(where, data["question"], texts, ours, _completed_by(annotation), answer)
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from markdown_it import MarkdownIt
 
-LONGEST = 200_000
-"""Characters of a text that is rendered; longer ones stay plain."""
+LONGEST = 50_000
+"""Characters of a text that is rendered, at worst in a second; longer ones stay plain."""
 
 _LINK = re.compile(r"(?:https?://|mailto:)", re.IGNORECASE)
 

@@ -94,13 +94,18 @@ def messages(prompt: object) -> list[tuple[str, str]]:
     return found
 
 
+_HARMLESS = "\n\t\u200c\u200d\u200e\u200f\u061c"
+"""Of the characters that are not seen: lines, tabs, joiners, and marks of right-to-left texts."""
+
+
 def visible(text: str) -> str:
-    """Return text in which characters that steer a terminal are written out."""
+    """Return text in which characters that steer a terminal, or turn others round, are spelt."""
     return "".join(
-        c if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cf", "Cs") or c in "\u200c\u200d"
+        c
+        if c in _HARMLESS or unicodedata.category(c) not in ("Cc", "Cf", "Cs")
         else c.encode("unicode_escape").decode()
         for c in text.replace("\r\n", "\n")
-    )  # fmt: skip
+    )
 
 
 def _wrapped(text: str, width: int) -> str:

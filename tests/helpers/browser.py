@@ -5,6 +5,7 @@ import contextlib
 import fcntl
 import json
 import os
+import select
 import shutil
 import subprocess
 import tempfile
@@ -60,6 +61,7 @@ class Browser:
 
     def _next(self):
         while b"\0" not in self.rest:
+            assert select.select([self.back], [], [], 60)[0], "the browser says nothing"
             block = self.back.read(1 << 16)
             assert block, "the browser has ended"
             self.rest += block
@@ -74,7 +76,10 @@ class Browser:
         """End it."""
         with contextlib.suppress(OSError, AssertionError):
             self.send("Browser.close")
-        self.process.wait(30)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(30)
+        self.process.kill()
+        self.process.wait()
         self.to.close()
         self.back.close()
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -187,3 +187,22 @@ def test_kappa_by_hand():
     first = ["a"] * 25 + ["b"] * 25
     second = ["a"] * 20 + ["b"] * 5 + ["a"] * 10 + ["b"] * 15
     assert abs(agreement.cohen(first, second) - 0.4) < 1e-15
+
+
+@pytest.mark.parametrize("said", [["left", "skip"], ["left", "right"], [], ["skip", "skip"]])
+def test_an_annotation_that_says_two_things_or_none_is_refused(run, tmp_path, said):
+    path = tmp_path / "out.json"
+    records, _ = filled(run, "label-studio", path)
+    regions = [
+        {"type": "choices", "value": {"choices": [what]}}
+        if what == "skip"
+        else {"type": "pairwise", "value": {"selected": what}}
+        for what in said
+    ]
+    records[4]["annotations"][0]["result"] = regions
+    path.write_text(json.dumps(records))
+    with pytest.raises(
+        UserError, match=r"\[4\]: annotations\[0\]: expected one of left, right and"
+    ):
+        exchange.read(Run(run), "label-studio", path, None)
+    assert waiting_run.annotations(run) == []
