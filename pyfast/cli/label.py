@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import shlex
 import sys
@@ -70,9 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
     from pyfast.label import agreement, exchange, terminal
     from pyfast.label.desk import Desk, Run
 
-    for name, flag, needed in (("out", "--out", "export"), ("source", "--from", "import_")):
-        if bool(getattr(arguments, name)) != bool(getattr(arguments, needed)):
-            raise UserError(f"{flag} and --{needed.rstrip('_')} go together")
+    _check(arguments)
     found = Run(Path(arguments.folder))
     if arguments.export:
         count = exchange.write(found, arguments.export, Path(arguments.out))
@@ -100,9 +99,24 @@ def run(arguments: argparse.Namespace) -> int:
         page.serve(desk, arguments.port, lambda link: print(link, flush=True))
     else:
         width = terminal.width_of(sys.stdout)
-        with terminal.keys_of(sys.stdin) as keys:
+        with contextlib.suppress(KeyboardInterrupt), terminal.keys_of(sys.stdin) as keys:
             terminal.run(desk, keys, terminal.standard_write, width)
     return _end(found)
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Refuse what would have no effect."""
+    given = {name for name, value in vars(arguments).items() if value}
+    for name, flag, needed in (("out", "--out", "export"), ("source", "--from", "import_")):
+        if (name in given) != (needed in given):
+            raise UserError(f"{flag} and --{needed.rstrip('_')} go together")
+    for name, needed in (("port", "web"), ("json", "agreement")):
+        if name in given and needed not in given:
+            raise UserError(f"--{name} goes with --{needed}")
+    for what in given & {"agreement", "export", "import_"}:
+        useless = {"web", "disagreements"} | (set() if what == "import_" else {"annotator"})
+        for name in sorted(given & useless):
+            raise UserError(f"--{name} has no effect on --{what.rstrip('_')}")
 
 
 def _plain(pair: Any) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Labelling in a terminal: keys, and that nothing a model wrote steers it."""
 
+import contextlib
 import os
 import re
 import select
@@ -91,6 +92,16 @@ def test_the_command_reads_keys_from_standard_input(run):
     assert "waits for no labels" in pyfast("label", run, keys="").stdout
 
 
+def test_ctrl_c_stops_as_q_does(run, capsys, monkeypatch):
+    def pressed():
+        yield "1"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(terminal, "keys_of", lambda stream: contextlib.nullcontext(pressed()))
+    assert cli.main(["label", str(run)]) == 0
+    assert "the run waits for 5 more labels; to go on: pyfast label" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -98,6 +109,11 @@ def test_the_command_reads_keys_from_standard_input(run):
         (["--export", "argilla"], "--out and --export go together"),
         (["--import", "argilla"], "--from and --import go together"),
         (["--annotator", "a/b"], "annotator: expected a name"),
+        (["--port", "8000"], "--port goes with --web"),
+        (["--json"], "--json goes with --agreement"),
+        (["--agreement", "--annotator", "bob"], "--annotator has no effect on --agreement"),
+        (["--agreement", "--web"], "--web has no effect on --agreement"),
+        (["--import", "argilla", "--from", "x", "--disagreements"], "no effect on --import"),
     ],
 )
 def test_arguments_that_do_not_fit(run, capsys, arguments, message):
