@@ -144,6 +144,38 @@ def test_many_threads_call_at_once() -> None:
         assert all((call.result().medoids == expected).all() for call in calls)
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="threads are counted in /proc")
+@pytest.mark.parametrize(
+    "call",
+    [
+        "select.kmedoids(x(16, 20, 8), 3, n_threads=4)",
+        "select.kmedoids(D, 3, metric='precomputed', n_threads=4)",
+        "select.kmedoids(x(16, 20, 8), 3, certify=True, n_threads=4)",
+        "select.opt_select(x(8, 32, 64), x(8, 32), 5, n_threads=4)",
+        "select.coreset(x(8, 32, 64), x(8, 32), 5, n_threads=4)",
+        "select.bottom_k(x(16, 32), 5, n_threads=4)",
+        "select.logdet(x(16, 20, 64), 3, n_threads=4)",
+        "select.mass_dpo(x(16, 20, 64), x(16, 20), x(16, 20), 0, k=3, n_threads=4)",
+        "select.active_dpo(x(40, 64), np.c_[:39, 1:40], k=3, n_threads=4)",
+    ],
+)
+def test_a_batch_of_little_work_starts_no_thread(run_python: RunPython, call: str) -> None:
+    """Waking one takes longer than the work, and on a busy machine many times as long."""
+    code = f"""
+import os, numpy as np
+from pyfast import select
+rng = np.random.default_rng(0)
+x = lambda *shape: rng.normal(size=shape)
+X = x(16, 12, 3); D = np.sqrt(((X[:, :, None] - X[:, None]) ** 2).sum(-1))
+before = len(os.listdir("/proc/self/task"))
+{call}
+print(len(os.listdir("/proc/self/task")) - before)
+select.kmedoids(x(400, 100, 300), 5, n_threads=4)
+print(len(os.listdir("/proc/self/task")) - before)
+"""
+    assert run_python(code).split() == ["0", "3"]
+
+
 def test_thread_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_threads, "_limit", None)
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
