@@ -1,4 +1,8 @@
-"""Sketches of per-response gradients from their two factors: no gradient is written to memory.
+"""Experimental: sketches of per-response gradients from their two factors, never written to memory.
+
+Nothing calls it by itself, since it has not been timed on a GPU yet (`benchmarks/gpu_sketch.py`
+does so). Its values are tested in the interpreter, and that it compiles without spilling for ranks
+16, 64 and 128; at 32 float32 leaves 24 bytes on a stack on sm_90.
 
 The gradient of a LoRA matrix for one response is sum_t wide_t narrow_t^T, laid out [d, r]
 (docs/xor-stripes.md): for B, wide is the output's gradient and narrow the input; for A, the other
@@ -18,9 +22,9 @@ import triton.language as tl
 from .runtime import launching_on
 from .sketch import CHUNK, MOST_ROWS, _draw, signed
 
-BLOCK = 1024  # numbers of a sketch in one program, or more for a large rank
+BLOCK = 512  # numbers of a sketch in one program, or more for a large rank
 LEAST = 16  # channels, ranks and tokens of a product
-TOKENS = 32  # at a time
+TOKENS = 16  # at a time: with 32, products of float32 spill
 
 
 @triton.jit
@@ -86,6 +90,11 @@ def add_outer_kernel(
     tl.store(places, y)
     total = tl.sum(tl.sum(squares, axis=1), axis=0)
     tl.store(squares_ptr + row * tl.num_programs(0) + tl.program_id(0), total)
+
+
+def warps(block: int) -> int:
+    """Return how many warps have registers enough for so many numbers of a sketch."""
+    return 4 if block <= 1024 else 8
 
 
 def why_not(rank: int, dim: int) -> str | None:
@@ -163,5 +172,6 @@ def add_outer_sketch(
                 BLOCK=block,
                 CHUNK=CHUNK,
                 TOKENS=TOKENS,
+                num_warps=warps(block),
             )
     return squares.sum(dim=1)

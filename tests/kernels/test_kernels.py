@@ -52,7 +52,12 @@ KERNELS = {
         {"HAS_CAP": True, "BLOCK": 1024},
     ),
 }
-TARGETS = {"sm_80": ("cuda", 80, 32), "sm_90": ("cuda", 90, 32), "gfx942": ("hip", "gfx942", 64)}
+TARGETS = {
+    "sm_80": ("cuda", 80, 32),
+    "sm_90": ("cuda", 90, 32),
+    "sm_100": ("cuda", 100, 32),
+    "gfx942": ("hip", "gfx942", 64),
+}
 
 
 @pytest.mark.slow
@@ -60,8 +65,10 @@ TARGETS = {"sm_80": ("cuda", 80, 32), "sm_90": ("cuda", 90, 32), "gfx942": ("hip
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("name", KERNELS)
-def test_compiles_ahead_of_time(name, target, dtype, tmp_path, monkeypatch):
+def test_compiles_ahead_of_time(name, target, dtype, tmp_path, monkeypatch, capsys):
+    """And says what the kernel takes of the GPU; what spills is slow, and fails."""
     import triton
+    from kernel_resources import line, resources
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
@@ -77,6 +84,10 @@ def test_compiles_ahead_of_time(name, target, dtype, tmp_path, monkeypatch):
     binary = compiled.asm["hsaco" if target == "gfx942" else "cubin"]
     assert binary[:4] == b"\x7fELF"
     assert compiled.metadata.shared <= 64 * 1024
+    taken = resources(compiled, target)
+    with capsys.disabled():
+        print("\n" + line(name, target, dtype, taken), end="")
+    assert taken["spilled"] == 0, taken
 
 
 def test_every_kernel_is_compiled_above():

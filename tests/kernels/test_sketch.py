@@ -1,8 +1,11 @@
 """The stripe kernels: bit for bit the definition in the interpreter, and compiled for real GPUs."""
 
+from pathlib import Path
+
 import pytest
 
 pytest.importorskip("triton")
+HELPERS = Path(__file__).parent.parent / "helpers"
 
 VALUES = """
 import numpy as np, torch
@@ -121,15 +124,23 @@ def test_the_fused_kernel_gives_the_sketches_of_the_products(run_python, monkeyp
     assert run_python(FUSED, timeout=400) == "same sketches"
 
 
-# Two processes compile: LLVM takes one core. A case that fails is named by its exception.
-COMPILE = """
-import itertools, multiprocessing, re, triton
+# Two processes compile: LLVM takes one core. A case that fails is named by its exception. Each says
+# what the kernel takes of the GPU; what spills is slow, and fails.
+COMPILE = (
+    f"""
+import itertools, multiprocessing, re, sys, triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+
+sys.path.append({str(HELPERS)!r})
+from kernel_resources import line, resources
+"""
+    + """
 
 TARGETS = {
     "sm_80": (GPUTarget("cuda", 80, 32), "cubin"),
     "sm_90": (GPUTarget("cuda", 90, 32), "cubin"),
+    "sm_100": (GPUTarget("cuda", 100, 32), "cubin"),
     "gfx942": (GPUTarget("hip", "gfx942", 64), "hsaco"),
 }
 
@@ -139,24 +150,39 @@ def compiled(case):
     target, kind = TARGETS[name]
     kernel, types, constants = source(dtype)
     signature = {**types, **dict.fromkeys(constants, "constexpr")}
-    built = triton.compile(ASTSource(kernel, signature, constants), target=target)
+    options = {"num_warps": warps(constants)}
+    built = triton.compile(ASTSource(kernel, signature, constants), target=target, options=options)
     assert built.asm[kind][:4] == bytes([127]) + b"ELF", case
     assert built.metadata.shared <= 64 * 1024, case
-    return case, built.asm["ptx"] if kind == "cubin" else ""
+    taken = resources(built, name)
+    assert taken["spilled"] == 0, (case, taken)
+    said = line(f"{kernel.__name__} {sorted(constants.items())[0]}", name, dtype, taken)
+    return case, built.asm["ptx"] if kind == "cubin" else "", said
 
 
 if __name__ == "__main__":
     cases = list(itertools.product(["fp32", "bf16", "fp16"], TARGETS))
     with multiprocessing.get_context("fork").Pool(2) as pool:
-        for case, ptx in pool.imap_unordered(compiled, cases):
+        for case, ptx, said in pool.imap_unordered(compiled, cases):
+            print(said)
             assert not re.search("(^|[^a-z])(atom|red)[.]", ptx), case
             check(case, ptx)
     print("compiled", len(cases))
 """
+)
+
+
+def tell(output, capsys):
+    """Show what the kernels take, in CI's log too; all twelve cases are there."""
+    *lines, last = output.splitlines()
+    with capsys.disabled():
+        print("", *lines, sep="\n")
+    assert last == "compiled 12"
+    assert len(lines) == 12
 
 
 @pytest.mark.parametrize("dim", [128, 65536])
-def test_it_compiles_ahead_of_time(run_python, monkeypatch, dim):
+def test_it_compiles_ahead_of_time(run_python, monkeypatch, capsys, dim):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     code = f"""
 from pyfast.kernels import sketch as kernels
@@ -170,15 +196,19 @@ def source(dtype):
     return kernels.add_stripes_kernel, types, constants
 
 
+def warps(constants):
+    return 4
+
+
 def check(case, ptx):
     assert "fma.rn.f32" not in ptx, case  # contraction would change the bits
     assert ".ftz" not in ptx, case
 {COMPILE}"""
-    assert run_python(code, timeout=400) == "compiled 9"
+    tell(run_python(code, timeout=400), capsys)
 
 
-@pytest.mark.parametrize(("rank", "dim"), [(16, 256), (16, 65536), (128, 65536)])
-def test_the_fused_kernel_compiles_ahead_of_time(run_python, monkeypatch, rank, dim):
+@pytest.mark.parametrize(("rank", "dim"), [(16, 256), (16, 65536), (64, 65536), (128, 65536)])
+def test_the_fused_kernel_compiles_ahead_of_time(run_python, monkeypatch, capsys, rank, dim):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     code = f"""
 from pyfast.kernels import sketch_fused as kernels
@@ -195,7 +225,11 @@ def source(dtype):
     return kernels.add_outer_kernel, types, constants
 
 
+def warps(constants):
+    return kernels.warps(constants["BLOCK"])
+
+
 def check(case, ptx):
     assert "tf32" not in ptx, case
 {COMPILE}"""
-    assert run_python(code, timeout=400) == "compiled 9"
+    tell(run_python(code, timeout=400), capsys)
