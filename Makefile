@@ -10,7 +10,7 @@ PIP     := $(BIN)/python -m pip install --disable-pip-version-check -q -c constr
 SOURCES := $(shell find csrc -name '*.?pp') CMakeLists.txt pyproject.toml constraints.txt
 CXX_FILES := $(shell find csrc tests/core -name '*.?pp')
 
-.PHONY: docs pictures demo demo-ampo demo-mass-dpo demo-hps demo-active-dpo test test-trl test-ray lint bench sanitize clean
+.PHONY: docs pictures demo demo-ampo demo-mass-dpo demo-hps demo-active-dpo test test-trl test-ray test-verl test-readers lint bench sanitize clean
 
 demo: demo-$(RECIPE)  ## align the demo's model: RECIPE=ampo|mass-dpo|hps|active-dpo SEED=0
 
@@ -82,6 +82,19 @@ test-trl: .venv/dev.done  ## the TRL integration against several versions of TRL
 test-ray: .venv/dev.done  ## the stages in Ray Data: two workers, one of them killed
 	$(BIN)/python -m pip install --disable-pip-version-check -q --upgrade --target build/ray "ray>=2.40"
 	PYTHONPATH=build/ray $(BIN)/python -m pytest -q tests/integrations/test_ray.py
+
+# verl pins an older transformers than the tests use: it is given what its advantages import, alone.
+VERL := verl "tensordict<=0.10.0" omegaconf antlr4-python3-runtime==4.9.3 hydra-core codetiming torchdata \
+  pyvers orjson cloudpickle importlib_metadata zipp pybind11
+test-verl: .venv/dev.done  ## our advantage estimators in verl
+	$(BIN)/python -m pip install --disable-pip-version-check -q --upgrade --target build/ray "ray>=2.40"
+	$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps --upgrade --target build/verl $(VERL)
+	PYTHONPATH=build/verl:build/ray $(BIN)/python -m pytest -q tests/integrations/test_verl.py
+
+test-readers: .venv/dev.done  ## exported files in LLaMA-Factory's and OpenRLHF's own readers
+	$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps --upgrade --target build/readers \
+	  llamafactory openrlhf omegaconf antlr4-python3-runtime==4.9.3
+	PYTHONPATH=build/readers $(BIN)/python -m pytest -q tests/tables/test_other_readers.py
 
 bench: .venv/bench.done  ## verified timings beside peers, to runs/benchmarks
 	$(BIN)/python benchmarks/bench_select.py
