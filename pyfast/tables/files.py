@@ -14,6 +14,7 @@ import json
 import re
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -155,7 +156,7 @@ def run(
                 raise ValueError(f"{out}: expected a file, or -, for standard input; got a folder")
             _write_folder(work, inputs, parts, out, bar)
         elif work.unit_rows is None or STANDARD in inputs:
-            _write(work, _all_batches(work, parts), out, bar, _codec(parts))
+            _write(work, _all_batches(work, parts, whole=is_parquet(out)), out, bar, _codec(parts))
         else:
             _write_by_parts(work, inputs, parts, out, bar)
         return bar.count
@@ -217,7 +218,8 @@ def _pieces(
     if work.unit_rows is None:
         yield output_name(part), part.rows, _batches(work, part)
         return
-    for number, batch in enumerate(_batches(work, part)):
+    whole = suffix is not None and is_parquet(Path(f"piece{suffix}"))
+    for number, batch in enumerate(_batches(work, part, whole=whole)):
         yield output_name(part, number, suffix), batch.table.num_rows, [batch]
 
 
@@ -238,11 +240,7 @@ def _write_by_parts(
                 for path in found:
                     stream.write(path.read_bytes())
         elif found:
-            schemas = [pq.read_schema(path) for path in found]
-            schema = pa.unify_schemas(schemas, promote_options="permissive")
-            with pq.ParquetWriter(beside, schema, compression=_codec(parts)) as writer:
-                for path in found:
-                    writer.write_table(pq.read_table(path).cast(schema))
+            join(found, beside, _codec(parts), out)
     shutil.rmtree(folder)
 
 
@@ -288,18 +286,80 @@ def _write(work: Work, batches: Iterable[_Batch], target: Path, bar: _Bar, codec
         with written_whole(target) as beside, json_lines.open_to_write(beside) as stream:
             _write_lines(work, batches, stream, bar)
         return
-    with written_whole(target) as beside, contextlib.ExitStack() as stack:
-        writer: Any = None
+    with written_whole(target) as beside, _Pieces(beside, target, codec) as pieces:
         for batch in _ahead(batches):
-            made = _call(work, batch)
-            if writer is None:
-                writer = stack.enter_context(
-                    pq.ParquetWriter(beside, made.schema, compression=codec, use_dictionary=False)
-                )
-            writer.write_table(_like(made, writer.schema), row_group_size=1 << 30)
+            pieces.write(_call(work, batch))
             bar.update(batch.table.num_rows)
-        if writer is None:
-            raise ValueError(f"{target}: expected rows to write, there are none")
+
+
+class _Pieces:
+    """Writes tables to a Parquet file: one of other types than before begins a piece of its own.
+
+    JSON Lines tell their types batch by batch: a column may be null, or whole, for a long time. At
+    the end pieces are joined in types that hold them all.
+    """
+
+    def __init__(self, path: Path, target: Path, codec: str) -> None:
+        self._paths, self._target, self._codec = [path], target, codec
+        self._stack = contextlib.ExitStack()
+        self._writer: Any = None
+
+    def __enter__(self) -> _Pieces:
+        folder = tempfile.TemporaryDirectory(prefix=".", dir=self._target.parent)
+        self._folder = Path(self._stack.enter_context(folder))
+        return self
+
+    def write(self, table: pa.Table) -> None:
+        """Add a table."""
+        if self._writer is None or not self._writer.schema.equals(table.schema):
+            if self._writer is not None:
+                self._writer.close()
+                self._paths.append(self._folder / f"{len(self._paths)}.parquet")
+            self._writer = self._open(self._paths[-1], table.schema)
+        self._writer.write_table(table, row_group_size=1 << 30)
+
+    def _open(self, path: Path, schema: pa.Schema) -> Any:
+        return pq.ParquetWriter(path, schema, compression=self._codec, use_dictionary=False)
+
+    def __exit__(self, kind: Any, *_: object) -> None:
+        with self._stack:
+            if self._writer is not None:
+                self._writer.close()
+            if kind is not None:
+                return
+            if self._writer is None:
+                raise ValueError(f"{self._target}: expected rows to write, there are none")
+            if len(self._paths) > 1:
+                whole = self._folder / "whole.parquet"
+                join(self._paths, whole, self._codec, self._target)
+                whole.replace(self._paths[0])
+
+
+def join(paths: Sequence[Path], whole: Path, codec: str, target: Path) -> None:
+    """Write Parquet files one after the other, in types that hold those of all.
+
+    Raises
+    ------
+    ValueError
+        If there are none for a column.
+    """
+    try:
+        schema = pa.unify_schemas([pq.read_schema(p) for p in paths], promote_options="permissive")
+        with pq.ParquetWriter(whole, schema, compression=codec, use_dictionary=False) as writer:
+            for path in paths:
+                with pq.ParquetFile(path) as file:
+                    for number in range(file.num_row_groups):
+                        table = file.read_row_group(number)
+                        for field in schema:
+                            if field.name not in table.column_names:
+                                nothing = pa.nulls(len(table), field.type)
+                                table = table.append_column(field, nothing)
+                        writer.write_table(table.select(schema.names).cast(schema))
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise ValueError(
+            f"{target}: expected columns of one type each, which Parquet has ({error}); JSON Lines "
+            "take them as they are"
+        ) from None
 
 
 def _write_lines(work: Work, batches: Iterable[_Batch], stream: Any, bar: _Bar) -> None:
@@ -313,20 +373,25 @@ def _write_lines(work: Work, batches: Iterable[_Batch], stream: Any, bar: _Bar) 
     stream.flush()
 
 
-def _all_batches(work: Work, parts: Sequence[Unit]) -> Iterator[_Batch]:
+def _all_batches(work: Work, parts: Sequence[Unit], *, whole: bool = False) -> Iterator[_Batch]:
     for part in parts:
-        yield from _batches(work, part)
+        yield from _batches(work, part, whole=whole)
 
 
-def _batches(work: Work, part: Unit) -> Iterator[_Batch]:
-    """Read a unit in batches, of `Work.unit_rows` where that is said."""
+def _batches(work: Work, part: Unit, *, whole: bool = False) -> Iterator[_Batch]:
+    """Read a unit in batches, of `Work.unit_rows` where that is said.
+
+    Of JSON Lines that come out as lines the fields that are needed are enough: the lines are kept.
+    `whole` asks for all.
+    """
+    whole = whole or work.adds is None
     if not is_parquet(part.path):
-        needs = work.needs if work.adds is not None else None
         blocks = json_lines.blocks(part.path, BATCH_BYTES // 2)
         if work.unit_rows is not None:
             blocks = json_lines.in_counts(blocks, work.unit_rows)
         for number, lines in blocks:
-            yield _Batch(part, json_lines.parse(part.path, number, lines, needs), lines)
+            table = json_lines.parse(part.path, number, lines, work.needs, whole=whole)
+            yield _Batch(part, table, lines)
         return
     with _parquet(part.path) as file:
         meta = file.metadata.row_group(part.group)
@@ -385,11 +450,6 @@ def _codec(parts: Sequence[Unit]) -> str:
     with _parquet(parts[0].path) as file:
         codec: str = file.metadata.row_group(parts[0].group).column(0).compression.lower()
     return "none" if codec == "uncompressed" else codec
-
-
-def _like(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """Return the table in a schema that says the same: nullability and metadata may differ."""
-    return table if table.schema.equals(schema) else table.cast(schema)
 
 
 @contextlib.contextmanager

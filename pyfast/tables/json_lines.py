@@ -116,8 +116,8 @@ def in_counts(found: Iterable[tuple[int, Lines]], count: int) -> Iterator[tuple[
         yield kept[0][0], kept
 
 
-def parse(path: Path, number: int, lines: Lines, needs: Needs | None) -> pa.Table:
-    """Parse a block of lines; with `needs`, only these fields, where a line has them.
+def parse(path: Path, number: int, lines: Lines, needs: Needs, *, whole: bool = False) -> pa.Table:
+    """Parse a block of lines: the fields in `needs`, where a line has them, or `whole` lines.
 
     Raises
     ------
@@ -125,17 +125,14 @@ def parse(path: Path, number: int, lines: Lines, needs: Needs | None) -> pa.Tabl
         If a line is not a JSON object of such fields; with file and line.
     """
     text = b"\n".join(line for _, line in lines)
-    known = {name: kind for name, kind in (needs or {}).items() if kind is not None}
-    all_known = needs is not None and len(known) == len(needs)
-    options = pj.ParseOptions(
-        explicit_schema=pa.schema(list(known.items())) if known else None,
-        newlines_in_values=False,
-        unexpected_field_behavior="ignore" if all_known else "infer",
-    )
+    known = {name: kind for name, kind in needs.items() if kind is not None}
+    all_known = not whole and len(known) == len(needs)
     try:
-        table = pj.read_json(
-            io.BytesIO(text), pj.ReadOptions(block_size=max(len(text) + 1, 1 << 16)), options
-        )
+        table = _parsed(text, known, all_known=all_known)
+        texts = {field.name: _without_times(field.type) for field in table.schema}
+        if any(texts[field.name] != field.type for field in table.schema):
+            # a text that looks like a date is a text: it is read again, as one
+            table = _parsed(text, texts, all_known=all_known)
     except pa.ArrowInvalid as error:
         _find_bad(path, lines, needs)
         raise ValueError(f"{shown(path)}: lines {number} and on: {error}") from None
@@ -143,9 +140,30 @@ def parse(path: Path, number: int, lines: Lines, needs: Needs | None) -> pa.Tabl
         _find_bad(path, lines, needs)
         raise ValueError(f"{shown(path)}: lines {number} and on: expected one JSON object a line")
     _refuse_rounded(path, lines, table, known)
-    wanted = table.column_names if needs is None else [n for n in table.column_names if n in needs]
-    present = [name for name in wanted if table[name].null_count < len(lines)]
+    wanted = table.column_names if whole else [n for n in table.column_names if n in needs]
+    present = [n for n in wanted if n not in needs or table[n].null_count < len(lines)]
     return table.select(present)
+
+
+def _parsed(text: bytes, types: Mapping[str, pa.DataType], *, all_known: bool) -> pa.Table:
+    options = pj.ParseOptions(
+        explicit_schema=pa.schema(list(types.items())) if types else None,
+        newlines_in_values=False,
+        unexpected_field_behavior="ignore" if all_known else "infer",
+    )
+    blocks = pj.ReadOptions(block_size=max(len(text) + 1, 1 << 16))
+    return pj.read_json(io.BytesIO(text), blocks, options)
+
+
+def _without_times(kind: pa.DataType) -> pa.DataType:
+    """Return a type with strings where Arrow has guessed times."""
+    if pa.types.is_timestamp(kind):
+        return pa.string()
+    if pa.types.is_list(kind):
+        return pa.list_(_without_times(kind.value_type))
+    if pa.types.is_struct(kind):
+        return pa.struct([pa.field(f.name, _without_times(f.type)) for f in kind])
+    return kind
 
 
 def _refuse_rounded(
@@ -166,7 +184,7 @@ def _refuse_rounded(
                     raise ValueError(f"{place}: expected numbers that float64 holds, got {value}")
 
 
-def _find_bad(path: Path, lines: Lines, needs: Needs | None) -> None:
+def _find_bad(path: Path, lines: Lines, needs: Needs) -> None:
     """Raise for the first line that cannot be read, by the slower parser that knows places."""
     for number, line in lines:
         try:
@@ -177,7 +195,7 @@ def _find_bad(path: Path, lines: Lines, needs: Needs | None) -> None:
             raise ValueError(
                 f"{shown(path)}:{number}: expected a JSON object, got {type(value).__name__}"
             ) from None
-        for name, kind in (needs or {}).items():
+        for name, kind in needs.items():
             try:
                 if kind is not None:
                     pa.array([value.get(name)], kind)

@@ -268,3 +268,53 @@ def test_rows_that_are_dear_are_made_once(tmp_path):
     assert calls == [*range(14), *range(7, 20)]
     assert pq.read_table(out)["x"].to_pylist() == list(range(20))
     assert not (tmp_path / "out.parquet.parts").exists()
+
+
+def test_lines_keep_all_their_fields_in_parquet(work, tmp_path):
+    """Also where a field is null, whole or empty for longer than a batch (datasets' issue 7222)."""
+    made = rows(20)
+    for row in made:
+        late = row["id"] >= 12
+        row |= {"note": "text" if late else None, "size": 1.5 if late else row["id"]}
+        row |= {"meta": [{"a": None}, {"a": 1}] if late else []}
+        if late:
+            row["more"] = True
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(map(json.dumps, made)))  # and no end of the last line
+    run(work, [path], tmp_path / "out.parquet", progress=False)
+    found = pq.read_table(tmp_path / "out.parquet")
+    assert found.select(list(EXPECTED)).to_pylist() == expected(20)
+    for row, before in zip(found.to_pylist(), made, strict=True):
+        assert row["more"] == before.get("more")
+        for name in ("id", "prompt", "responses", "scores", "note", "size", "meta"):
+            assert row[name] == before[name], name
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
+    made[19]["note"] = ["no text"]
+    path.write_text("\n".join(map(json.dumps, made)))
+    with pytest.raises(ValueError, match=r"(out\.parquet: expected columns of one type|a\.jsonl)"):
+        run(work, [path], tmp_path / "out.parquet", progress=False)
+    run(work, [path], tmp_path / "out.jsonl", progress=False)
+
+
+def test_texts_that_look_like_dates_stay_texts(tmp_path):
+    """Arrow guesses times (datasets' issues 2799 and 7664)."""
+    made = [
+        {"prompt": f"202{i}-01-02", "responses": ["2020-01-01", "1999-12-31T23:59:59"],
+         "scores": [1.0, 0.0], "meta": {"at": "2021-05-05 10:00:00"}}
+        for i in range(3)
+    ]  # fmt: skip
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in made))
+    export = Work("export", lambda t: stages.export(t, format="list"), {}, None)
+    for name in ("out.jsonl", "out.parquet"):
+        run(export, [path], tmp_path / name, progress=False)
+    from_lines = [json.loads(x) for x in (tmp_path / "out.jsonl").read_text().splitlines()]
+    for found in (from_lines, pq.read_table(tmp_path / "out.parquet").to_pylist()):
+        for row, before in zip(found, made, strict=True):
+            assert row["prompt"] == before["prompt"]
+            assert [row["chosen"], *row["rejected"]] == before["responses"]
+            assert row["meta"] == before["meta"]
+    seen = []
+    look = Work("look", lambda t: seen.extend(t["prompt"].to_pylist()) or t, {"prompt": None}, ())
+    run(look, [path], tmp_path / "x.jsonl", progress=False)
+    assert seen == [row["prompt"] for row in made]
