@@ -48,13 +48,17 @@ inline Groups checked_groups(const py::array& offsets, index total = -1) {
   return {data, count};
 }
 
-// n_b^2 over all groups, times `each`: the operations of a call, for Work::each().
+// A batch is shared from some milliseconds on: on a busy machine, a thread that is held up in the
+// middle of a group holds the call up for as long.
+constexpr double kSharedFrom = 10;
+
+// n_b^2 over all groups, times `each`: the operations of a batch, for Work::each().
 inline double operations_of_pairs(const Groups& groups, double each) {
   double sum = 0;
   for (index b = 0; b < groups.count; ++b) {
     sum += static_cast<double>(groups.size(b)) * static_cast<double>(groups.size(b));
   }
-  return sum * each;
+  return sum * each / kSharedFrom;
 }
 
 template <class T>

@@ -118,7 +118,7 @@ py::tuple solve_groups(const Groups& groups, index d, index k, int threads, Solv
   double* to_gains = gains.mutable_data();
   double* to_logdets = logdets.mutable_data();
   const double operations = static_cast<double>(groups.offsets[groups.count]) *
-                            static_cast<double>(d + 16) * static_cast<double>(k);
+                            static_cast<double>(d + 16) * static_cast<double>(k) / kSharedFrom;
   std::vector<Solver> solvers(static_cast<std::size_t>(std::min<index>(threads, groups.count)));
   without_gil(threads, [&](Work& work) {
     work.each(groups.count, operations, [&](index b, int worker, Work& own) {
