@@ -4,6 +4,9 @@
 #include <string>
 #include <vector>
 
+#if defined(PYFAST_SIMD_X86)
+#include "simd/cpu.hpp"
+#endif
 #include "simd/simd.hpp"
 
 namespace pyfast::simd {
@@ -24,14 +27,9 @@ struct Level {
 // From the slowest to the fastest.
 const std::vector<Level>& levels() {
 #if defined(PYFAST_SIMD_X86)
-  // cpu_supports asks the operating system as well whether it saves the wide registers.
-  static const bool avx512 =
-      __builtin_cpu_supports("avx512f") != 0 && __builtin_cpu_supports("avx512dq") != 0 &&
-      __builtin_cpu_supports("avx512bw") != 0 && __builtin_cpu_supports("avx512vl") != 0;
-  static const bool avx2 =
-      __builtin_cpu_supports("avx2") != 0 && __builtin_cpu_supports("fma") != 0;
+  static const Cpu cpu = detect_cpu();
   static const std::vector<Level> all{
-      {&kernels_baseline, true}, {&kernels_avx2, avx2}, {&kernels_avx512, avx512}};
+      {&kernels_baseline, true}, {&kernels_avx2, cpu.avx2}, {&kernels_avx512, cpu.avx512}};
 #else
   static const std::vector<Level> all{{&kernels_baseline, true}};
 #endif

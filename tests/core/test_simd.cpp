@@ -5,6 +5,9 @@
 
 #include "check.hpp"
 #include "core/logdet/candidates.hpp"
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#include "simd/cpu.hpp"
+#endif
 #include "simd/simd.hpp"
 
 namespace pyfast::test {  // where `index` is ours and not that of <strings.h>
@@ -320,6 +323,16 @@ TEST(narrow_tells_whether_float_holds_the_numbers) {
     CHECK(out[0] == 0 && out[17] == static_cast<float>(0.1 - 2.5) && out[18] == 9);
   }
 }
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+TEST(the_processor_has_what_the_compiler_finds) {
+  const simd::Cpu cpu = simd::detect_cpu();
+  CHECK(cpu.avx2 == (__builtin_cpu_supports("avx2") != 0 && __builtin_cpu_supports("fma") != 0));
+  CHECK(cpu.avx512 ==
+        (__builtin_cpu_supports("avx512f") != 0 && __builtin_cpu_supports("avx512dq") != 0 &&
+         __builtin_cpu_supports("avx512bw") != 0 && __builtin_cpu_supports("avx512vl") != 0));
+}
+#endif
 
 TEST(no_numbers_sum_to_zero) {
   const double a[1] = {1}, b[1] = {2};
