@@ -18,6 +18,7 @@ from markdown.preprocessors import Preprocessor
 SPACE = "http://www.w3.org/1998/Math/MathML"
 INLINE = r"(?<![\\$\w])\$(?![\s$])([^$]*[^$\s\\])\$(?![\w$])"
 ROLE = re.compile(r":(?:func|class|meth|mod|attr|data):`~?([^`]+)`")
+PARAMETER = re.compile(r"^(\w[\w, ]*) : (.+)\n((?:    .*\n?)+)", re.MULTILINE)
 DIRECTIVE = re.compile(r"^( *)\.\. math:: *(.*(?:\n\1 +.*|\n *(?=\n\1 ))*)", re.MULTILINE)
 
 
@@ -61,7 +62,12 @@ class Docstrings(Preprocessor):
     def run(self, lines: list[str]) -> list[str]:
         """Turn roles, ``.. math::`` and the ``::`` before a literal block."""
         text = DIRECTIVE.sub(self._display, ROLE.sub(r"`\1`", "\n".join(lines)))
+        text = PARAMETER.sub(self._parameter, text)
         return re.sub(r"(?<=[\w)`.])::$", ":", text, flags=re.MULTILINE).split("\n")
+
+    @staticmethod
+    def _parameter(found: re.Match[str]) -> str:  # those that mkdocstrings has not made a list of
+        return f"- **{found[1]}** (`{found[2]}`): {' '.join(found[3].split())}\n"
 
     @staticmethod
     def _display(found: re.Match[str]) -> str:

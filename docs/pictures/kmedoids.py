@@ -5,10 +5,11 @@ from _style import PICK, QUIET, axes, plain, save
 
 from pyfast import select
 
-rng = np.random.default_rng(8)
-points = np.concatenate([rng.normal(c, 0.8, size=(40, 2)) for c in rng.uniform(-6, 6, (6, 2))])
+rng = np.random.default_rng(3)
+centres = rng.uniform(-6, 6, (12, 2))
+points = np.concatenate([rng.normal(c, 0.8, size=(20, 2)) for c in centres])
 weights = rng.uniform(0.2, 3, len(points))
-found = select.kmedoids(points, 6, weights=weights, n_init=10, certify=True)
+found = select.kmedoids(points, 9, weights=weights, n_init=10, certify=True)
 figure, (left, right) = axes(8.4, 3.3, 2)
 plain(left, "points sized by weight, their medoids")
 spokes = np.stack(
@@ -17,7 +18,7 @@ spokes = np.stack(
 left.plot(*spokes.reshape(-1, 2).T, c=QUIET, lw=0.5, zorder=0)
 left.scatter(*points.T, s=7 * weights, c=QUIET, rasterized=True)
 left.scatter(*points[found.medoids].T, s=90, c=PICK, zorder=3)
-costs = sorted(select.kmedoids(points, 6, weights=weights, seed=s).cost for s in range(60))
+costs = sorted(select.kmedoids(points, 9, weights=weights, seed=s).cost for s in range(60))
 right.plot(costs, ".", c=PICK, label="one random start, 60 seeds")
 right.axhline(found.cost, c=PICK, lw=1, label="n_init=10")
 right.axhline(found.bound, c=QUIET, lw=1.2, ls="--", label="certified bound")

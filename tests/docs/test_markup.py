@@ -53,3 +53,11 @@ def test_docstrings_need_no_rest(page):
     assert ":func:" not in html
     assert "::" not in html
     assert "End." in html
+
+
+def test_parameters_that_several_functions_share_are_a_list(page):
+    html = page(
+        "Shared:\n\nbeta : float\n    Scale, above\n    0.\nmargin : float\n    The m.\n\nEnd."
+    )
+    assert html.count("<li>") == 2
+    assert "<strong>beta</strong> (<code>float</code>): Scale, above 0." in html
