@@ -121,7 +121,10 @@ def metrics_of(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
         found["score/mean_over_rounds"] = float(np.mean([x["score/mean"]["mean"] for x in after]))
         found["win_rate_over_rounds"] = float(np.mean([x["win_rate"]["mean"] for x in after]))
     rest = [name for name in last if name not in (*FIRST, "step", "round")]
-    return found | {name: last[name] for name in (*FIRST[2:], *rest) if name in last}
+    found |= {name: last[name] for name in (*FIRST[2:], *rest) if name in last}
+    for name in ("skipped", "ties"):  # of all rounds
+        found[name] = sum(line.get(name, 0) for line in lines)
+    return found
 
 
 def totals(lines: Sequence[dict[str, Any]], confidence: float, same: bool) -> dict[str, Any]:

@@ -79,6 +79,7 @@ def test_a_run_leaves_all_its_files(finished):
     assert [line["step"] for line in summary["rounds"]] == [0, 4, 8, 12]
     metrics = summary["metrics"]
     assert metrics["labels"] == 12
+    assert metrics["ties"] == summary["ties"] == sum(x["ties"] for x in summary["rounds"][1:])
     assert metrics["score/mean"] == metrics["score/after"]
     assert {"score/difference", "win_rate", "logdet", "agreement", "picks/length"} <= set(metrics)
     curve = lines(out / "evaluation" / "metrics.jsonl")
