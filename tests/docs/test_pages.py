@@ -62,6 +62,12 @@ def test_links_and_pictures_are_there(page):
             assert (page.parent / link.split("#")[0]).exists(), link
 
 
+def test_every_page_is_in_the_navigation():
+    navigation = (blocks.ROOT / "zensical.toml").read_text("utf-8")
+    for page in blocks.PAGES[1:]:
+        assert f'"{page.relative_to(blocks.ROOT / "docs").as_posix()}"' in navigation
+
+
 def test_a_block_that_is_not_run_says_why():
     assert "not run: None" not in blocks.listing()
     assert blocks.listing().count(": run: ") > 40
