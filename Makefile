@@ -152,10 +152,10 @@ wheel-test: wheel  ## that wheel in a bare environment without a compiler, besid
 test-lowest: sdist  ## the sdist built, and selectors and losses tested, with the lowest versions
 	rm -rf build/lowest
 	$(PYTHON) -m venv build/lowest
-	build/lowest/bin/python -m pip install --disable-pip-version-check -q cmake ninja -r tests/wheel/lowest.txt
+	build/lowest/bin/python -m pip install --disable-pip-version-check -q cmake ninja pandas -r tests/wheel/lowest.txt
 	build/lowest/bin/python -m pip install --disable-pip-version-check -q --no-deps --no-build-isolation \
 	  build/sdist/*.tar.gz
-	build/lowest/bin/python -m pytest -q -p no:cacheprovider -m "not slow" tests/select tests/losses
+	build/lowest/bin/pytest -q -p no:cacheprovider -m "not slow" tests/select tests/losses
 
 # The core's tests on another instruction set, emulated: the same bits are expected.
 test-aarch64: .venv/dev.done  ## needs g++-aarch64-linux-gnu and qemu-user
