@@ -70,7 +70,7 @@ class Batch:
             if lengths is None:
                 raise TypeError(f"lengths must be a torch.Tensor for reward {reward}, got None")
             positive["lengths"] = lengths
-        tensors |= beside
+        tensors.update(beside)  # torch 2.6 compiles no |=
         check_groups(tensors, positive, offsets, size)
         scores = _scores(policy_logps, tensors.get("ref_logps"), beta, reward, lengths)
         if validate:
