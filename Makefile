@@ -44,12 +44,14 @@ $(HPS_DATA)/%.jsonl: pyfast/train/demo/prompts_%.jsonl | .venv/train.done
 	  --max-new-tokens 40 --rows 3 --out $(HPS_DATA)/sampled-$*.jsonl
 	$(BIN)/pyfast score $(HPS_DATA)/sampled-$*.jsonl --reward vader --out $@
 
+# The kernels' tests print what they take of a GPU; the others run in two processes, file by file.
 test: .venv/dev.done  ## all tests, those of the C++ core included
 	$(BIN)/cmake -S . -B build/core -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
 	  -DPYFAST_DEV=ON -DPYFAST_PYTHON=OFF -DPYFAST_TESTS=ON
 	$(BIN)/cmake --build build/core
 	build/core/core_tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest tests/kernels
+	GOMP_SPINCOUNT=2000 $(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/kernels
 
 lint: .venv/dev.done  ## formatters, linters, types and stubs
 	$(BIN)/ruff check .
@@ -117,7 +119,7 @@ sanitize: .venv/dev.done .venv-sanitize/done  ## memory, undefined behaviour and
 .venv-sanitize/done: $(SOURCES)
 	$(PYTHON) -m venv .venv-sanitize
 	.venv-sanitize/bin/python -m pip install --disable-pip-version-check -q -c constraints.txt \
-	  pytest hypothesis kmedoids scikit-learn scipy
+	  pytest hypothesis kmedoids mpmath scikit-learn scipy
 	.venv-sanitize/bin/python -m pip install --disable-pip-version-check -q -c constraints.txt . \
 	  -C cmake.define.PYFAST_SANITIZE=address,undefined -C build-dir=build/asan
 	touch $@

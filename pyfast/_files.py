@@ -231,6 +231,22 @@ def written_whole(path: Path) -> Iterator[Path]:
             beside.unlink()
 
 
+@contextlib.contextmanager
+def scratch_beside(path: Path) -> Iterator[Path]:
+    """Make a folder beside `path` for a while; what a killed process leaves is cleared as a file's.
+
+    Yields
+    ------
+    Path
+    """
+    folder = _beside(path)
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def _destination(path: Path) -> Path:
     """Follow symbolic links up to what is to be written; an open file of a process is an end."""
     start = path

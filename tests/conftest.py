@@ -1,5 +1,6 @@
 """What several rooms' tests share, a made-up language model among it."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,6 +23,8 @@ CHAT_TEMPLATE = (
 def run_python(tmp_path: Path) -> Callable[..., str]:
     """Run a snippet in a fresh interpreter, fail on a bad exit or a hang, return its output."""
 
+    paths = [str(Path(__file__).parent / "helpers"), os.environ.get("PYTHONPATH")]
+
     def run(code: str, timeout: float = 120) -> str:
         done = subprocess.run(
             [sys.executable, "-c", code],
@@ -29,6 +32,7 @@ def run_python(tmp_path: Path) -> Callable[..., str]:
             text=True,
             timeout=timeout,
             cwd=tmp_path,  # not the tree: -c would import its unbuilt sources
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
         )
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()

@@ -14,7 +14,6 @@ import json
 import re
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pyfast._files import clear_leftovers, locked, written_whole
+from pyfast._files import clear_leftovers, locked, scratch_beside, written_whole
 from pyfast.tables import json_lines
 from pyfast.tables.json_lines import STANDARD, shown
 from pyfast.tables.server import ServerError
@@ -305,8 +304,7 @@ class _Pieces:
         self._writer: Any = None
 
     def __enter__(self) -> _Pieces:
-        folder = tempfile.TemporaryDirectory(prefix=".", dir=self._target.parent)
-        self._folder = Path(self._stack.enter_context(folder))
+        self._folder = self._stack.enter_context(scratch_beside(self._target))
         return self
 
     def write(self, table: pa.Table) -> None:

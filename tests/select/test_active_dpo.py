@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import peak_memory
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -64,34 +65,34 @@ def test_float32_and_memory_maps_give_the_same_bits(tmp_path: Path) -> None:
             assert (found.gains == expected.gains).all()
 
 
+@peak_memory.MEASURED
 def test_lengths_of_pairs_stay_within_the_memory_that_is_stated(run_python) -> None:
     code = """
-import resource
+import peak_memory
 import numpy as np
 from pyfast import select
 M, P, k, d = 999, 999, 5, 16384
 sketches = np.random.default_rng(0).random((M, d), np.float32)
 pairs = np.stack([np.arange(P), np.roll(np.arange(P), 1)], axis=1)
 select.active_dpo(sketches[:20], pairs[1:20], 2, normalize="pair")
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak_memory.reset()
 select.active_dpo(sketches, pairs, k, normalize="pair")
-grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+grown = peak_memory.peak() - before
 print(grown, 8 * (P * (k + 6) + 2 * k * d + k * k + M + 5 * 65_536))
 """
     grown, stated = map(int, run_python(code).split())
     assert grown <= stated + 4e6
 
 
+@peak_memory.MEASURED
 def test_a_pool_of_long_sketches_is_not_copied() -> None:
-    import resource
-
     rng = np.random.default_rng(0)
     sketches = rng.normal(size=(900, 32768)).astype(np.float32)  # 118 MB; 236 MB as float64
     pairs = np.stack([np.arange(900), np.roll(np.arange(900), 1)], axis=1)
     select.active_dpo(sketches[:20], pairs[1:20], 2)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_memory.reset()
     found = select.active_dpo(sketches, pairs, 20)
-    grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    grown = peak_memory.peak() - before
     assert len(set(found.indices.tolist())) == 20
     assert grown <= 8 * (900 * 25 + 2 * 20 * 32768) + 6e6
 

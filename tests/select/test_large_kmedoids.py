@@ -1,6 +1,7 @@
 """k-medoids of many points: coded distances, blocked distances, samples with an exact polish."""
 
 import numpy as np
+import peak_memory
 import pytest
 
 from pyfast import select
@@ -241,15 +242,15 @@ def test_an_overflow_names_points_of_the_group() -> None:
 
 
 MEMORY = """
-import resource, sys
+import peak_memory
 import numpy as np
 from pyfast import select
 n, d, k, m = {n}, {d}, {k}, {sample_size}
 X = np.random.default_rng(0).random((n, d), np.float32)  # at once, or memory would have peaked
 select.kmedoids(X[:1100, :8], 10)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak_memory.reset()
 select.kmedoids(X, k, sample_size=m, n_threads=1, init={init!r}, n_init=2, certify={certify})
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+print(peak_memory.peak() - before)
 """
 
 
@@ -264,6 +265,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
         (120_000, 16, 10, 3000, "random", False),
     ],
 )
+@peak_memory.MEASURED
 def test_memory_stays_below_what_the_docstring_says(
     run_python, n: int, d: int, k: int, sample_size: int | None, init: str, certify: bool
 ) -> None:
@@ -279,17 +281,17 @@ def test_memory_stays_below_what_the_docstring_says(
 
 
 OPT_SELECT_MEMORY = """
-import resource
+import peak_memory
 import numpy as np
 from pyfast import select
 rng = np.random.default_rng(0)
 X, r = rng.random(({n}, {d}), np.{dtype}), rng.normal(size={n})
 select.opt_select(X[:50], r[:50], k=5, certify=True)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak_memory.reset()
 select.opt_select(
     X, r, k={k}, init={init!r}, n_init=1, search="eager", certify={certify}, n_threads=1
 )
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+print(peak_memory.peak() - before)
 """
 
 
@@ -303,6 +305,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
         (1500, 640, 3, "float32", "random", True),
     ],
 )
+@peak_memory.MEASURED
 def test_memory_of_opt_select_stays_below_what_the_docstring_says(
     run_python, n: int, d: int, k: int, dtype: str, init: str, certify: bool
 ) -> None:

@@ -4,6 +4,7 @@ from itertools import combinations
 from pathlib import Path
 
 import numpy as np
+import peak_memory
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -120,17 +121,18 @@ def test_exact_refuses_the_lengths_that_greedy_refuses() -> None:
         select.logdet(V[:2], 2, 1e-300, scale=1e100, exact=True)
 
 
+@peak_memory.MEASURED
 def test_exact_with_many_picks_stays_within_the_memory_that_is_stated(run_python) -> None:
     code = """
-import resource
+import peak_memory
 import numpy as np
 from pyfast import select
 n, k, d = 251, 250, 8
 V = np.random.default_rng(0).normal(size=(n, d))
 select.logdet(V[:6], 2, exact=True)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak_memory.reset()
 assert len(select.logdet(V, k, exact=True).indices) == k
-grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+grown = peak_memory.peak() - before
 greedy = 2 * n * (k + 4) + k * (k + d + 640) + k * d
 print(grown, 8 * (greedy + n * (d + 5 * n + 10 * k)))
 """
@@ -290,14 +292,13 @@ for data in (V, V.astype(np.float32)):
     assert found == expected
 
 
+@peak_memory.MEASURED
 def test_memory_stays_below_what_is_stated() -> None:
     """The rows are neither copied nor widened, and no d x d or n x n matrix is made."""
-    import resource
-
     V = np.random.default_rng(0).normal(size=(2000, 16384)).astype(np.float32)  # 131 MB
     select.logdet(V[:50], 2)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_memory.reset()
     select.logdet(V, 10)
-    grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    grown = peak_memory.peak() - before
     stated = 8 * (2 * 2000 * 14 + 10 * (10 + 2 * 16384) + 10 * 16384)
     assert grown <= stated + 4e6
