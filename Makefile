@@ -44,14 +44,15 @@ $(HPS_DATA)/%.jsonl: pyfast/train/demo/prompts_%.jsonl | .venv/train.done
 	  --max-new-tokens 40 --rows 3 --out $(HPS_DATA)/sampled-$*.jsonl
 	$(BIN)/pyfast score $(HPS_DATA)/sampled-$*.jsonl --reward vader --out $@
 
-# The kernels' tests print what they take of a GPU; the others run in two processes, file by file.
+# The kernels' tests print what they take of a GPU, and those of threads want a process in which nobody has set any; the
+# others run in two processes, file by file.
 test: .venv/dev.done  ## all tests, those of the C++ core included
 	$(BIN)/cmake -S . -B build/core -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
 	  -DPYFAST_DEV=ON -DPYFAST_PYTHON=OFF -DPYFAST_TESTS=ON
 	$(BIN)/cmake --build build/core
 	build/core/core_tests
-	$(BIN)/python -m pytest tests/kernels
-	GOMP_SPINCOUNT=2000 $(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/kernels
+	$(BIN)/python -m pytest tests/test_threads.py tests/kernels
+	GOMP_SPINCOUNT=2000 $(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/kernels --ignore tests/test_threads.py
 
 lint: .venv/dev.done  ## formatters, linters, types and stubs
 	$(BIN)/ruff check .
