@@ -19,6 +19,27 @@ CHAT_TEMPLATE = (
 )
 
 
+@pytest.fixture(scope="session")
+def threads_at_first():
+    """Torch's threads, None if nothing has loaded it: neither does this."""
+    torch = sys.modules.get("torch")
+    return None if torch is None else torch.get_num_threads()
+
+
+@pytest.fixture(autouse=True)
+def _same_threads(threads_at_first):
+    """A run sets torch's threads, of the whole process: no test finds what another has left."""
+    if threads_at_first is not None:
+        sys.modules["torch"].set_num_threads(threads_at_first)
+
+
+@pytest.fixture
+def one_thread(_same_threads):
+    import torch
+
+    torch.set_num_threads(1)
+
+
 @pytest.fixture
 def run_python(tmp_path: Path) -> Callable[..., str]:
     """Run a snippet in a fresh interpreter, fail on a bad exit or a hang, return its output."""

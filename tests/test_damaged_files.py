@@ -255,9 +255,7 @@ def make_begun(monkeypatch):
         monkeypatch.setattr(loop, "run", run)
         return out
 
-    threads = torch.get_num_threads()
-    yield make
-    torch.set_num_threads(threads)
+    return make
 
 
 @pytest.mark.parametrize(

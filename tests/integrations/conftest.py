@@ -22,10 +22,5 @@ def pairs():
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def _one_thread(one_thread):
+    """Tiny matrices gain nothing from threads, and lose much on a busy machine."""

@@ -22,13 +22,6 @@ from pyfast.train.prompts import Prompt
 from pyfast.train.recipes.active_dpo import ActiveDpo, ActiveDpoSettings
 
 
-@pytest.fixture(autouse=True)
-def same_threads_afterwards():
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def make(make_active_settings):
     return make_active_settings

@@ -18,13 +18,7 @@ from pyfast.train.policy import Policy
 from pyfast.train.recipes.ampo import Ampo, AmpoSettings
 from pyfast.train.reference_cache import reference_key, reference_logps
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def full_policy(tiny, **changes):

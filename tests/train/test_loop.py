@@ -13,13 +13,6 @@ from pyfast.train.inputs import read_inputs
 from pyfast.train.recipes.ampo import Ampo, AmpoSettings
 
 
-@pytest.fixture(autouse=True)
-def same_threads_afterwards():
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-
-
 def run(settings, out, **changes):
     config = configs.from_dict(
         AmpoSettings, settings, {k.replace("__", "."): v for k, v in changes.items()}

@@ -19,13 +19,6 @@ from pyfast.train.recipes.ampo import Ampo, AmpoSettings
 STEPS = "optimisation.steps"
 
 
-@pytest.fixture(autouse=True)
-def same_threads_afterwards():
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-
-
 def run(settings, out, changes=None):
     config = configs.from_dict(AmpoSettings, settings, changes)
     return loop.run(Ampo, config, Ampo.read(config), out)
