@@ -16,7 +16,7 @@ from bench_step import make_policy
 from harness import least_time
 from torch import Tensor
 
-from pyfast.train.policy import Policy
+from pyfast.train.policy.policy import Policy
 
 PROMPT, RESPONSE = 256, 32
 NEGATIVES = (3, 7, 15)

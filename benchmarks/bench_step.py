@@ -30,8 +30,8 @@ from torch import Tensor
 
 from pyfast import losses
 from pyfast.train.config import PolicyConfig
-from pyfast.train.loading import load
-from pyfast.train.policy import Policy
+from pyfast.train.policy.loading import load
+from pyfast.train.policy.policy import Policy
 
 K = 7
 QUESTION = "Write one sentence about a walk in the park."

@@ -35,7 +35,7 @@ def script(way: str, steps: int, checkpointing: bool, prompt: int, response: int
     from pyfast.integrations.trl import MultiPreferenceTrainer, fast_head
     from pyfast.train.config import PolicyConfig
     from pyfast.train.files import resolve
-    from pyfast.train.gguf import gguf_folder
+    from pyfast.train.policy.gguf import gguf_folder
 
     where = gguf_folder(resolve(PolicyConfig().model))
     words = ["walk", "park", "is", "good", "body", "and", "soul", "on", "days", "sun", "or", "rain"]

@@ -290,7 +290,7 @@ def differs(policy, samples, seeds):
 def check(name, dtype):
     """Return what the table says of a family: sampling, merging, scoring and one step."""
     from pyfast.train.config import SamplingConfig
-    from pyfast.train.policy import Policy
+    from pyfast.train.policy.policy import Policy
 
     row = {}
     try:

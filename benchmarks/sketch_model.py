@@ -17,8 +17,8 @@ from pyfast.sketch import _capture
 from pyfast.sketch._batches import pad
 from pyfast.sketch._frozen import Frozen
 from pyfast.train.config import PolicyConfig, SamplingConfig
-from pyfast.train.loading import load
-from pyfast.train.policy import Policy
+from pyfast.train.policy.loading import load
+from pyfast.train.policy.policy import Policy
 
 TOPICS = [
     "a rainy Sunday afternoon",

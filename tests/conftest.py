@@ -130,7 +130,7 @@ def make_policy():
     """Return a function that makes a policy whose adapter does something."""
     import torch
 
-    from pyfast.train.policy import Policy
+    from pyfast.train.policy.policy import Policy
 
     def make(chat_template=None, adapter=0.3, how="none", **changes):
         policy = Policy(

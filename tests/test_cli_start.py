@@ -51,10 +51,10 @@ def test_help_of_a_command_loads_that_command_alone():
 
 def test_what_select_says_without_loading_ampo_is_what_ampo_says():
     from pyfast.cli import select
-    from pyfast.train import ampo_selection
+    from pyfast.train.recipes.ampo import selection
 
-    defaults = ampo_selection.SelectionConfig()
-    assert select.LINE_BY_LINE == ampo_selection.SELECTORS
+    defaults = selection.SelectionConfig()
+    assert select.LINE_BY_LINE == selection.SELECTORS
     assert (defaults.k, defaults.n_init) == (select.K, select.N_INIT)
     arguments = cli.parser(["select"]).parse_args(["select", "x"])
     assert arguments.selector == defaults.selector

@@ -10,7 +10,7 @@ import pytest
 
 from pyfast import cli
 from pyfast.train import config as configs
-from pyfast.train.recipes.ampo import AmpoSettings
+from pyfast.train.recipes.ampo.recipe import AmpoSettings
 
 VALUES = [
     None, True, 0, -1, 1.5, 10**30, -(10**400), 1e308, float("nan"), float("inf"), "", "x", "a\0b",
@@ -180,7 +180,7 @@ def run_folder(tmp_path):
     ["config.json", "metrics.jsonl", "groups.jsonl", "eval_before.jsonl", "eval_after.jsonl"],
 )
 def test_files_that_are_plotted(one_line, run_folder, monkeypatch, name):
-    from pyfast.train import plots
+    from pyfast.train.reports import plots
 
     # the pictures themselves take a while; the one of this file is made, and none is rendered
     draw = plots._draw
@@ -216,8 +216,9 @@ def begun(tmp_path, monkeypatch, make_begun):
 def make_begun(monkeypatch):
     import torch
 
-    from pyfast.train import checkpoint, loop, rundir
-    from pyfast.train.inputs import read_inputs
+    from pyfast.train import loop
+    from pyfast.train.data.inputs import read_inputs
+    from pyfast.train.runs import checkpoint, rundir
 
     def make(folder):
         (folder / "prompts.txt").write_text("a day\n")
@@ -317,9 +318,9 @@ def test_summaries(one_line, begun, tmp_path, monkeypatch):
 @pytest.mark.parametrize("which", ["model", "encoder"])
 def test_models(one_line, tiny_model, tmp_path, name, which):
     """Every file of a model's folder, damaged without regard to its meaning."""
-    from pyfast.train.encoder import SentenceEncoder
     from pyfast.train.errors import UserError
-    from pyfast.train.loading import load
+    from pyfast.train.policy.loading import load
+    from pyfast.train.scoring.encoder import SentenceEncoder
 
     folder = tmp_path / "model"
     shutil.copytree(tiny_model, folder)

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 from sklearn.cluster import KMeans
 
-from pyfast.train.encoder import SentenceEncoder
-from pyfast.train.records import Record, read_records
+from pyfast.train.data.records import Record, read_records
+from pyfast.train.scoring.encoder import SentenceEncoder
 
 MODELS, SETS = 2, 3
 

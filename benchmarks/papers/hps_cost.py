@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from pyfast.train import config as configs
-from pyfast.train import loading, loop
+from pyfast.train import loop
 from pyfast.train.context import Context
-from pyfast.train.recipes.hps import Hps, HpsSettings
+from pyfast.train.policy import loading
+from pyfast.train.recipes.hps.recipe import Hps, HpsSettings
 
 MODES: dict[str, dict[str, Any]] = {
     "bt": {"mode": "bt"},

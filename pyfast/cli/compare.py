@@ -48,7 +48,8 @@ def add(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Compare, draw and print."""
     need("scipy", "matplotlib")
-    from pyfast.train import comparing, comparison_plots, files
+    from pyfast.train import files
+    from pyfast.train.reports import comparing, comparison_plots
 
     folders = [Path(name) for name in arguments.folders]
     found, unfinished = _runs(folders)
@@ -78,7 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _runs(folders: list[Path]) -> tuple[list[Any], list[Path]]:
     """Return the finished runs of these folders, and the folders of the others."""
-    from pyfast.train import comparing
+    from pyfast.train.reports import comparing
 
     listed: list[tuple[Path, str | None]] = []
     for folder in folders:

@@ -13,7 +13,7 @@ from pyfast.train.errors import UserError
 
 def add(commands: Any) -> None:
     """Add the command to the parser."""
-    from pyfast.train.datasets.choices import SETS
+    from pyfast.train.data.datasets.choices import SETS
 
     data = commands.add_parser(
         "data",
@@ -86,7 +86,7 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _movielens(arguments: argparse.Namespace) -> int:
-    from pyfast.train.datasets import movielens
+    from pyfast.train.data.datasets import movielens
 
     _check(arguments)
     how = movielens.MovieLens(
@@ -103,7 +103,7 @@ def _movielens(arguments: argparse.Namespace) -> int:
 
 
 def _choices(arguments: argparse.Namespace) -> int:
-    from pyfast.train.datasets import choices
+    from pyfast.train.data.datasets import choices
 
     _check(arguments)
     sizes = (arguments.train, arguments.validation, arguments.test)
@@ -118,7 +118,7 @@ def _choices(arguments: argparse.Namespace) -> int:
 
 
 def _write(arguments: argparse.Namespace, groups: Iterable[Mapping[str, Any]]) -> int:
-    from pyfast.train.datasets.sources import write
+    from pyfast.train.data.datasets.sources import write
 
     path, counts = write(Path(arguments.out), groups)
     print(f"{path}: " + ", ".join(f"{count} {split}" for split, count in counts.items()))

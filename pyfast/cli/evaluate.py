@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
     kind = recipe_of(folder)
     name = Path(arguments.data).name.partition(".")[0]
     out = Path(arguments.out) if arguments.out else folder.with_name(f"{folder.name}-on-{name}")
-    from pyfast.train import transfer
+    from pyfast.train.evaluation import transfer
 
     summary = transfer.evaluate_on(kind, folder, arguments.data, out)
     if arguments.json:

@@ -161,8 +161,8 @@ def _of_model(arguments: argparse.Namespace) -> Callable[..., Any]:
     """Return the sampler of a model that is loaded here; each prompt has a seed of its own."""
     need("torch", "transformers", "peft")
     from pyfast.tables.server import Drawn
-    from pyfast.train import loading
     from pyfast.train.config import PolicyConfig, SamplingConfig
+    from pyfast.train.policy import loading
     from pyfast.train.seeds import derive
 
     for name, value, usual in (

@@ -119,9 +119,10 @@ def _run_lines(arguments: argparse.Namespace) -> int:
     from pyfast._files import written_whole
     from pyfast.tables import seeds
     from pyfast.tables.json_text import with_fields
-    from pyfast.train import ampo_selection, group_lines
+    from pyfast.train.data import group_lines
+    from pyfast.train.recipes.ampo import selection
 
-    config = ampo_selection.SelectionConfig(
+    config = selection.SelectionConfig(
         arguments.selector, arguments.k, arguments.n_init, arguments.deduplicate
     )
     name = "standard input" if arguments.groups == "-" else arguments.groups
@@ -133,9 +134,7 @@ def _run_lines(arguments: argparse.Namespace) -> int:
             seed = arguments.seed  # as of files: every group draws the same stream, or its own
             if config.selector == "random":
                 seed = seeds.of_prompt(group.prompt, seed)
-            chosen = ampo_selection.choose(
-                config, group.scores, group.embeddings, seed, group.responses
-            )
+            chosen = selection.choose(config, group.scores, group.embeddings, seed, group.responses)
         except (ValueError, TypeError) as error:
             raise UserError(f"{name}:{number}: group {position + 1}: {error}") from None
         small += len(chosen.negatives) < config.k
@@ -182,7 +181,7 @@ def _run_files(arguments: argparse.Namespace) -> int:
     from pyfast.cli.stages import run_work
     from pyfast.tables import stages
     from pyfast.tables.files import Work
-    from pyfast.train import ampo_selection
+    from pyfast.train.recipes.ampo import selection
 
     if arguments.deduplicate:
         raise UserError("--deduplicate: expected one file of JSON Lines, and a file as --out")
@@ -193,7 +192,7 @@ def _run_files(arguments: argparse.Namespace) -> int:
     for extra in ("gamma", "beta"):
         if getattr(arguments, extra) is not None:
             settings[extra] = getattr(arguments, extra)
-    ampo_selection.SelectionConfig(k=arguments.k, n_init=arguments.n_init)  # checks them
+    selection.SelectionConfig(k=arguments.k, n_init=arguments.n_init)  # checks them
     work = Work(
         "select",
         lambda table: stages.select(table, **settings),

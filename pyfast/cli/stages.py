@@ -104,7 +104,7 @@ def _score(arguments: argparse.Namespace) -> int:
 
     from pyfast.tables import stages
     from pyfast.tables.files import Work
-    from pyfast.train import rewards
+    from pyfast.train.scoring import rewards
 
     function = functools.partial(rewards.score, rewards.load(arguments.reward))
     needs = {"prompt": None, "responses": pa.list_(pa.string())}
@@ -119,7 +119,7 @@ def _embed(arguments: argparse.Namespace) -> int:
 
     from pyfast.tables import stages
     from pyfast.tables.files import Work
-    from pyfast.train.encoder import SentenceEncoder
+    from pyfast.train.scoring.encoder import SentenceEncoder
 
     encode = SentenceEncoder(arguments.encoder).encode
     needs = {"responses": pa.list_(pa.string())}

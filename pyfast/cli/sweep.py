@@ -15,7 +15,7 @@ from pyfast.cli._common import Help, need
 from pyfast.cli.train import DEMOS, recipe
 from pyfast.train import config as configs
 from pyfast.train.errors import UserError
-from pyfast.train.sweeps import Planned, read_sweep
+from pyfast.train.runs.sweeps import Planned, read_sweep
 
 MARK = "sweep.json"
 """The file of a sweep's folder that lists its runs."""

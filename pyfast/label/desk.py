@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pyfast._files import locked
-from pyfast.train import human_labels, labels, oracle
 from pyfast.train.errors import UserError
 from pyfast.train.files import read_json
-from pyfast.train.human_labels import Annotation, Standing
-from pyfast.train.layout import ANNOTATIONS, LABELS, check_own
-from pyfast.train.oracle import Question
+from pyfast.train.recipes.active_dpo import human_labels, labels, oracle
+from pyfast.train.recipes.active_dpo.human_labels import Annotation, Standing
+from pyfast.train.recipes.active_dpo.oracle import Question
+from pyfast.train.runs.layout import ANNOTATIONS, LABELS, check_own
 from pyfast.train.seeds import derive
 
 CHOICES = {"1": 0, "2": 1, "s": None}

@@ -17,7 +17,7 @@ from pyfast.label.desk import Asked, Run, State, now
 from pyfast.label.terminal import messages
 from pyfast.train.errors import UserError
 from pyfast.train.files import read_json, write_json
-from pyfast.train.human_labels import Annotation, check_annotator
+from pyfast.train.recipes.active_dpo.human_labels import Annotation, check_annotator
 
 SIDES = {"left": "a", "right": "b", "skip": "skip"}
 NUMBERS = {"a": "1", "b": "2", "skip": "skip"}

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from pyfast.train import files
-from pyfast.train.policy import Policy
+from pyfast.train.data.tokens import Tokeniser
+from pyfast.train.policy.policy import Policy
 from pyfast.train.recipe import Scored, TrainingGroup
 from pyfast.train.seeds import derive
-from pyfast.train.tokens import Tokeniser
 
 
 class Context:

@@ -12,24 +12,19 @@ import torch
 from tqdm import tqdm
 
 from pyfast._files import write_folder
-from pyfast.train import (
-    checkpoint,
-    files,
-    fingerprint,
-    loading,
-    metrics,
-    reporting,
-    rewards,
-    rundir,
-    sft,
-)
+from pyfast.train import files, sft
 from pyfast.train.context import Context
 from pyfast.train.descent import adamw, check_finite, learning_rate, take_step
 from pyfast.train.errors import DivergedError
-from pyfast.train.layout import TIMES
+from pyfast.train.evaluation import metrics
+from pyfast.train.policy import fingerprint, loading
 from pyfast.train.recipe import Recipe, TrainingGroup
-from pyfast.train.report import read_summary
-from pyfast.train.reporting import Reporter
+from pyfast.train.reports import reporting
+from pyfast.train.reports.report import read_summary
+from pyfast.train.reports.reporting import Reporter
+from pyfast.train.runs import checkpoint, rundir
+from pyfast.train.runs.layout import TIMES
+from pyfast.train.scoring import rewards
 
 
 def run(kind: type[Recipe], settings: Any, inputs: Any, out: Path) -> dict[str, Any]:

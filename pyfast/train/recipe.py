@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pyfast.train.context import Context
-    from pyfast.train.prompts import Prompt
+    from pyfast.train.data.prompts import Prompt
 
 
 @dataclass(frozen=True)

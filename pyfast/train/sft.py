@@ -18,11 +18,14 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from pyfast._files import clear_leftovers, write_folder
-from pyfast.train import checkpoint, descent, files, fingerprint, loading, order
+from pyfast.train import descent, files
+from pyfast.train.data import order
+from pyfast.train.data.lines import as_object, lines
+from pyfast.train.data.prompts import Prompt, prompt_of
 from pyfast.train.errors import DivergedError, UserError
-from pyfast.train.layout import check_own
-from pyfast.train.lines import as_object, lines
-from pyfast.train.prompts import Prompt, prompt_of
+from pyfast.train.policy import fingerprint, loading
+from pyfast.train.runs import checkpoint
+from pyfast.train.runs.layout import check_own
 from pyfast.train.seeds import derive
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from pathlib import Path
 NURSERY = """
     import json, os, signal, sys, time
     from pyfast import cli
-    import pyfast.train.loop, pyfast.train.plots, pyfast.losses, peft, transformers
+    import pyfast.train.loop, pyfast.train.reports.plots, pyfast.losses, peft, transformers
     from vaderSentiment import vaderSentiment
 
     def kill_at(count, signal_number, path):

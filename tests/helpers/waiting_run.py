@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from pyfast.train import labels, oracle
 from pyfast.train.errors import WaitingError
-from pyfast.train.oracle import Question
+from pyfast.train.recipes.active_dpo import labels, oracle
+from pyfast.train.recipes.active_dpo.oracle import Question
 
 QUESTIONS = [Question(f"prompt {i}", f"response {i} x", f"response {i} y") for i in range(6)]
 

@@ -196,7 +196,7 @@ def test_a_form_of_another_page_is_refused(client):
 def test_a_full_disk_is_told_and_nothing_is_shown_as_kept(client, run, monkeypatch):
     import errno
 
-    from pyfast.train import human_labels
+    from pyfast.train.recipes.active_dpo import human_labels
 
     def full(file, path, size):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))

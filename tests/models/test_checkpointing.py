@@ -5,7 +5,7 @@ from transformers import FalconConfig, FalconForCausalLM, OPTConfig, OPTForCausa
 
 from pyfast.models import checkpointing
 from pyfast.train.errors import UserError
-from pyfast.train.policy import Policy
+from pyfast.train.policy.policy import Policy
 
 PROMPT, RESPONSES = [4, 9, 12, 7], [[5, 6, 3], [8], [9, 9, 9, 10, 11, 3]]
 

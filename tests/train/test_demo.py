@@ -7,8 +7,8 @@ import pytest
 from safetensors.torch import load_file
 
 from pyfast import cli
-from pyfast.train.data import read_groups
-from pyfast.train.prompts import read_prompts
+from pyfast.train.data.group import read_groups
+from pyfast.train.data.prompts import read_prompts
 
 DEMO = cli.DEMO_CONFIG.parent
 

@@ -6,11 +6,12 @@ from safetensors.torch import load_file
 
 from pyfast import losses
 from pyfast.train import config as configs
-from pyfast.train import loading, loop
-from pyfast.train.data import read_groups
+from pyfast.train import loop
+from pyfast.train.data.group import read_groups
+from pyfast.train.data.inputs import read_inputs
 from pyfast.train.errors import UserError
-from pyfast.train.inputs import read_inputs
-from pyfast.train.recipes.ampo import Ampo, AmpoSettings
+from pyfast.train.policy import loading
+from pyfast.train.recipes.ampo.recipe import Ampo, AmpoSettings
 
 
 def run(settings, out, **changes):
@@ -91,8 +92,9 @@ def test_the_adapter_that_is_saved_is_the_one_that_was_evaluated(finished):
     for name in ("before", "after"):
         answers = read_groups(out / f"eval_{name}.jsonl")
         assert [len(group.responses) for group in answers] == [4, 4, 4]
-    from pyfast.train import evaluate, rewards
     from pyfast.train.context import Context
+    from pyfast.train.evaluation import evaluate
+    from pyfast.train.scoring import rewards
 
     prompts = read_inputs(config).heldout
     ctx = Context(tuned, config.run.seed, out)
@@ -181,7 +183,7 @@ def test_folders_that_are_not_runs_are_left_alone(tiny_settings, tmp_path):
 
 
 def test_what_a_killed_run_was_writing(tmp_path):
-    from pyfast.train import rundir
+    from pyfast.train.runs import rundir
 
     for name in (".lock", ".environment.tmp.json", ".environment.tmp-7-01234567.json"):
         (tmp_path / name).write_text("half")
@@ -195,7 +197,7 @@ def test_what_a_killed_run_was_writing(tmp_path):
 
 
 def test_one_process_at_a_time(tiny_settings, tmp_path):
-    from pyfast.train import rundir
+    from pyfast.train.runs import rundir
 
     with (
         rundir.claim(tmp_path / "run"),

@@ -11,10 +11,12 @@ from one_at_a_time import plain_logp
 from safetensors.torch import load_file
 
 from pyfast.train import config as configs
-from pyfast.train import loading, loop, sft, transfer
-from pyfast.train.data import read_groups
+from pyfast.train import loop, sft
+from pyfast.train.data.group import read_groups
 from pyfast.train.errors import UserError
-from pyfast.train.recipes.ampo import Ampo, AmpoSettings
+from pyfast.train.evaluation import transfer
+from pyfast.train.policy import loading
+from pyfast.train.recipes.ampo.recipe import Ampo, AmpoSettings
 
 EXAMPLES = [
     ("tell me about dog", "good happy dog"),
@@ -192,7 +194,7 @@ def test_other_examples_are_another_run(tiny_settings, tmp_path):
 
 
 def test_a_recipes_chosen_responses_are_the_default(tiny_settings, tmp_path, monkeypatch):
-    from pyfast.train.prompts import Prompt
+    from pyfast.train.data.prompts import Prompt
 
     pairs = [(Prompt(x), y, f"groups:{i}") for i, (x, y) in enumerate(EXAMPLES)]
     settings = with_sft(tiny_settings, tmp_path)

@@ -1,1 +1,1 @@
-"""One module a paper: what it selects from a group, and the loss on what it selected."""
+"""A folder a paper: recipe.py is what it selects and the loss on that, beside its equations."""

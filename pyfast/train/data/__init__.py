@@ -1,0 +1,1 @@
+"""What is learnt from: prompts, groups of responses, and the files that hold them."""

@@ -1,0 +1,1 @@
+"""What a run is worth: answers to held-out prompts, judged, with intervals."""

@@ -1,0 +1,5 @@
+"""ActiveDPO: DPO on the pairs that the policy is least certain of, labelled in rounds."""
+
+from pyfast.train.recipes.active_dpo.recipe import ActiveDpo, ActiveDpoSettings
+
+__all__ = ["ActiveDpo", "ActiveDpoSettings"]

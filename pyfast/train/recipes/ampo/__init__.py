@@ -1,0 +1,5 @@
+"""AMPO: the best response against k actively selected negatives."""
+
+from pyfast.train.recipes.ampo.recipe import Ampo, AmpoSettings
+
+__all__ = ["Ampo", "AmpoSettings"]

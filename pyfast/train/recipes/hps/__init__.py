@@ -1,0 +1,5 @@
+"""HPS: hard preference sampling."""
+
+from pyfast.train.recipes.hps.recipe import Hps, HpsSettings
+
+__all__ = ["Hps", "HpsSettings"]

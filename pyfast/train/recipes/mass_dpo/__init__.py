@@ -1,0 +1,5 @@
+"""MASS-DPO: the right candidate against the k negatives that inform most about the policy."""
+
+from pyfast.train.recipes.mass_dpo.recipe import MassDpo, MassDpoSettings
+
+__all__ = ["MassDpo", "MassDpoSettings"]

@@ -1,0 +1,350 @@
+"""MASS-DPO: the right candidate against the k negatives that inform most about the policy.
+
+Numbers in the comments are equations and lines of Algorithm 1 of the paper. Beside it stand its
+baselines, which draw their negatives at random: DPO, DPO-k, DMPO and S-DPO. A step reads all
+candidates without gradients, selects, and learns from 1 + k of them alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyfast import select
+from pyfast.select import reference as slow
+from pyfast.train.config import (
+    EpochsConfig,
+    PolicyConfig,
+    RunConfig,
+    Section,
+    Settings,
+    SftConfig,
+    TextConfig,
+    setting,
+)
+from pyfast.train.data.group import Group
+from pyfast.train.errors import DivergedError, UserError
+from pyfast.train.recipe import Scored, TrainingGroup
+from pyfast.train.recipes.mass_dpo.ranking import GroupsConfig, RankingConfig, RankingInputs
+from pyfast.train.recipes.mass_dpo.ranking_recipe import RankingRecipe, comparison, summarise
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pyfast.train.context import Context
+
+METHODS = ("mass-dpo", "s-dpo", "dpo-k", "dmpo", "dpo")
+
+
+@dataclass(frozen=True)
+class MassSelection(Section):
+    """Which negatives stand beside the right candidate."""
+
+    section: ClassVar[str] = "selection"
+    method: str = setting(
+        "mass-dpo",
+        "the negatives and the loss: mass-dpo (selected) and s-dpo, dpo-k, dmpo (k random ones), "
+        "dpo (one random one)",
+        choices=METHODS,
+    )
+    k: int | None = setting(
+        None, "negatives of a group (k), all where it has fewer; default: 3, of dpo 1", least=1
+    )
+    reselect: str = setting(
+        "step",
+        "when they are chosen anew: at each step; at the start of each epoch, by the policy of "
+        "then; or once, at the start (random ones: each epoch, or once)",
+        choices=("step", "epoch", "once"),
+    )
+    gamma: float = setting(0.1, "ridge of the information matrix (mass-dpo)", above=0)
+    curvature: str = setting(
+        "unit", "weight of a negative's information: 1, or that of equation 11 (mass-dpo)",
+        choices=("unit", "fisher"),
+    )  # fmt: skip
+    features: str = setting(
+        "response",
+        "mean of the last hidden states over the response's tokens, or the prompt's too (mass-dpo)",
+        choices=("response", "all"),
+    )
+    features_from: str = setting(
+        "policy", "whose hidden states (mass-dpo)", choices=("policy", "reference")
+    )
+
+    def __post_init__(self) -> None:
+        """Fill in k, and refuse what a method does not have."""
+        super().__post_init__()
+        if self.k is None:
+            object.__setattr__(self, "k", 1 if self.method == "dpo" else 3)
+        if self.method == "dpo" and self.k != 1:
+            raise UserError(f"selection.k: expected 1 with dpo, got {self.k}")
+
+
+@dataclass(frozen=True)
+class MassLoss(Section):
+    """The loss that the method has (MASS-DPO, equation 5, of mass-dpo and s-dpo)."""
+
+    section: ClassVar[str] = "loss"
+    beta: float = setting(
+        0.1, "weight of the log-ratio to the reference, in the loss and the selection", above=0
+    )
+
+
+@dataclass(frozen=True)
+class MassDpoSettings(Settings):
+    """Settings of MASS-DPO."""
+
+    recipe: ClassVar[str] = "mass-dpo"
+    data: GroupsConfig = GroupsConfig()
+    text: TextConfig = TextConfig()
+    policy: PolicyConfig = PolicyConfig()
+    selection: MassSelection = MassSelection()
+    loss: MassLoss = MassLoss()
+    sft: SftConfig = SftConfig()
+    optimisation: EpochsConfig = EpochsConfig()
+    evaluation: RankingConfig = RankingConfig()
+    run: RunConfig = RunConfig()
+
+
+class MassDpo(RankingRecipe):
+    """The right candidate against its k most informative negatives (MASS-DPO).
+
+    Groups of candidates of which one is right are given. For each, read all candidates, keep the
+    right one and k negatives - selected by a D-optimal design, or at random (S-DPO, DPO-k, DMPO,
+    DPO) - and update a LoRA adapter. The candidates of held-out groups are ranked before, during
+    and after.
+    """
+
+    Settings = MassDpoSettings
+    examples = (
+        "  pyfast data movielens --out data/movielens\n"
+        "  pyfast train mass-dpo --groups data/movielens/groups.jsonl --steps 80\n"
+        "  pyfast train mass-dpo --groups data/movielens/groups.jsonl --steps 80 --method s-dpo\n"
+        "  pyfast train mass-dpo --config runs/mine/config.json --seed 1 --out runs/mine-1"
+    )
+
+    def __init__(self, settings: MassDpoSettings, inputs: RankingInputs, ctx: Context) -> None:
+        super().__init__(settings, inputs, ctx)
+        self._kept: dict[tuple[int, int], tuple[list[int], dict[str, float]]] = {}
+
+    @staticmethod
+    def label(settings: MassDpoSettings) -> str:
+        """Return the method."""
+        return settings.selection.method
+
+    def groups(self, step: int) -> list[TrainingGroup]:
+        """Choose the negatives of the groups of a step."""
+        return [self._group(step, epoch, index) for epoch, index in self.turns(step)]
+
+    def _group(self, step: int, epoch: int, index: int) -> TrainingGroup:
+        group, ref = self.candidates["train"][index], self.ref_logps["train"][index]
+        record = self.inputs.splits["train"][index]
+        negatives, measured = self._choose(epoch, index)
+        kept = [0, *negatives]
+        names = [group.order[i] for i in kept]
+
+        def line(x: Scored | None) -> str:
+            """Return the group with what was chosen of it."""
+            logps: list[float | None] = [None] * len(group.order)
+            if x is not None:
+                for name, value in zip(names, x.policy_logps.tolist(), strict=True):
+                    logps[name] = value
+            meta = {"step": step + 1, "epoch": epoch, "method": self.settings.selection.method}
+            return Group(
+                record.prompt,
+                record.responses,
+                policy_logps=logps,
+                ref_logps=group.as_given(ref.tolist()),
+                positive=names[0],
+                negatives=names[1:],
+                meta=meta | ({"id": record.id} if record.id is not None else {}),
+            ).to_json()
+
+        return TrainingGroup(
+            group.prompt,
+            [group.responses[i] for i in kept],
+            ref_logps=ref[kept],
+            measured=measured,
+            line=line,
+        )
+
+    def _choose(self, epoch: int, index: int) -> tuple[list[int], dict[str, float]]:
+        """Return a group's negatives, and what was measured of the choice."""
+        config = self.settings.selection
+        if config.method != "mass-dpo":
+            return self._random(epoch, index), {}
+        if config.reselect == "step":
+            return self._informative(epoch, index)
+        first = epoch if config.reselect == "epoch" else 0
+
+        def choose_all() -> dict[str, Any]:
+            once = config.reselect == "once"
+            wanted = sorted({i for e, i in self.turns() if e == first or once})
+            return {str(i): self._informative(first, i) for i in wanted}
+
+        if (first, index) not in self._kept:
+            made = self.ctx.remember(f"negatives-{first}", choose_all)
+            self._kept = {(first, int(name)): value for name, value in made.items()}
+        if (first, index) not in self._kept:
+            raise UserError(
+                f"{self.ctx.folder}: with selection.reselect = {config.reselect} the negatives of "
+                "these steps were chosen before the run was to have so many; give another --out"
+            )
+        negatives, measured = self._kept[first, index]
+        return negatives, measured
+
+    def _random(self, epoch: int, index: int) -> list[int]:
+        """Return random negatives: the same for all methods of a seed, drawn anew each epoch."""
+        config = self.settings.selection
+        pool = len(self.candidates["train"][index].responses) - 1
+        when = "once" if config.reselect == "once" else epoch
+        seed = self.ctx.seed("negatives", when, index)
+        return random_negatives(pool, config.k, seed)
+
+    def _informative(self, epoch: int, index: int) -> tuple[list[int], dict[str, float]]:
+        """Read all candidates without gradients, and select (Algorithm 1)."""
+        import torch
+
+        config, policy = self.settings.selection, self.ctx.policy
+        group, ref = self.candidates["train"][index], self.ref_logps["train"][index]
+        tokens = (group.prompt, group.responses)
+        if config.features_from == "policy":
+            logps, features = policy.logps_and_features(*tokens, config.features)
+        else:
+            with torch.no_grad():
+                logps = policy.logps(*tokens)
+            _, features = policy.logps_and_features(*tokens, config.features, reference=True)
+        if not (logps.isfinite().all() and features.isfinite().all()):
+            raise DivergedError("a log-probability or a hidden state of a candidate is not finite")
+        return choose(
+            config,
+            self.settings.loss.beta,
+            features.cpu().numpy(),
+            logps.cpu().numpy().astype(np.float64),
+            ref.numpy().astype(np.float64),
+            self._random(epoch, index),
+        )
+
+    def loss(self, x: Scored, step: int, metrics: dict[str, Tensor]) -> Tensor:
+        """Contrast the right candidate with its negatives."""
+        method, beta = self.settings.selection.method, self.settings.loss.beta
+        return loss(method, beta, x.policy_logps, x.ref_logps, metrics)
+
+    @staticmethod
+    def summary(settings: MassDpoSettings, inputs: RankingInputs, out: Path) -> dict[str, Any]:
+        """Compare the rankings before and after."""
+        steps = MassDpo.steps(settings, inputs)
+        return {
+            "label": settings.selection.method,
+            "seed": settings.run.seed,
+            "k": settings.selection.k,
+            "beta": settings.loss.beta,
+            "steps": steps,
+            "groups": len(inputs.splits["train"]),
+            **summarise(settings, inputs, steps, out),
+        }
+
+    @staticmethod
+    def table(summary: dict[str, Any]) -> str:
+        """Return the table of held-out rankings."""
+        title = f"mass-dpo · {summary['label']} · k {summary['k']} · seed {summary['seed']}"
+        return comparison(title, summary)
+
+
+def random_negatives(pool: int, k: int | None, seed: int) -> list[int]:
+    """Draw k of the candidates 1 to `pool` (0 is the right one); all where there are no more.
+
+    Of one seed, fewer are among more: DPO's one negative is one of S-DPO's.
+    """
+    if k is None or k >= pool:
+        return list(range(1, pool + 1))
+    return [1 + int(i) for i in select.random(pool, k, seed=seed).indices]
+
+
+def choose(
+    config: MassSelection,
+    beta: float,
+    features: NDArray[np.floating[Any]],
+    policy_logps: NDArray[np.float64],
+    ref_logps: NDArray[np.float64],
+    random: Sequence[int],
+) -> tuple[list[int], dict[str, float]]:
+    """Choose the negatives of one group (MASS-DPO, Algorithm 1).
+
+    Parameters
+    ----------
+    config : MassSelection
+    beta : float
+    features : float array (n, d)
+    policy_logps, ref_logps : float64 arrays (n,)
+        Of all candidates, the right one first.
+    random : sequence of int
+        A random choice, to compare with.
+
+    Returns
+    -------
+    negatives : list of int
+        In the order of choice; all where there are k or fewer.
+    measured : dict
+        ``selection/logdet`` of eq. 12, the same of the random choice, and which part of it was
+        chosen too (``selection/overlap_random``; by chance k of the pool's size).
+    """
+    arrays = (features, policy_logps, ref_logps)
+    k = len(random)
+    chosen = select.mass_dpo(
+        *arrays,
+        k=k,
+        beta=beta,
+        gamma=config.gamma,
+        curvature=config.curvature,  # type: ignore[arg-type]
+    )
+    negatives = [int(i) for i in chosen.negatives]
+    pool, v, scale = slow.mass_dpo_information(
+        features.astype(np.float64), policy_logps, ref_logps, 0, beta, config.curvature
+    )
+    rows = v[[pool.index(i) for i in random]]
+    by_chance = select.logdet(rows, k, config.gamma, scale=scale)
+    return negatives, {
+        "selection/logdet": float(chosen.logdet),
+        "selection/logdet_random": float(by_chance.logdet),
+        "selection/overlap_random": len(set(negatives) & set(random)) / k,
+    }
+
+
+def loss(
+    method: str,
+    beta: float,
+    policy_logps: Tensor,
+    ref_logps: Tensor,
+    metrics: dict[str, Tensor] | None = None,
+) -> Tensor:
+    """Contrast the right candidate with its negatives, as a method does.
+
+    Parameters
+    ----------
+    method : str
+        One of `METHODS`. With one negative all are DPO.
+    beta : float
+    policy_logps, ref_logps : float tensors (1 + k,)
+        The right one first.
+    metrics : dict, optional
+        Filled by TRL's names.
+
+    Returns
+    -------
+    float tensor, scalar
+    """
+    from pyfast import losses  # loads torch, which choosing does without
+
+    contrast: dict[str, Callable[..., Tensor]] = {
+        "dpo": losses.dpo,
+        "dpo-k": losses.dpo_k,
+        "dmpo": losses.dmpo,
+        "s-dpo": losses.plackett_luce_top1,  # equation 5
+        "mass-dpo": losses.plackett_luce_top1,
+    }
+    return contrast[method](policy_logps, ref_logps, beta=beta, metrics=metrics)
