@@ -453,7 +453,7 @@ def test_an_adapter_on_the_hub(sft, tmp_path, run_python):
     code = f"""
 import os
 os.environ |= {{"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": {str(tmp_path / "hub")!r}}}
-from pyfast.train import loading
+from pyfast.train.policy import loading
 from pyfast.train.config import PolicyConfig
 policy = loading.load(PolicyConfig(model="somebody/sft", lora_rank=2, device="cpu"), seed=0)
 print(policy.model.name_or_path, *policy.logps({PROMPT}, {RESPONSES}, reference=True).tolist())

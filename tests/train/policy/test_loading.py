@@ -175,7 +175,7 @@ def test_a_model_with_code_of_its_own(tmp_path, tiny_model):
 def test_two_processes_load_the_same_bits(tiny_model, run_python):
     code = f"""
 import hashlib
-from pyfast.train import loading
+from pyfast.train.policy import loading
 from pyfast.train.config import PolicyConfig
 policy = loading.load(PolicyConfig(model={str(tiny_model)!r}, lora_rank=2, device="cpu"), seed=0)
 digest = hashlib.sha256()
