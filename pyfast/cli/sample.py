@@ -96,7 +96,7 @@ def add(commands: Any) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     need("pyarrow", "tqdm")
     from pyfast.tables import stages
-    from pyfast.tables.files import Work
+    from pyfast.tables.units import Work
 
     if arguments.rows < 1:
         raise UserError(f"--rows: expected at least 1, got {arguments.rows}")

@@ -180,7 +180,7 @@ def _run_files(arguments: argparse.Namespace) -> int:
     need("pyarrow", "tqdm")
     from pyfast.cli.stages import run_work
     from pyfast.tables import stages
-    from pyfast.tables.files import Work
+    from pyfast.tables.units import Work
     from pyfast.train.recipes.ampo import selection
 
     if arguments.deduplicate:
@@ -199,6 +199,7 @@ def _run_files(arguments: argparse.Namespace) -> int:
         stages.select_needs(name),
         ("positive", "negatives"),
         settings,
+        little=True,
     )
     return run_work(work, arguments.groups, arguments.out or "-")
 

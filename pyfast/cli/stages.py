@@ -103,13 +103,15 @@ def _score(arguments: argparse.Namespace) -> int:
     import pyarrow as pa
 
     from pyfast.tables import stages
-    from pyfast.tables.files import Work
+    from pyfast.tables.units import Work
     from pyfast.train.scoring import rewards
 
     function = functools.partial(rewards.score, rewards.load(arguments.reward))
     needs = {"prompt": None, "responses": pa.list_(pa.string())}
     settings = {"reward": arguments.reward}
-    work = Work("score", lambda t: stages.score(t, function), needs, ("scores",), settings)
+    work = Work(
+        "score", lambda t: stages.score(t, function), needs, ("scores",), settings, little=True
+    )
     return run_work(work, arguments.files, arguments.out)
 
 
@@ -118,7 +120,7 @@ def _embed(arguments: argparse.Namespace) -> int:
     import pyarrow as pa
 
     from pyfast.tables import stages
-    from pyfast.tables.files import Work
+    from pyfast.tables.units import Work
     from pyfast.train.scoring.encoder import SentenceEncoder
 
     encode = SentenceEncoder(arguments.encoder).encode
@@ -131,8 +133,8 @@ def _embed(arguments: argparse.Namespace) -> int:
 def _export(arguments: argparse.Namespace) -> int:
     need("pyarrow", "tqdm")
     from pyfast.tables import stages
-    from pyfast.tables.files import Work
     from pyfast.tables.formats import FORMATS
+    from pyfast.tables.units import Work
 
     if arguments.format not in FORMATS:
         raise UserError(f"--format: expected one of {', '.join(FORMATS)}; got {arguments.format!r}")

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from pyfast.tables.formats import Record, Text, read
+from pyfast.tables.formats import read
+from pyfast.tables.records import Record, Text
 
 Selector = Callable[[Mapping[str, Any]], Any]
 """Row -> a result of `pyfast.select` (with ``positive`` and ``negatives``), or positions."""

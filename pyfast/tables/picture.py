@@ -10,7 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pyfast._files import written_whole
-from pyfast.tables import arrays, files
+from pyfast.tables import arrays, files, units
 
 MOST = 100_000
 """Groups that are drawn: the first ones."""
@@ -73,15 +73,16 @@ def _read(selected: Path) -> list[pa.Table]:
         "negatives": places,
         "embeddings": pa.list_(pa.list_(pa.float32())),
     }
-    work = files.Work("plot", lambda table: table, needs, ())
+    work = units.Work("plot", lambda table: table, needs, ())
     tables: list[pa.Table] = []
     groups = 0
-    for part in files.units(paths):
-        for batch in files.batches(work, part):
-            wanted = [n for n in needs if n in batch.column_names]
+    for part in units.units(paths):
+        for batch in units.batches(work, part, lean=True):
+            table = batch.table
+            wanted = [n for n in needs if n in table.column_names]
             if tables:
                 wanted = [n for n in wanted if n != "embeddings"]  # of the first group alone
-            tables.append(batch.select(wanted).slice(0, MOST - groups))
+            tables.append(table.select(wanted).slice(0, MOST - groups))
             groups += tables[-1].num_rows
             if groups >= MOST:
                 return tables

@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pyfast.tables import stages
-from pyfast.tables.files import MARK, Work, run, units
+from pyfast.tables.files import MARK, run
+from pyfast.tables.units import Work, units
 
 
 def rows(count, seed=0):
@@ -36,12 +37,12 @@ def work():
         return stages.select(table, k=2)
 
     needs = stages.select_needs("opt-select")
-    return Work("select", select, needs, ("positive", "negatives"), {"k": 2})
+    return Work("select", select, needs, ("positive", "negatives"), {"k": 2}, little=True)
 
 
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch):
-    monkeypatch.setattr("pyfast.tables.files.BATCH_BYTES", 4000)
+    monkeypatch.setattr("pyfast.tables.units.BATCH_BYTES", 4000)
 
 
 def parquet(path, count, seed=0, group=7, **settings):
@@ -218,7 +219,8 @@ def test_a_kill_loses_and_doubles_nothing(work, tmp_path):
     code = textwrap.dedent(f"""
         import time
         from pyfast.tables import stages
-        from pyfast.tables.files import Work, run
+        from pyfast.tables.files import run
+        from pyfast.tables.units import Work
         def select(table):
             time.sleep(0.02)
             return stages.select(table, k=2)

@@ -1,7 +1,7 @@
 import pytest
 
 from pyfast.tables import FORMATS, find, read
-from pyfast.tables.formats import as_messages, as_text
+from pyfast.tables.records import as_messages, as_text
 
 USER = [{"role": "user", "content": "Say hello."}]
 

@@ -1,0 +1,89 @@
+"""One prompt with its responses, as every format is read: texts or chat messages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+Text = str | list[dict[str, Any]]
+"""A text, or chat messages: dicts of role and content."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One prompt with its responses, whatever shape it came in.
+
+    Attributes
+    ----------
+    prompt : str or list of messages
+        What the responses answer.
+    responses : list of str or of lists of messages
+        The candidates.
+    scores : list of float or None
+        One a response, higher is better.
+    positive : int or None
+        Which response is the chosen one.
+    negatives : list of int or None
+        Which are set against it.
+    rest : dict
+        All other columns, as they came.
+    """
+
+    prompt: Text
+    responses: list[Text]
+    scores: list[float] | None = None
+    positive: int | None = None
+    negatives: list[int] | None = None
+    rest: dict[str, Any] = field(default_factory=dict)
+
+    def chosen_first(self) -> Record:
+        """Return the same with only the chosen response and those set against it, in that order.
+
+        Without a choice, the response of the highest score (the first of equals) is chosen, and
+        all others are set against it.
+
+        Raises
+        ------
+        ValueError
+            If there are neither a choice nor scores, or nothing is set against the chosen one.
+        """
+        if self.positive is None and self.scores is None:
+            raise ValueError("expected scores or a chosen response")
+        top = self.positive
+        if top is None:
+            assert self.scores is not None
+            top = max(range(len(self.scores)), key=self.scores.__getitem__)
+        against = self.negatives
+        if against is None:
+            against = [i for i in range(len(self.responses)) if i != top]
+        if not against:
+            raise ValueError("expected at least one response beside the chosen one")
+        order = [top, *against]
+        return replace(
+            self,
+            responses=[self.responses[i] for i in order],
+            scores=None if self.scores is None else [self.scores[i] for i in order],
+            positive=0,
+            negatives=list(range(1, len(order))),
+        )
+
+
+def is_messages(value: Any) -> bool:
+    """Tell whether a value is chat messages."""
+    return (
+        isinstance(value, Sequence)
+        and not isinstance(value, str)
+        and len(value) > 0
+        and all(isinstance(turn, Mapping) and "role" in turn for turn in value)
+    )
+
+
+def as_text(value: Text) -> str:
+    """Return a response as text: of messages, what the last one says."""
+    return value if isinstance(value, str) else str(value[-1]["content"])
+
+
+def as_messages(value: Text, role: str) -> list[dict[str, Any]]:
+    """Return a prompt or a response as chat messages."""
+    return [{"role": role, "content": value}] if isinstance(value, str) else list(value)
