@@ -69,7 +69,7 @@ def test_help_is_for_strangers(capsys, command):
 def test_every_setting_has_a_flag_with_help_and_default(capsys):
     from dataclasses import fields
 
-    from pyfast.train.recipes.ampo.recipe import AmpoSettings
+    from pyfast.train.recipes.ampo import AmpoSettings
 
     cli.main(["train", "ampo", "--help"])
     text = " ".join(capsys.readouterr().out.split())

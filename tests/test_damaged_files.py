@@ -10,7 +10,7 @@ import pytest
 
 from pyfast import cli
 from pyfast.train import config as configs
-from pyfast.train.recipes.ampo.recipe import AmpoSettings
+from pyfast.train.recipes.ampo import AmpoSettings
 
 VALUES = [
     None, True, 0, -1, 1.5, 10**30, -(10**400), 1e308, float("nan"), float("inf"), "", "x", "a\0b",

@@ -22,7 +22,7 @@ from pyfast.train import config as configs
 from pyfast.train import loop
 from pyfast.train.context import Context
 from pyfast.train.policy import loading
-from pyfast.train.recipes.hps.recipe import Hps, HpsSettings
+from pyfast.train.recipes.hps import Hps, HpsSettings
 
 MODES: dict[str, dict[str, Any]] = {
     "bt": {"mode": "bt"},

@@ -238,10 +238,21 @@ class SftConfig(Section):
 
 
 @dataclass(frozen=True)
-class EvaluationConfig(Section):
-    """The held-out comparison of the model before and after."""
+class MeasuringConfig(Section):
+    """When held-out prompts are measured, and how sure of it one is."""
 
     section: typing.ClassVar[str] = "evaluation"
+    every: int | None = setting(
+        None, "steps between evaluations; default: before and after training alone", least=1
+    )
+    confidence: float = setting(0.95, "level of the bootstrap intervals", above=0, most=0.9999)
+    bootstrap: int = setting(10_000, "bootstrap resamples of the held-out prompts", least=100)
+
+
+@dataclass(frozen=True)
+class EvaluationConfig(MeasuringConfig):
+    """The held-out comparison of the model before and after, by their answers."""
+
     responses: int = setting(8, "responses sampled for each held-out prompt", least=1)
     reward: str | None = setting(
         None, "score of a held-out response, as for scoring.reward; default: that one"
@@ -249,11 +260,6 @@ class EvaluationConfig(Section):
     temperature: float | None = setting(
         None, "softmax temperature of the held-out responses; default: sampling's", least=0
     )
-    every: int | None = setting(
-        None, "steps between evaluations; default: before and after training alone", least=1
-    )
-    confidence: float = setting(0.95, "level of the bootstrap intervals", above=0, most=0.9999)
-    bootstrap: int = setting(10_000, "bootstrap resamples of the held-out prompts", least=100)
 
 
 @dataclass(frozen=True)
@@ -272,6 +278,13 @@ class RunConfig(Section):
         "tell the metrics to a dashboard too, through its own library",
         choices=("none", "tensorboard", "wandb"),
     )
+
+
+WITHOUT_EFFECT = frozenset({
+    "policy.device", "policy.gradient_checkpointing", "run.checkpoint_every", "run.threads",
+    "run.save_embeddings", "run.report_to", "active.keep_sketches", "active.keep_adapters",
+})  # fmt: skip
+"""Settings of which no result depends, but for its last bits."""
 
 
 class Settings:

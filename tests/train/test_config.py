@@ -4,7 +4,7 @@ import pytest
 
 from pyfast.train import config as configs
 from pyfast.train.errors import UserError
-from pyfast.train.recipes.ampo.recipe import AmpoSettings
+from pyfast.train.recipes.ampo import AmpoSettings
 
 
 def test_defaults_are_valid_and_survive_json(tmp_path):

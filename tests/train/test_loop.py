@@ -11,7 +11,7 @@ from pyfast.train.data.group import read_groups
 from pyfast.train.data.inputs import read_inputs
 from pyfast.train.errors import UserError
 from pyfast.train.policy import loading
-from pyfast.train.recipes.ampo.recipe import Ampo, AmpoSettings
+from pyfast.train.recipes.ampo import Ampo, AmpoSettings
 
 
 def run(settings, out, **changes):

@@ -16,7 +16,7 @@ from pyfast.train.data.group import read_groups
 from pyfast.train.errors import UserError
 from pyfast.train.evaluation import transfer
 from pyfast.train.policy import loading
-from pyfast.train.recipes.ampo.recipe import Ampo, AmpoSettings
+from pyfast.train.recipes.ampo import Ampo, AmpoSettings
 
 EXAMPLES = [
     ("tell me about dog", "good happy dog"),

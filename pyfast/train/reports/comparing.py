@@ -18,11 +18,6 @@ from pyfast.train.runs.layout import RUN_MARK
 SEED = "run.seed"
 CONFIDENCE = 0.95
 ENDS = ("mean", "low", "high")
-FREE = (
-    "run.threads", "run.checkpoint_every", "policy.device", "run.save_embeddings",
-    "active.keep_sketches", "active.keep_adapters",
-)  # fmt: skip
-"""Settings that are no part of what is compared."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +103,7 @@ def rows_of(runs: Sequence[Run]) -> list[Row]:
     """
     flat = [_flat(run.settings) for run in runs]
     varied = [name for name in flat[0] if any(one.get(name) != flat[0][name] for one in flat)]
-    varied = [name for name in varied if name not in (SEED, *FREE)]
+    varied = [name for name in varied if name not in (SEED, *configs.WITHOUT_EFFECT)]
     by_values: dict[str, Row] = {}
     for run, settings in zip(runs, flat, strict=True):
         values = {name: settings[name] for name in varied}

@@ -24,12 +24,10 @@ from pyfast.train.runs.layout import ANNOTATIONS, FOLDERS, LABELS, RUN_MARK, TRA
 from pyfast.train.recipe import Inputs
 
 STEPS = "optimisation.steps"
-FREE = frozenset({
-    "policy.device", "policy.gradient_checkpointing", "run.checkpoint_every", "run.threads",
-    "run.save_embeddings", "run.report_to", "scoring.against", "scoring.judge", "scoring.tolerance",
+FREE = configs.WITHOUT_EFFECT | {
+    "scoring.against", "scoring.judge", "scoring.tolerance",
     "evaluation.bootstrap", "evaluation.confidence", "evaluation.every",
-    "active.keep_sketches", "active.keep_adapters",
-})  # fmt: skip
+}  # fmt: skip
 """Settings that a run may go on without: they change no mathematics of the training."""
 
 ROUNDING = frozenset({"policy.device", "run.threads"})

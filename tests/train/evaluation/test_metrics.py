@@ -9,7 +9,7 @@ from pyfast.train.data.group import Group, write_groups
 from pyfast.train.data.order import of_step
 from pyfast.train.evaluation import evaluate, metrics
 from pyfast.train.loop import learning_rate
-from pyfast.train.recipes.ampo.recipe import AmpoSettings
+from pyfast.train.recipes.ampo import AmpoSettings
 
 
 def test_sample_metrics_by_hand():

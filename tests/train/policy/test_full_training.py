@@ -17,7 +17,7 @@ from pyfast.train.errors import UserError
 from pyfast.train.policy import loading
 from pyfast.train.policy.policy import Policy
 from pyfast.train.policy.reference_cache import reference_key, reference_logps
-from pyfast.train.recipes.ampo.recipe import Ampo, AmpoSettings
+from pyfast.train.recipes.ampo import Ampo, AmpoSettings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

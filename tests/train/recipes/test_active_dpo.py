@@ -20,8 +20,7 @@ from pyfast.train.data.prompts import Prompt
 from pyfast.train.errors import UserError, WaitingError
 from pyfast.train.evaluation import transfer
 from pyfast.train.policy import loading
-from pyfast.train.recipes.active_dpo import labels, report, rounds
-from pyfast.train.recipes.active_dpo.recipe import ActiveDpo, ActiveDpoSettings
+from pyfast.train.recipes.active_dpo import ActiveDpo, ActiveDpoSettings, labels, report, rounds
 from pyfast.train.scoring.encoder import SentenceEncoder
 
 

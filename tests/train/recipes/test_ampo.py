@@ -7,8 +7,8 @@ import torch
 from pyfast import select
 from pyfast.train.recipes.ampo import recipe as ampo
 from pyfast.train.recipes.ampo import selection
-from pyfast.train.recipes.ampo.recipe import LossConfig
 from pyfast.train.recipes.ampo.selection import SELECTORS, SelectionConfig
+from pyfast.train.recipes.ampo.settings import LossConfig
 
 
 @pytest.fixture

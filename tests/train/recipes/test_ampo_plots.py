@@ -10,7 +10,7 @@ from pyfast import cli
 from pyfast.train.data.group import Group, write_groups
 from pyfast.train.errors import UserError
 from pyfast.train.recipes.ampo import plots, selection
-from pyfast.train.recipes.ampo import recipe as ampo
+from pyfast.train.recipes.ampo.settings import AmpoSettings
 
 
 def make_group(n=12, seed=0, **changes):
@@ -32,7 +32,7 @@ def run(tmp_path):
     out.mkdir()
     groups = [make_group(seed=0), make_group(seed=1), make_group(seed=2, embeddings=None)]
     write_groups(out / "groups.jsonl", groups)
-    settings = ampo.AmpoSettings(selection=selection.SelectionConfig(k=3))
+    settings = AmpoSettings(selection=selection.SelectionConfig(k=3))
     (out / "config.json").write_text(json.dumps(settings.to_dict()))
     return out
 

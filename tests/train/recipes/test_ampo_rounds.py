@@ -16,7 +16,7 @@ from pyfast.train.data.group import read_groups
 from pyfast.train.data.records import read_records
 from pyfast.train.errors import UserError
 from pyfast.train.policy import loading
-from pyfast.train.recipes.ampo.recipe import Ampo, AmpoSettings
+from pyfast.train.recipes.ampo import Ampo, AmpoSettings
 
 PROMPTS = 5  # of `make_settings`
 FORMATS = (

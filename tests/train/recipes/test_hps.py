@@ -13,10 +13,9 @@ from nursery import KILL, Nursery, contents
 from pyfast import cli
 from pyfast.train import config as configs
 from pyfast.train.errors import UserError
-from pyfast.train.recipes.hps import heldout_pairs
+from pyfast.train.recipes.hps import Hps, HpsSettings, heldout_pairs
 from pyfast.train.recipes.hps import inputs as hps_inputs
 from pyfast.train.recipes.hps.hard_negatives import negatives_of
-from pyfast.train.recipes.hps.recipe import Hps, HpsSettings
 
 WORDS = ["good", "great", "happy", "love", "nice", "bad", "sad", "awful", "hate", "poor"]
 

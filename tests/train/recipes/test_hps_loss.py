@@ -9,7 +9,8 @@ import torch
 from pyfast import losses
 from pyfast.losses import reference
 from pyfast.train.recipes.hps.hard_negatives import NegativesConfig, heads_of, plan
-from pyfast.train.recipes.hps.recipe import BASES, HpsLossConfig, loss
+from pyfast.train.recipes.hps.recipe import loss
+from pyfast.train.recipes.hps.settings import BASES, HpsLossConfig
 
 SCORES = np.array([0.2, 0.9, 0.9, -0.5, 0.4, 0.7])
 POLICY = torch.tensor([-3.0, -2.0, -5.0, -4.5, -1.0, -2.5], dtype=torch.float64)

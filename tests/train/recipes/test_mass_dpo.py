@@ -14,9 +14,9 @@ from pyfast.select import reference as slow
 from pyfast.train import config as configs
 from pyfast.train.context import Context
 from pyfast.train.errors import UserError
-from pyfast.train.recipes.mass_dpo import ranking
+from pyfast.train.recipes.mass_dpo import MassDpo, MassDpoSettings, ranking
 from pyfast.train.recipes.mass_dpo import recipe as mass_dpo
-from pyfast.train.recipes.mass_dpo.recipe import METHODS, MassDpo, MassDpoSettings, MassSelection
+from pyfast.train.recipes.mass_dpo.settings import METHODS, MassSelection
 
 TOPICS = ["dog", "day", "rain", "sun", "sad dog", "happy dog", "love"]
 CANDIDATES = ["good day", "bad rain", "the sun is nice", "awful", "a happy dog", "not poor"]

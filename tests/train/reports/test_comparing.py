@@ -7,7 +7,7 @@ import pytest
 
 from pyfast import cli
 from pyfast.train.errors import UserError
-from pyfast.train.recipes.ampo.recipe import AmpoSettings
+from pyfast.train.recipes.ampo import AmpoSettings
 from pyfast.train.reports import comparing
 
 T_2 = 4.302652729911275  # Student's t, 2 degrees of freedom, 0.975 (tables)

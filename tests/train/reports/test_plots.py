@@ -6,7 +6,7 @@ from matplotlib import image
 
 from pyfast.train.data.group import Group, write_groups
 from pyfast.train.errors import UserError
-from pyfast.train.recipes.ampo.recipe import Ampo
+from pyfast.train.recipes.ampo import Ampo
 from pyfast.train.reports import plots
 
 

@@ -9,7 +9,7 @@ import pytest
 from pyfast.train import config as configs
 from pyfast.train import loop
 from pyfast.train.errors import UserError
-from pyfast.train.recipes.ampo.recipe import Ampo, AmpoSettings
+from pyfast.train.recipes.ampo import Ampo, AmpoSettings
 from pyfast.train.reports import reporting
 
 

@@ -10,7 +10,7 @@ from pyfast.train import config as configs
 from pyfast.train import loop
 from pyfast.train.data.prompts import Prompt
 from pyfast.train.errors import UserError
-from pyfast.train.recipes.ampo.recipe import Ampo, AmpoSettings
+from pyfast.train.recipes.ampo import Ampo, AmpoSettings
 from pyfast.train.scoring import rewards
 from pyfast.train.scoring.reward_models import RewardModel
 

@@ -1,5 +1,6 @@
 """AMPO: the best response against k actively selected negatives."""
 
-from pyfast.train.recipes.ampo.recipe import Ampo, AmpoSettings
+from pyfast.train.recipes.ampo.recipe import Ampo
+from pyfast.train.recipes.ampo.settings import AmpoSettings
 
 __all__ = ["Ampo", "AmpoSettings"]

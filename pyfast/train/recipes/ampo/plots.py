@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from pyfast.train import config as configs
 from pyfast.train.data.group import Group
 from pyfast.train.errors import UserError
-from pyfast.train.recipes.ampo.recipe import AmpoSettings
 from pyfast.train.recipes.ampo.selection import Chosen, SelectionConfig, choose
+from pyfast.train.recipes.ampo.settings import AmpoSettings
 from pyfast.train.reports import plots
 from pyfast.train.seeds import derive
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pyfast._files import written_whole
 from pyfast.train import files
-from pyfast.train.config import Section, setting
+from pyfast.train.config import MeasuringConfig, Section, setting
 from pyfast.train.data.lines import as_object, lines
 from pyfast.train.data.records import Record, read_records
 from pyfast.train.errors import UserError
@@ -60,18 +60,11 @@ class GroupsConfig(Section):
 
 
 @dataclass(frozen=True)
-class RankingConfig(Section):
-    """Ranking all candidates of held-out groups."""
+class RankingConfig(MeasuringConfig):
+    """Ranking all candidates of held-out groups.
 
-    section: ClassVar[str] = "evaluation"
-    every: int | None = setting(
-        None,
-        "steps between evaluations, on the split validation (or test, without it); "
-        "default: before and after training alone",
-        least=1,
-    )
-    confidence: float = setting(0.95, "level of the bootstrap intervals", above=0, most=0.9999)
-    bootstrap: int = setting(10_000, "bootstrap resamples of the held-out prompts", least=100)
+    Between steps those of the split validation, or of test, without it.
+    """
 
 
 @dataclass(frozen=True)

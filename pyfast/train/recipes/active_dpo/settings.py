@@ -1,0 +1,131 @@
+"""The settings of ActiveDPO."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from pyfast.train.config import (
+    DataConfig,
+    EpochsConfig,
+    EvaluationConfig,
+    PolicyConfig,
+    RunConfig,
+    SamplingConfig,
+    ScoringConfig,
+    Section,
+    Settings,
+    SftConfig,
+    TextConfig,
+    setting,
+)
+from pyfast.train.errors import UserError
+from pyfast.train.recipes.active_dpo import acquisition, oracle
+
+METHODS = tuple(acquisition.CRITERIA)
+
+
+@dataclass(frozen=True)
+class ActiveConfig(Section):
+    """Rounds of choosing pairs, having them labelled, and learning from them."""
+
+    section: ClassVar[str] = "active"
+    method: str = setting("active-dpo", "how pairs are chosen", choices=METHODS)
+    rounds: int = setting(5, "rounds (T); rounds x labels is the budget", least=1)
+    labels: int = setting(50, "pairs labelled in each round (B)", least=1)
+    prompts_per_round: int | None = setting(
+        1000, "prompts drawn for each round's pool; null or more than there are: all", least=1
+    )
+    train_on: str = setting(
+        "round", "learn from this round's labels, or from all so far", choices=("round", "all")
+    )
+    start: str = setting(
+        "previous",
+        "each round trains the previous round's policy on, or the initial one anew",
+        choices=("previous", "sft"),
+    )
+    lam: float = setting(1.0, "V before the first pair is lam I (active-dpo, apo)", above=0)
+    normalize: str = setting(
+        "response",
+        "gradients scaled to length 1: each response's, each pair's difference, or none",
+        choices=("response", "pair", "none"),
+    )
+    refresh: bool = setting(
+        False, "sketch all labelled responses again each round, instead of carrying V over"
+    )
+    dim: int = setting(8192, "numbers in a gradient's sketch, a power of two", least=128)
+    fidelity: int = setting(
+        8, "responses a round whose exact gradients are compared; 0: none", least=0
+    )
+    sketch_tokens: int = setting(4096, "tokens of a batch that is sketched together", least=1)
+    keep_sketches: bool = setting(False, "keep each round's sketches after it")
+    keep_adapters: bool = setting(False, "keep the policy after each round, not the last alone")
+    shortlist: int | None = setting(
+        None, "aplp: pairs that pass by entropy; default: twice the labels", least=1
+    )
+    per_prompt: str = setting("all", "aplp: pairs that a prompt may give", choices=("all", "one"))
+
+    def __post_init__(self) -> None:
+        """Check what the fields' own limits do not say."""
+        super().__post_init__()
+        if self.dim & (self.dim - 1) or self.dim > 2**20:
+            raise UserError(f"active.dim: expected a power of two, 2^7 to 2^20, got {self.dim}")
+        if self.shortlist is not None and self.shortlist < self.labels:
+            raise UserError(
+                f"active.shortlist: expected at least active.labels = {self.labels}, "
+                f"got {self.shortlist}"
+            )
+
+
+@dataclass(frozen=True)
+class PoolSamplingConfig(SamplingConfig):
+    """How responses are drawn from the policy."""
+
+    responses: int = setting(3, "responses sampled for each prompt of a pool", least=2)
+
+
+@dataclass(frozen=True)
+class DpoConfig(Section):
+    """DPO (ActiveDPO, equation 2)."""
+
+    section: ClassVar[str] = "loss"
+    beta: float = setting(0.1, "weight of the log-ratio to the reference", above=0)
+
+
+@dataclass(frozen=True)
+class RoundEpochsConfig(EpochsConfig):
+    """AdamW with linear warm-up and cosine decay, anew in each round."""
+
+    epochs: float = setting(4.0, "times that a round learns from each of its labels", above=0)
+
+
+@dataclass(frozen=True)
+class ActiveDpoSettings(Settings):
+    """Settings of ActiveDPO."""
+
+    recipe: ClassVar[str] = "active-dpo"
+    data: DataConfig = DataConfig()
+    text: TextConfig = TextConfig()
+    policy: PolicyConfig = PolicyConfig()
+    sft: SftConfig = SftConfig()
+    sampling: PoolSamplingConfig = PoolSamplingConfig()
+    scoring: ScoringConfig = ScoringConfig()
+    oracle: oracle.OracleConfig = oracle.OracleConfig()
+    active: ActiveConfig = ActiveConfig()
+    loss: DpoConfig = DpoConfig()
+    optimisation: RoundEpochsConfig = RoundEpochsConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    run: RunConfig = RunConfig()
+
+    def __post_init__(self) -> None:
+        """Check what no single section can see."""
+        if self.policy.training == "full" and self.active.method == "active-dpo":
+            raise UserError(
+                "policy.training: the method active-dpo sketches LoRA gradients; expected lora"
+            )
+        if self.optimisation.steps is not None:
+            raise UserError(
+                "optimisation.steps: expected null, got "
+                f"{self.optimisation.steps}; the steps are those of active.rounds and "
+                "optimisation.epochs"
+            )
