@@ -14,7 +14,8 @@ from pyfast.select._hard_preference import (
     hard_preference,
     hard_preference_gamma,
 )
-from pyfast.select._kmedoids import KMedoidsResult, kmedoids
+from pyfast.select._kmedoids import kmedoids
+from pyfast.select._kmedoids_result import KMedoidsResult
 from pyfast.select._logdet import LogDetResult, LogDetState, logdet
 from pyfast.select._mass_dpo import MassDPOSelection, mass_dpo
 from pyfast.select._random import RandomSelection, random

@@ -5,8 +5,9 @@ Importing this package loads torch. ``reference`` holds the same as slow, readab
 """
 
 from pyfast.sketch import compat, reference
+from pyfast.sketch._batches import GradientBatch
 from pyfast.sketch._collect import collect
-from pyfast.sketch._collector import GradientBatch, LoraGradients
+from pyfast.sketch._collector import LoraGradients
 from pyfast.sketch._fidelity import Drift, FidelityReport, fidelity
 from pyfast.sketch._pool import SketchPool, response_pairs
 from pyfast.sketch._project import project

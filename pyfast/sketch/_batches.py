@@ -1,8 +1,9 @@
-"""Many responses, shared out to batches of like lengths."""
+"""Many responses, shared out to batches of like lengths, and what a batch gives."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -10,9 +11,35 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyfast import _arguments as args
+from pyfast._results import ByValue
 from pyfast.sketch._layout import Vocabulary
 
 Response = tuple[Sequence[int], Sequence[int]]
+
+
+@dataclass(frozen=True, eq=False)
+class GradientBatch(ByValue):
+    """What one pass gives for its R responses.
+
+    Attributes
+    ----------
+    sketches : float32 tensor, shape (R, dim)
+        Sketches of the gradients of log pi(y|x), on the model's device; not normalised.
+    squared_norms : float64 array, shape (R,)
+        Exact squared lengths of the gradients.
+    part_norms : float64 array, shape (R, parts)
+        The same for each LoRA matrix; the columns are `LoraGradients.names`.
+    logps : float64 array, shape (R,)
+        log pi(y|x), summed over the response tokens, in nats.
+    lengths : int64 array, shape (R,)
+        Response tokens. A response without any has a sketch of zeros.
+    """
+
+    sketches: Tensor
+    squared_norms: NDArray[np.float64]
+    part_norms: NDArray[np.float64]
+    logps: NDArray[np.float64]
+    lengths: NDArray[np.int64]
 
 
 def pad(

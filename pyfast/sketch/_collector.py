@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -14,48 +14,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyfast import _arguments as args
-from pyfast._results import ByValue
-from pyfast._threads import get_num_threads
-from pyfast.models.causal_lm import CausalLM, base_of
-from pyfast.sketch._batches import Response, pad, plan
+from pyfast.models.causal_lm import base_of
+from pyfast.sketch._batches import GradientBatch, Response, pad, plan
 from pyfast.sketch._gradients import Passes, Sink
 from pyfast.sketch._guards import check_finite, check_not_zero
 from pyfast.sketch._layout import Tokens, Vocabulary, check_tokens, join
 from pyfast.sketch._mode import mode
 from pyfast.sketch._parts import check_ready, find_parts, silent_parts
-from pyfast.sketch._products import add_products, products
-from pyfast.sketch._project import add_projection, check_dim
-from pyfast.sketch._randomness import DRAWS, who_draws
+from pyfast.sketch._project import check_dim
+from pyfast.sketch._recognised import causal_lm, check_kind
 from pyfast.sketch._selfcheck import LONGEST, SelfCheck, Spot, Verdict
 from pyfast.sketch._sharing import share_out
+from pyfast.sketch._sinks import Sketches, Whole
 from pyfast.sketch._unwrap import unwrap
 
 _MODES = 32  # of the model, and kinds of rows in it, that are remembered
-
-
-@dataclass(frozen=True, eq=False)
-class GradientBatch(ByValue):
-    """What one pass gives for its R responses.
-
-    Attributes
-    ----------
-    sketches : float32 tensor, shape (R, dim)
-        Sketches of the gradients of log pi(y|x), on the model's device; not normalised.
-    squared_norms : float64 array, shape (R,)
-        Exact squared lengths of the gradients.
-    part_norms : float64 array, shape (R, parts)
-        The same for each LoRA matrix; the columns are `LoraGradients.names`.
-    logps : float64 array, shape (R,)
-        log pi(y|x), summed over the response tokens, in nats.
-    lengths : int64 array, shape (R,)
-        Response tokens. A response without any has a sketch of zeros.
-    """
-
-    sketches: Tensor
-    squared_norms: NDArray[np.float64]
-    part_norms: NDArray[np.float64]
-    logps: NDArray[np.float64]
-    lengths: NDArray[np.int64]
 
 
 class LoraGradients:
@@ -142,7 +115,7 @@ class LoraGradients:
         self.parts, self.left_out = find_parts(self.model)
         self.differs: dict[str, str] = {}
         self._base = base_of(self.model)
-        _check_kind(self._base)
+        check_kind(self._base)
         self._mode: Hashable = None
         self._verdicts: dict[tuple[Hashable, str], Verdict] = {}
         self._checked_length: dict[tuple[Hashable, str], int] = {}
@@ -326,7 +299,10 @@ class LoraGradients:
         whole = {row: gradients[n] for row, n in enumerate(numbers) if n in gradients}
         for gradient in whole.values():
             gradient[:] = 0  # the matrices that no pass hands on
-        logps = self._run(tokens, lambda rows: _Sketches(self, rows, sketches, norms, whole))
+        places = self.places
+        logps = self._run(
+            tokens, lambda rows: Sketches(places, self.seed, rows, sketches, norms, whole)
+        )
         lengths = tokens.counts.cpu().numpy()
         return GradientBatch(sketches, norms.sum(axis=1), norms, logps, lengths)
 
@@ -353,7 +329,7 @@ class LoraGradients:
         """
         tokens = self._check(input_ids, response_mask, attention_mask, position_ids, segments)
         out = torch.zeros(tokens.responses, self.size, device=self.device)
-        self._run(tokens, lambda rows: _Whole(self.places, rows, out))
+        self._run(tokens, lambda rows: Whole(self.places, rows, out))
         return out
 
     def _check(
@@ -371,7 +347,7 @@ class LoraGradients:
             )
         now = mode(self.model, self._base, silent_parts(self.parts))
         if now != self._mode:
-            self._passes = Passes(self.model, _causal_lm(self.model, self._base), self.parts)
+            self._passes = Passes(self.model, causal_lm(self.model, self._base), self.parts)
             self._mode = now
         return self._passes
 
@@ -454,86 +430,3 @@ class LoraGradients:
                 return
         for numbers in share_out(lengths, tokens.input_ids.numel(), way, regime):
             yield numbers, join([rows[number] for number in numbers])
-
-
-class _Sketches:
-    """A sink that adds sketches to some rows of a batch's."""
-
-    def __init__(
-        self,
-        collector: LoraGradients,
-        rows: list[int],
-        sketches: Tensor,
-        norms: NDArray[np.float64],
-        whole: Mapping[int, NDArray[np.float32]],
-    ) -> None:
-        self._places, self._seed = collector.places, collector.seed
-        self._rows, self._sketches, self._norms = rows, sketches, norms
-        self._whole = [(at, whole[row]) for at, row in enumerate(rows) if row in whole]
-        self._threads = get_num_threads()
-
-    def factors(self, number: int, wide: Tensor, narrow: Tensor) -> None:
-        rows, threads = self._rows, self._threads
-        every = len(rows) == len(self._sketches)
-        out = self._sketches if every else self._sketches[rows]
-        self._norms[rows, number] = add_products(wide, narrow, out, self._seed, number, threads)
-        if not every:
-            self._sketches[rows] = out
-        for at, gradient in self._whole:
-            tile = products(wide[at : at + 1], narrow[at : at + 1], threads)
-            gradient[self._places[number]] = tile.view(-1).cpu().numpy()
-
-    def whole(self, number: int, gradient: Tensor) -> None:
-        (row,) = self._rows
-        flat = gradient.view(1, -1).to(self._sketches.device)
-        add_projection(flat, self._sketches[row : row + 1], self._seed, number, self._threads)
-        self._norms[row, number] = float(flat.double().square().sum())
-        for _, kept in self._whole:
-            kept[self._places[number]] = gradient.reshape(-1).cpu().numpy()
-
-
-class _Whole:
-    """A sink that keeps gradients."""
-
-    def __init__(self, places: list[slice], rows: list[int], out: Tensor) -> None:
-        self._places, self._rows, self._out = places, rows, out
-        self._threads = get_num_threads()
-
-    def factors(self, number: int, wide: Tensor, narrow: Tensor) -> None:
-        tile = products(wide, narrow, self._threads)
-        self._out[self._rows, self._places[number]] = tile.view(len(self._rows), -1)
-
-    def whole(self, number: int, gradient: Tensor) -> None:
-        self._out[self._rows, self._places[number]] = gradient.view(1, -1).to(self._out.device)
-
-
-def _check_kind(base: Any) -> None:
-    head = getattr(base, "get_output_embeddings", None)
-    if head is None or head() is None:
-        raise TypeError(f"model: expected a causal language model, got {type(base).__name__}")
-
-
-def _causal_lm(model: Any, base: Any) -> CausalLM:
-    try:
-        return CausalLM(model)
-    except ValueError as error:
-        _refuse_noise(model, base, error)
-        raise
-
-
-@torch.no_grad()
-def _refuse_noise(model: Any, base: Any, error: ValueError) -> None:
-    """Say so where a head was not understood because no two passes give the same."""
-    ids = torch.tensor([[0, 1]], device=base.get_input_embeddings().weight.device)
-
-    def run() -> Tensor:
-        logits: Tensor = base(input_ids=ids, use_cache=False).logits
-        return logits
-
-    try:
-        first = run()
-    except (AttributeError, TypeError, ValueError):  # what was said first tells more
-        return
-    # So many, because a layer that is seldom dropped gives the same several times running.
-    if bool(first.isfinite().all()) and any(not torch.equal(first, run()) for _ in range(64)):
-        raise ValueError(f"model: {who_draws(model, run)} {DRAWS}") from error

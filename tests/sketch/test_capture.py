@@ -8,7 +8,7 @@ from sketch_loop import check, relative
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from pyfast import sketch
-from pyfast.sketch import _capture, _collector, _frozen, _gradients, _parts
+from pyfast.sketch import _capture, _collector, _frozen, _gradients, _parts, _recognised, _sinks
 
 
 @pytest.mark.parametrize("plain", [True, False])
@@ -121,7 +121,8 @@ def state(model):
 
 def stopped(call, at=0):
     """Run `call`, with Ctrl-C at the at-th line of ours; return the functions of these lines."""
-    files = {module.__file__ for module in (_capture, _collector, _frozen, _gradients, _parts)}
+    rooms = (_capture, _collector, _frozen, _gradients, _parts, _recognised, _sinks)
+    files = {module.__file__ for module in rooms}
     seen = []
 
     def trace(frame, *_):
