@@ -14,6 +14,7 @@ from typing import Any
 from pyfast.cli._common import Help, need
 from pyfast.cli.train import DEMOS, recipe
 from pyfast.train import config as configs
+from pyfast.train import unused
 from pyfast.train.errors import UserError
 from pyfast.train.runs.sweeps import Planned, read_sweep
 
@@ -71,7 +72,10 @@ def run(arguments: argparse.Namespace) -> int:
         except UserError as error:
             raise UserError(f"{path}: run {each.name}: {error}") from None
     states = {each.name: _state(out, each) for each in planned}
-    if not arguments.dry_run:
+    if arguments.dry_run:  # else each run tells it
+        for each in planned:
+            unused.tell(each.settings, where=f"run {each.name}: ")
+    else:
         need("torch", "transformers", "peft", "safetensors", "tqdm", "matplotlib")
         _record(out, planned)
         for number, each in enumerate(planned, start=1):

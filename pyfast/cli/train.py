@@ -14,6 +14,7 @@ from typing import Any
 
 from pyfast.cli._common import Help, need
 from pyfast.train import config as configs
+from pyfast.train import unused
 from pyfast.train.errors import UserError
 
 if typing.TYPE_CHECKING:
@@ -149,6 +150,8 @@ def run(arguments: argparse.Namespace) -> int:
         name = "demo" if arguments.demo else settings.recipe
         out = Path("runs") / f"{name}-{kind.label(settings)}-{settings.run.seed}"
 
+    # a run that is there goes on as it was begun, whatever else its command says
+    unused.tell(settings, () if (out / "config.json").exists() else changes)
     need("torch", "transformers", "peft", "safetensors", "tqdm", "matplotlib")
     inputs = kind.read(settings)  # bad input is told at once, before the heavy imports
     finished = (out / "summary.json").exists()

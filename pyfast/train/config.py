@@ -302,6 +302,17 @@ class Settings:
         """Return plain nested dictionaries, as in the JSON file."""
         return {"recipe": self.recipe, **dataclasses.asdict(self)}  # type: ignore[call-overload]
 
+    def idle(self) -> dict[str, str]:
+        """Return ``{"section.field": why}``: what nothing reads, the other settings being so."""
+        found: dict[str, str] = {}
+        if self.get("sft.epochs") == 0:
+            names = [item.name for item in dataclasses.fields(SftConfig) if item.name != "epochs"]
+            found |= {f"sft.{name}": "sft.epochs is 0" for name in names}
+        if self.get("policy.training") == "full":
+            names = ["policy.lora_rank", "policy.lora_alpha", "policy.target_modules"]
+            found |= dict.fromkeys([*names, "sampling.merge"], "policy.training is full")
+        return found
+
     def get(self, path: str) -> Any:
         """Return the value of ``"section.field"``; None where the recipe has no such setting."""
         section, _, key = path.partition(".")

@@ -15,6 +15,7 @@ from pyfast.train.config import Settings
 from pyfast.train.errors import UserError
 from pyfast.train.files import read_json
 from pyfast.train.recipe import Recipe
+from pyfast.train.unused import effective, unused
 
 _KEYS = ("recipe", "config", "settings", "cases", "grid")
 _LONGEST = 120  # of a folder's name
@@ -210,3 +211,10 @@ def _check_distinct(planned: list[Planned]) -> None:
     for one, two in itertools.combinations(planned, 2):
         if one.settings == two.settings:
             raise UserError(f"the runs {one.name} and {two.name} have the same settings")
+        if effective(one.settings) == effective(two.settings):
+            idle = {**unused(one.settings), **unused(two.settings)}
+            name = next(n for n in idle if one.settings.get(n) != two.settings.get(n))
+            raise UserError(
+                f"the runs {one.name} and {two.name} are the same run: they differ in {name} "
+                f"alone, which has no effect: {idle[name]}"
+            )

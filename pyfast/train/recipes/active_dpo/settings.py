@@ -129,3 +129,18 @@ class ActiveDpoSettings(Settings):
                 f"{self.optimisation.steps}; the steps are those of active.rounds and "
                 "optimisation.epochs"
             )
+
+    def idle(self) -> dict[str, str]:
+        """Return what nothing reads: what belongs to another way of choosing, or another oracle."""
+        found, method = super().idle(), self.active.method
+        if method != "active-dpo":
+            names = ["normalize", "refresh", "dim", "fidelity", "sketch_tokens", "keep_sketches"]
+            found |= {f"active.{name}": f"active.method {method} sketches none" for name in names}
+        if method not in ("active-dpo", "apo"):
+            found["active.lam"] = f"active.method {method} has no V"
+        if method != "aplp":
+            why = f"active.method is {method}, not aplp"
+            found |= dict.fromkeys(["active.shortlist", "active.per_prompt"], why)
+        if self.oracle.oracle != "btl":
+            found["oracle.btl_scale"] = "oracle.oracle is not btl"
+        return found

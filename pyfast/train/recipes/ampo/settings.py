@@ -123,3 +123,17 @@ class AmpoSettings(Settings):
             )
         if (optim.steps, optim.epochs, self.rounds.rounds) == (None, None, None):
             object.__setattr__(self, "optimisation", replace(optim, steps=STEPS))
+
+    def idle(self) -> dict[str, str]:
+        """Return what nothing reads: what belongs to another selector or reward."""
+        selection, found = self.selection, super().idle()
+        why = "" if selection.selector == "opt-select" else f"the selector is {selection.selector}"
+        if selection.exact:
+            why = "selection.exact searches all sets"
+        if why:
+            found |= dict.fromkeys(["selection.n_init", "selection.search"], why)
+        if selection.selector == "worst":
+            found["selection.k"] = "the selector worst takes one negative"
+        if self.loss.implicit_reward == "simpo":
+            found["rounds.reference"] = "loss.implicit_reward simpo has no reference"
+        return found

@@ -126,3 +126,21 @@ class HpsSettings(Settings):
                 "scoring.tolerance: expected less than 0.5, with which a judge's every word is a "
                 f"tie; got {self.scoring.tolerance}"
             )
+
+    def idle(self) -> dict[str, str]:
+        """Return what nothing reads: what draws, where nothing is drawn."""
+        negatives, found = self.negatives, super().idle()
+        if negatives.schedule == "constant":
+            found["negatives.gamma_low"] = "negatives.schedule is constant, at gamma_high"
+        if self.loss.base != "dpo" and negatives.importance in ("none", "mean"):
+            found["negatives.importance"] = (
+                f"a pairwise loss ({self.loss.base}) is averaged over the draws; only q weighs it"
+            )
+        if negatives.mode == "pl":
+            names = ["negatives.valid_weight", "negatives.valid_as_negatives"]
+            found |= dict.fromkeys(names, "negatives.mode pl ranks all, and reads no valid")
+        if negatives.mode != "hps":
+            names = ["draws", "importance", "schedule", "gamma_low", "gamma_high", "score_scale"]
+            why = f"negatives.mode {negatives.mode} draws nothing"
+            found |= {f"negatives.{name}": why for name in names}
+        return found

@@ -88,3 +88,12 @@ class MassDpoSettings(Settings):
     optimisation: EpochsConfig = EpochsConfig()
     evaluation: RankingConfig = RankingConfig()
     run: RunConfig = RunConfig()
+
+    def idle(self) -> dict[str, str]:
+        """Return what nothing reads: what selects, where negatives are random."""
+        found, method = super().idle(), self.selection.method
+        if method != "mass-dpo":
+            names = ["gamma", "curvature", "features", "features_from"]
+            why = f"selection.method {method} draws its negatives at random"
+            found |= {f"selection.{name}": why for name in names}
+        return found
