@@ -15,7 +15,6 @@ back it does not always find a use for.
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import resident
 import torch
 from harness import least_time
 from torch import Tensor
@@ -140,24 +140,19 @@ def products_seconds(policy: Policy, case: str) -> float:
     return (3 * linear * read + 3 * model.lm_head.weight.numel() * scored) / speed
 
 
-def peak_bytes() -> int:
-    """Most memory that this process has held."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
 def measure(side: str, case: str, repeats: int, gradient: Path) -> dict[str, float]:
     """Measure one side in this process; its gradient goes to a file, to be compared."""
     policy = make_policy("none" if side in TRL else side)
     step = make_step(policy, side, case)
-    before = peak_bytes()
+    before = resident.reset()
     loss = step()
-    first_peak = peak_bytes() - before
+    first_peak = resident.peak() - before
     seconds, cpu_seconds = [], []
     for _ in range(repeats):
         cpu = time.process_time()
         seconds.append(least_time(step, 1))
         cpu_seconds.append(time.process_time() - cpu)
-    peak = peak_bytes() - before
+    peak = resident.peak() - before
     found = torch.cat([p.grad.flatten() for p in policy.trainable().values()]).double()
     np.save(gradient, found.numpy())
     return {

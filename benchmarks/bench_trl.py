@@ -9,12 +9,13 @@ model. Losses of all steps must agree with TRL's to 1e-3 before anything is prin
 import argparse
 import contextlib
 import json
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+
+import resident
 
 WAYS = ("trl", "fast_head", "MultiPreferenceTrainer")
 SCRIPTS = {
@@ -76,16 +77,16 @@ def script(way: str, steps: int, checkpointing: bool, prompt: int, response: int
             callbacks=[Stamps()],
             **({"loss": "dpo"} if kind is MultiPreferenceTrainer else {}),
         )
-        loaded = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        loaded = resident.reset()
         with fast_head() if way == "fast_head" else contextlib.nullcontext():
             trainer.train()
         # ---
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak = resident.peak()
     took = [b - a for a, b in zip(stamps[::2], stamps[1::2], strict=True)]
     return {
         "loss": [row["loss"] for row in trainer.state.log_history if "loss" in row],
         "seconds": statistics.median(took[1:]),
-        "megabytes": (peak - loaded) / 1024,
+        "megabytes": (peak - loaded) / 2**20,
     }
 
 
