@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -35,6 +35,30 @@ def check_share(share: Any) -> Any:
     if share not in ("auto", True, False):
         raise ValueError(f"share: expected 'auto', True or False, got {share!r}")
     return share
+
+
+class LossAlone:
+    """A mixin for trainers that make no logits: they evaluate the loss, and log what it tells."""
+
+    accelerator: Any
+    compute_loss: Callable[..., Any]
+    compute_loss_context_manager: Callable[[], Any]
+    _prepare_inputs: Callable[[Any], Any]
+
+    def prediction_step(
+        self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> tuple[Tensor, None, None]:
+        """Return the loss alone: there are no logits."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss: Tensor = self.compute_loss(model, inputs)
+            return loss.detach(), None, None
+
+    def _keep(self, kept: dict[str, list[float]], metrics: Mapping[str, Any]) -> None:
+        """Keep a batch's metrics until they are logged, as means over the processes."""
+        for name, value in metrics.items():
+            number = torch.as_tensor(value, dtype=torch.float32, device=self.accelerator.device)
+            kept[name].append(self.accelerator.gather(number).mean().item())
 
 
 class ScoringForward:

@@ -17,7 +17,14 @@ from torch import Tensor
 from transformers import Trainer
 
 from pyfast.integrations._groups import GroupCollator, Selector, prepare
-from pyfast.integrations._scoring import Loss, ScoringForward, batch_loss, check_share, loss_of
+from pyfast.integrations._scoring import (
+    Loss,
+    LossAlone,
+    ScoringForward,
+    batch_loss,
+    check_share,
+    loss_of,
+)
 from pyfast.models.causal_lm import in_evaluation
 
 __all__ = ["GroupCollator", "GroupTrainer", "GroupTrainerMixin", "tokenize_rows"]
@@ -45,7 +52,7 @@ def tokenize_rows(dataset: Any, tokenizer: Any, selector: Selector | None = None
     return dataset.map(partial(prepare, tokenizer=tokenizer, selector=selector))
 
 
-class GroupTrainerMixin(_Base):
+class GroupTrainerMixin(LossAlone, _Base):
     """The loss of groups of responses, for a `transformers.Trainer` behind it in the bases.
 
     Parameters
@@ -151,9 +158,7 @@ class GroupTrainerMixin(_Base):
             metrics=metrics,
             reduction="mean",
         )
-        for name, value in metrics.items():
-            number = torch.as_tensor(value, dtype=torch.float32, device=policy.device)
-            self._group_metrics[mode][name].append(self.accelerator.gather(number).mean().item())
+        self._keep(self._group_metrics[mode], metrics)
         return (loss, None) if return_outputs else loss
 
     def _reference(self, inputs: Any) -> Tensor | None:
@@ -174,15 +179,6 @@ class GroupTrainerMixin(_Base):
             "ref_model: expected one, or ref_logps in the rows, because the model has no adapter "
             'to switch off (a loss with reward="simpo" needs neither)'
         )
-
-    def prediction_step(
-        self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None
-    ) -> tuple[Tensor, None, None]:
-        """Return the loss alone: there are no logits."""
-        inputs = self._prepare_inputs(inputs)
-        with torch.no_grad(), self.compute_loss_context_manager():
-            loss: Tensor = self.compute_loss(model, inputs)
-            return loss.detach(), None, None
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log the loss's metrics too, as means since they were logged last."""

@@ -31,7 +31,14 @@ from pyfast.integrations._reference import (
     probe,
     starts_elsewhere,
 )
-from pyfast.integrations._scoring import Loss, ScoringForward, batch_loss, check_share, loss_of
+from pyfast.integrations._scoring import (
+    Loss,
+    LossAlone,
+    ScoringForward,
+    batch_loss,
+    check_share,
+    loss_of,
+)
 from pyfast.integrations._trl_head import fast_head
 
 __all__ = ["MultiPreferenceTrainer", "fast_head", "loss_of"]
@@ -50,7 +57,7 @@ _UNREAD = {
 """Arguments of DPOConfig that speak of TRL's own loss or head, with their defaults."""
 
 
-class MultiPreferenceTrainer(DPOTrainer):
+class MultiPreferenceTrainer(LossAlone, DPOTrainer):
     """DPOTrainer for a chosen response and any number set against it.
 
     Parameters
@@ -261,22 +268,11 @@ quantization_config, peft_config
 
     def _record(self, mode: str, metrics: dict[str, Any], inputs: Any) -> None:
         """Keep what is logged, as means over the processes."""
-        for name, value in metrics.items():
-            number = torch.as_tensor(value, dtype=torch.float32, device=self.accelerator.device)
-            self._metrics[mode][name].append(self.accelerator.gather(number).mean().item())
+        self._keep(self._metrics[mode], metrics)
         if mode == "train":
             size = torch.tensor(inputs["input_ids"].numel(), device=self.accelerator.device)
             self._total_train_tokens += self.accelerator.gather(size).sum().item()
         self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
-
-    def prediction_step(
-        self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None
-    ) -> tuple[Tensor, None, None]:
-        """Return the loss alone: there are no logits."""
-        inputs = self._prepare_inputs(inputs)
-        with torch.no_grad(), self.compute_loss_context_manager():
-            loss: Tensor = self._compute_loss(model, inputs)
-            return loss.detach(), None, None
 
 
 def _as_it_is(rows: Any) -> Any:
