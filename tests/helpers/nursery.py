@@ -1,6 +1,7 @@
 """Runs in child processes that are killed where a test says."""
 
 import json
+import random
 import subprocess
 import sys
 import textwrap
@@ -74,9 +75,34 @@ class Nursery:
         print(json.dumps(order), file=self.process.stdin, flush=True)
         return int(self.process.stdout.readline()), log.read_text()
 
+    def kill_at_random(self, out, touches, most=4):
+        """Run it up to `most` times, each killed before one of `touches` of its files.
+
+        Returns how often it was killed: fewer where it ended first.
+        """
+        for kills in range(most):
+            status, output = self.run(out, touch=next(touches))
+            if status == 0:
+                return kills
+            assert status == -KILL, output
+        return most
+
+    def finish(self, out):
+        """Run it to its end; return what it left."""
+        status, output = self.run(out)
+        assert status == 0, output
+        return contents(out)
+
     def close(self):
         self.process.stdin.close()
         self.process.wait()
+
+
+def touches(low, high, seed):
+    """Yield which touch of a run's files to be killed at, again and again."""
+    generator = random.Random(seed)
+    while True:
+        yield generator.randrange(low, high)
 
 
 def contents(out: Path):

@@ -5,7 +5,7 @@ import os
 import random
 
 import pytest
-from nursery import INTERRUPT, KILL, Nursery, contents
+from nursery import INTERRUPT, KILL, Nursery, contents, touches
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
@@ -22,15 +22,7 @@ def nursery(make_settings, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def uninterrupted(nursery):
-    status, output = nursery.run(nursery.folder / "run-whole")
-    assert status == 0, output
-    return contents(nursery.folder / "run-whole")
-
-
-def finish(nursery, out):
-    status, output = nursery.run(out)
-    assert status == 0, output
-    return contents(out)
+    return nursery.finish(nursery.folder / "run-whole")
 
 
 def test_the_files_compared_are_those_that_matter(uninterrupted):
@@ -51,18 +43,11 @@ def test_the_files_compared_are_those_that_matter(uninterrupted):
 
 def test_killed_at_random_touches_of_files(nursery, uninterrupted):
     """Killed just before some file of the run is opened, renamed, cut or removed, many times."""
-    generator = random.Random(7)
+    at = touches(1, 130, seed=7)
     for trial in range(3):
         out = nursery.folder / f"run-touched-{trial}"
-        kills = 0
-        while kills < 4:
-            status, output = nursery.run(out, touch=generator.randrange(1, 130))
-            if status == 0:
-                break
-            assert status == -KILL, output
-            kills += 1
-        assert kills > 0
-        assert finish(nursery, out) == uninterrupted
+        assert nursery.kill_at_random(out, at) > 0
+        assert nursery.finish(out) == uninterrupted
 
 
 def test_killed_at_random_times(nursery, uninterrupted):
@@ -71,7 +56,7 @@ def test_killed_at_random_times(nursery, uninterrupted):
     for _ in range(4):
         status, output = nursery.run(out, seconds=generator.uniform(0.2, 1.2))
         assert status in (-KILL, 0), output
-    assert finish(nursery, out) == uninterrupted
+    assert nursery.finish(out) == uninterrupted
 
 
 def test_ctrl_c_says_how_to_go_on(nursery, uninterrupted):

@@ -2,11 +2,10 @@
 
 import json
 import os
-import random
 
 import pytest
 import torch
-from nursery import KILL, Nursery, contents
+from nursery import Nursery, touches
 from one_at_a_time import plain_logp
 from safetensors.torch import load_file
 
@@ -137,21 +136,11 @@ def test_killed_anywhere_it_ends_the_same(make_settings, tmp_path):
     config.write_text(json.dumps(with_sft(settings, tmp_path, epochs=3)))
     nursery = Nursery(tmp_path, config)
     try:
-        status, output = nursery.run(tmp_path / "run-whole")
-        assert status == 0, output
-        whole = contents(tmp_path / "run-whole")
+        whole = nursery.finish(tmp_path / "run-whole")
         assert "sft/adapter/adapter_model.safetensors" in whole
         assert not any(name.startswith("sft/checkpoint") for name in whole)
-        generator = random.Random(2)
-        out = tmp_path / "run-killed"
-        for _ in range(3):
-            status, output = nursery.run(out, touch=generator.randrange(20, 90))
-            assert status in (0, -KILL), output
-            if status == 0:
-                break
-        status, output = nursery.run(out)
-        assert status == 0, output
-        assert contents(out) == whole
+        assert nursery.kill_at_random(tmp_path / "run-killed", touches(20, 90, seed=2), most=3) > 0
+        assert nursery.finish(tmp_path / "run-killed") == whole
     finally:
         nursery.close()
 

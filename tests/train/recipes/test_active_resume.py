@@ -2,11 +2,10 @@
 
 import json
 import os
-import random
 import shutil
 
 import pytest
-from nursery import KILL, Nursery, contents
+from nursery import KILL, Nursery, contents, touches
 
 from pyfast.train.recipes.active_dpo import labels
 
@@ -136,18 +135,11 @@ def test_killed_while_a_question_is_answered(nursery, oracle, uninterrupted):
 
 
 def test_killed_at_random_touches_again_and_again(nursery, oracle, uninterrupted):
-    generator = random.Random(11)
+    at = touches(1, 120, seed=11)
     for trial in range(2):
         oracle.forget()
         out = nursery.folder / f"run-touched-{trial}"
-        kills = 0
-        while kills < 5:
-            status, output = nursery.run(out, touch=generator.randrange(1, 120))
-            if status == 0:
-                break
-            assert status == -KILL, output
-            kills += 1
-        assert kills > 0
+        assert nursery.kill_at_random(out, at, most=5) > 0
         finish(nursery, oracle, out, uninterrupted)
 
 

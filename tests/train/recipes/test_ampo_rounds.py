@@ -2,11 +2,10 @@
 
 import json
 import os
-import random
 
 import pytest
 import torch
-from nursery import KILL, Nursery, contents
+from nursery import Nursery, touches
 from one_at_a_time import plain_logp
 
 from pyfast import cli
@@ -179,20 +178,10 @@ def test_killed_anywhere_it_ends_the_same(make_settings, tmp_path):
     config.write_text(json.dumps(values))
     nursery = Nursery(tmp_path, config)
     try:
-        status, output = nursery.run(tmp_path / "run-whole")
-        assert status == 0, output
-        whole = contents(tmp_path / "run-whole")
+        whole = nursery.finish(tmp_path / "run-whole")
         assert {"kept/round-1.jsonl", "kept/round-2.jsonl"} <= set(whole)
-        generator = random.Random(4)
-        out = tmp_path / "run-killed"
-        for _ in range(3):
-            status, output = nursery.run(out, touch=generator.randrange(15, 70))
-            assert status in (0, -KILL), output
-            if status == 0:
-                break
-        status, output = nursery.run(out)
-        assert status == 0, output
-        assert contents(out) == whole
+        assert nursery.kill_at_random(tmp_path / "run-killed", touches(15, 70, seed=4), most=3) > 0
+        assert nursery.finish(tmp_path / "run-killed") == whole
     finally:
         nursery.close()
 

@@ -8,7 +8,7 @@ import shutil
 
 import numpy as np
 import pytest
-from nursery import KILL, Nursery, contents
+from nursery import Nursery, touches
 
 from pyfast import cli
 from pyfast.train import config as configs
@@ -639,18 +639,11 @@ def nursery(tiny_model, tmp_path_factory):
 
 
 def test_killed_anywhere_it_ends_the_same(nursery):
-    status, output = nursery.run(nursery.folder / "run-whole")
-    assert status == 0, output
-    whole = contents(nursery.folder / "run-whole")
+    whole = nursery.finish(nursery.folder / "run-whole")
     assert "evaluation/pairs-step-6.jsonl" in whole
-    generator, kills = random.Random(11), 0
+    at, kills = touches(1, 160, seed=11), 0
     for trial in range(3):
         out = nursery.folder / f"run-{trial}"
-        for _ in range(3):
-            status, output = nursery.run(out, touch=generator.randrange(1, 160))
-            assert status in (0, -KILL), output
-            kills += status == -KILL
-        status, output = nursery.run(out)
-        assert status == 0, output
-        assert contents(out) == whole
+        kills += nursery.kill_at_random(out, at, most=3)
+        assert nursery.finish(out) == whole
     assert kills > 3

@@ -2,10 +2,9 @@
 
 import json
 import os
-import random
 
 import pytest
-from nursery import KILL, Nursery, contents
+from nursery import KILL, Nursery, contents, touches
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
@@ -38,8 +37,7 @@ def nursery(request, tiny_model, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
         nursery = Nursery(folder, config, "mass-dpo")
-        status, output = nursery.run(folder / "run-whole")
-        assert status == 0, output
+        nursery.finish(folder / "run-whole")
         yield nursery
         nursery.close()
 
@@ -49,20 +47,11 @@ def test_killed_at_random_touches_of_files(nursery):
     whole = contents(nursery.folder / "run-whole")
     assert "kept/cut.json" in whole
     assert {"evaluation/validation-2.jsonl", "evaluation/metrics.jsonl"} <= set(whole)
-    generator = random.Random(11)
+    at = touches(1, 110, seed=11)
     for trial in range(2):
         out = nursery.folder / f"run-touched-{trial}"
-        kills = 0
-        while kills < 4:
-            status, output = nursery.run(out, touch=generator.randrange(1, 110))
-            if status == 0:
-                break
-            assert status == -KILL, output
-            kills += 1
-        assert kills > 0
-        status, output = nursery.run(out)
-        assert status == 0, output
-        assert contents(out) == whole
+        assert nursery.kill_at_random(out, at) > 0
+        assert nursery.finish(out) == whole
 
 
 def test_without_the_cache_it_ends_the_same(nursery):
@@ -72,9 +61,7 @@ def test_without_the_cache_it_ends_the_same(nursery):
     assert status == -KILL, output
     for chunk in (nursery.folder / "cache").rglob("*.safetensors"):
         chunk.unlink()
-    status, output = nursery.run(out)
-    assert status == 0, output
-    assert contents(out) == contents(nursery.folder / "run-whole")
+    assert nursery.finish(out) == contents(nursery.folder / "run-whole")
 
 
 def test_other_groups_are_refused(nursery):
