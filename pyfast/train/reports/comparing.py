@@ -13,9 +13,10 @@ from pyfast.train import config as configs
 from pyfast.train.config import Settings
 from pyfast.train.errors import UserError
 from pyfast.train.files import read_json
-from pyfast.train.runs.layout import RUN_MARK
+from pyfast.train.runs.layout import MODELS, RUN_MARK, SCORERS
 
 SEED = "run.seed"
+LEVEL = "evaluation.confidence"
 CONFIDENCE = 0.95
 ENDS = ("mean", "low", "high")
 
@@ -33,7 +34,9 @@ class Run:
     metrics : dict
         ``summary.json``'s: a number, or ``{"mean", "low", "high"}`` over prompts.
     inputs : dict
-        SHA-256 of what it read.
+        SHA-256 of the files that it read.
+    models : dict
+        Fingerprints of its models.
     """
 
     folder: Path
@@ -41,6 +44,7 @@ class Run:
     case: str | None
     metrics: dict[str, Any]
     inputs: dict[str, str]
+    models: dict[str, dict[str, str]]
 
     @property
     def seed(self) -> int:
@@ -90,7 +94,8 @@ def read_run(folder: Path, kind: type[Settings], case: str | None = None) -> Run
         if not all(type(number) in (int, float) for number in parts):
             raise UserError(f"{path}: metrics.{name}: expected a number, or mean, low and high")
     settings = configs.from_file(kind, folder / "config.json")
-    return Run(folder, settings, case, metrics, read_json(folder / RUN_MARK).get("inputs", {}))
+    read = read_json(folder / RUN_MARK)
+    return Run(folder, settings, case, metrics, read.get("inputs", {}), read.get("models", {}))
 
 
 def rows_of(runs: Sequence[Run]) -> list[Row]:
@@ -99,8 +104,11 @@ def rows_of(runs: Sequence[Run]) -> list[Row]:
     Raises
     ------
     UserError
-        If two runs are the same but for their folders, or runs of equal settings read other data.
+        If two runs are the same but for their folders, read a file or a model under one name whose
+        content was another one each time, or have bootstrap intervals of different levels.
     """
+    _check_read(runs)
+    _check_levels(runs)
     flat = [_flat(run.settings) for run in runs]
     varied = [name for name in flat[0] if any(one.get(name) != flat[0][name] for one in flat)]
     varied = [name for name in varied if name not in (SEED, *configs.WITHOUT_EFFECT)]
@@ -114,8 +122,6 @@ def rows_of(runs: Sequence[Run]) -> list[Row]:
         same = next((other for other in row.runs if other.seed == run.seed), None)
         if same is not None:
             raise UserError(f"{run.folder}: it has the settings and the seed of {same.folder}")
-        if row.runs and row.runs[0].inputs != run.inputs:
-            raise UserError(f"{run.folder}: it has read other data than {row.runs[0].folder}")
         row.runs.append(run)
     rows = list(by_values.values())
     labels = [row.label for row in rows]
@@ -124,6 +130,44 @@ def rows_of(runs: Sequence[Run]) -> list[Row]:
             row.label = " ".join([row.label, *(_said(k, v) for k, v in row.values.items())])
         row.runs.sort(key=lambda run: run.seed)
     return rows
+
+
+def _check_read(runs: Sequence[Run]) -> None:
+    """Refuse runs, of whichever rows, that found different things under one name."""
+    seen: dict[tuple[Any, ...], tuple[Any, Path]] = {}
+    for run in runs:
+        get = run.settings.get
+        found: dict[tuple[Any, ...], Any] = {}
+        for name, digest in run.inputs.items():
+            found["data", f"data.{name}", get(f"data.{name}")] = digest
+        for name, model in {**MODELS, **SCORERS}.items():
+            parts = dict(run.models.get(model, {}))
+            how: tuple[Any, ...] = ()
+            if model == "policy":  # names and types of its weights follow from these
+                how = (get("policy.dtype"), get("policy.training"), get("policy.target_modules"))
+                if get("sft.epochs"):  # folded in, of each seed another
+                    parts.pop("weights", None)
+            if parts:
+                key = ("models", name, get(name), *how, bool(get("sft.epochs")))
+                found[key] = parts
+        for what, content in found.items():
+            other, folder = seen.setdefault(what, (content, run.folder))
+            if other != content:
+                raise UserError(
+                    f"{run.folder}: it has read other {what[0]} than {folder}: "
+                    f"{what[1]} = {what[2]!r} had another content then"
+                )
+
+
+def _check_levels(runs: Sequence[Run]) -> None:
+    """Refuse intervals of different levels beside each other."""
+    for run in runs:
+        level, first = run.settings.get(LEVEL), runs[0].settings.get(LEVEL)
+        if level != first:
+            raise UserError(
+                f"{run.folder}: {LEVEL}: expected that of {runs[0].folder}, {first}, got {level}; "
+                "a finished run that is given another one makes its summary again"
+            )
 
 
 def _within_case(name: str, run: Run, runs: Sequence[Run]) -> bool:
@@ -171,6 +215,7 @@ def compare(rows: Sequence[Row], baseline: Row | None = None) -> dict[str, Any]:
     Returns
     -------
     dict
+        ``confidence`` of intervals over seeds, ``prompts_confidence`` of those over prompts, and
         ``rows``: for each its ``label``, ``values``, ``seeds`` and ``metrics``: by name
         ``{"mean", "low", "high", "n"}`` over the seeds, ``"by_seed"``, and ``"prompts"``: the mean
         over the runs of each one's own interval over prompts (None where it has none). With a
@@ -193,6 +238,7 @@ def compare(rows: Sequence[Row], baseline: Row | None = None) -> dict[str, Any]:
         made.append({"label": row.label, "values": row.values, "seeds": seeds, "metrics": metrics})
     return {
         "confidence": CONFIDENCE,
+        "prompts_confidence": rows[0].runs[0].settings.get(LEVEL),
         "baseline": None if baseline is None else baseline.label,
         "rows": made,
     }
@@ -227,9 +273,10 @@ def table(result: Mapping[str, Any], metrics: Sequence[str] | None = None) -> st
         if name not in known:
             raise UserError(f"metrics: no run has {name!r}; they have {', '.join(known)}")
     percent = f"{100 * result['confidence']:g} %"
+    of_prompts = f"{100 * result['prompts_confidence']:g} %"
     lines = []
     for name in metrics or known:
-        header = [name, "mean", f"{percent} over seeds", f"{percent} over prompts", "seeds"]
+        header = [name, "mean", f"{percent} over seeds", f"{of_prompts} over prompts", "seeds"]
         if result["baseline"] is not None:
             header.append(f"minus {result['baseline']} (paired)")
         cells = [header]

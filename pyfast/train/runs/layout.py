@@ -10,6 +10,12 @@ from pyfast.train.errors import UserError
 RUN_MARK = "environment.json"
 """The first file of a run folder, by which it is known as one."""
 
+MODELS = {"policy.model": "policy", "scoring.encoder": "encoder"}
+SCORERS = {
+    "scoring.reward": "reward", "evaluation.reward": "judge", "oracle.oracle_reward": "oracle",
+}  # fmt: skip
+"""The models whose fingerprints `RUN_MARK` has under these names, by their settings."""
+
 APPENDED = ("metrics.jsonl", "groups.jsonl")
 """The files of a run folder that grow by a line a step or a group."""
 

@@ -20,7 +20,16 @@ from pyfast.train import (files)
 from pyfast.train import config as configs
 from pyfast.train.config import Settings
 from pyfast.train.errors import UserError
-from pyfast.train.runs.layout import ANNOTATIONS, FOLDERS, LABELS, RUN_MARK, TRAINED, check_own
+from pyfast.train.runs.layout import (
+    ANNOTATIONS,
+    FOLDERS,
+    LABELS,
+    MODELS,
+    RUN_MARK,
+    SCORERS,
+    TRAINED,
+    check_own,
+)
 from pyfast.train.recipe import Inputs
 
 STEPS = "optimisation.steps"
@@ -37,12 +46,6 @@ SUMMARISED = frozenset({
     "evaluation.bootstrap", "evaluation.confidence", "scoring.against", "scoring.judge",
     "scoring.tolerance",
 })  # fmt: skip
-MODELS = {"policy.model": "policy", "scoring.encoder": "encoder"}
-SCORERS = {
-    "scoring.reward": "reward",
-    "evaluation.reward": "judge",
-    "oracle.oracle_reward": "oracle",
-}
 
 
 def open_run(config: Settings, inputs: Inputs, steps: int, out: Path) -> bool:

@@ -13,11 +13,12 @@ from pyfast.train.reports import comparing
 T_2 = 4.302652729911275  # Student's t, 2 degrees of freedom, 0.975 (tables)
 
 
-def make_run(folder, seed, metrics, inputs="x", **sections):
+def make_run(folder, seed, metrics, inputs="x", models=None, **sections):
     folder.mkdir(parents=True)
     settings = {"recipe": "ampo", "run": {"seed": seed}, **sections}
     (folder / "config.json").write_text(json.dumps(settings))
     environment = {"versions": {}, "threads": 1, "inputs": {"prompts": inputs}}
+    environment["models"] = models or {}
     (folder / "environment.json").write_text(json.dumps(environment))
     (folder / "summary.json").write_text(json.dumps({"recipe": "ampo", "metrics": metrics}))
     return folder
@@ -88,3 +89,56 @@ def test_cases_of_one_name_that_differ_are_told_apart(tmp_path):
     kinds = [make_run(tmp_path / f"{k}", 0, {"m": 1.0}, selection={"k": k}) for k in (2, 3)]
     runs = [comparing.read_run(folder, AmpoSettings, "ours") for folder in kinds]
     assert [row.label for row in comparing.rows_of(runs)] == ["ours k=2", "ours k=3"]
+
+
+def test_rows_that_read_different_things_under_one_name_are_refused(tmp_path):
+    data = {"prompts": "p.jsonl"}
+    a = make_run(tmp_path / "a", 0, {"m": 1.0}, data=data, loss={"beta": 0.1})
+    b = make_run(tmp_path / "b", 0, {"m": 2.0}, "y", data=data, loss={"beta": 0.5})
+    with pytest.raises(UserError, match=r"read other data than .*data\.prompts = 'p\.jsonl'"):
+        comparing.rows_of(read(a, b))
+    c = make_run(tmp_path / "c", 0, {"m": 2.0}, "y", data={"prompts": "q.jsonl"})
+    assert len(comparing.rows_of(read(a, c))) == 2  # the rows' names tell it
+
+
+def test_models_that_changed_between_seeds_are_refused(tmp_path):
+    policy = {name: name for name in ("weights", "settings", "tokenizer")}
+    other = {**policy, "weights": "trained on"}
+    for number, (what, sections, refused) in enumerate([
+        ({"policy": other}, {}, "policy.model"),
+        ({"policy": policy, "reward": {"weights": "b"}}, {}, "scoring.reward"),
+        ({"policy": policy, "reward": {"weights": "a"}}, {}, None),
+        ({"policy": other}, {"policy": {"dtype": "bfloat16"}}, None),  # of the same weights
+        ({"policy": other}, {"sft": {"epochs": 1.0}}, None),
+    ]):  # fmt: skip
+        at = tmp_path / str(number)
+        first = {"policy": policy, "reward": {"weights": "a"}}
+        a = make_run(at / "a", 0, {"m": 1.0}, models=first)
+        b = make_run(at / "b", 1, {"m": 1.0}, models=what, **sections)
+        if refused is None:
+            comparing.rows_of(read(a, b))
+            continue
+        with pytest.raises(UserError, match=f"read other models than .*: {refused}"):
+            comparing.rows_of(read(a, b))
+
+
+def test_a_fine_tuned_start_may_differ_by_seed(tmp_path):
+    runs = [
+        make_run(tmp_path / f"{s}", s, {"m": 1.0}, sft={"epochs": 1.0},
+                 models={"policy": {"weights": f"{s}", "settings": "x", "tokenizer": "x"}})
+        for s in (0, 1)
+    ]  # fmt: skip
+    (row,) = comparing.rows_of(read(*runs))
+    assert len(row.runs) == 2
+
+
+def test_intervals_over_prompts_have_the_level_of_the_runs(tmp_path):
+    metric = {"m": {"mean": 1.0, "low": 0.0, "high": 2.0}}
+    half, other = {"confidence": 0.5}, {"confidence": 0.9}
+    runs = [make_run(tmp_path / f"{s}", s, metric, evaluation=half) for s in (0, 1)]
+    result = comparing.compare(comparing.rows_of(read(*runs)))
+    assert (result["confidence"], result["prompts_confidence"]) == (0.95, 0.5)
+    assert "95 % over seeds  50 % over prompts" in comparing.table(result)
+    runs.append(make_run(tmp_path / "2", 2, metric, evaluation=other))
+    with pytest.raises(UserError, match=r"confidence: expected that of .* 0\.5, got 0\.9"):
+        comparing.rows_of(read(*runs))
