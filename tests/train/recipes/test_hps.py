@@ -106,6 +106,17 @@ def test_groups_without_a_negative_are_skipped_and_counted(tmp_path, tiny_model,
         Hps.read(settings_of(make(tmp_path, tiny_model, records[1:2])))
 
 
+def test_a_chosen_response_among_its_own_negatives_is_told(tmp_path, tiny_model, capsys):
+    some = {"responses": ["good", "bad", "good"], "scores": [1.0, 0.0, 0.5]}
+    tied = {"responses": ["good", "bad", "good"], "scores": [1.0, 0.0, 1.0]}  # no negative
+    Hps.read(settings_of(make(tmp_path, tiny_model, [record(0), record(1) | tied])))
+    assert "copy of the chosen" not in capsys.readouterr().err
+    Hps.read(settings_of(make(tmp_path, tiny_model, [record(0), record(1) | some])))
+    said = capsys.readouterr().err
+    assert "1 groups have a copy of the chosen response among its negatives" in said
+    assert "groups.jsonl:2" in said
+
+
 def test_too_few_responses_are_told(tmp_path, tiny_model, capsys):
     records = [record(0), record(1, 3)]
     values = make(tmp_path, tiny_model, records, negatives={"first": 5})

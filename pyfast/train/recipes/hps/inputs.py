@@ -147,7 +147,20 @@ def _examples(settings: Any, records: Sequence[Record]) -> tuple[list[Example], 
         _tell(f"{counts['skipped']} of {len(records)} groups have no negative and are skipped")
     if short:
         _tell(f"negatives.first = {config.first}: {short} groups have fewer, and keep all theirs")
+    copied = [x for x in kept if _is_copied(config, x)]
+    if copied:
+        _tell(
+            f"{len(copied)} groups have a copy of the chosen response among its negatives, which "
+            f"teaches nothing; the first is {copied[0].record.place}"
+        )
     return kept, counts
+
+
+def _is_copied(config: NegativesConfig, example: Example) -> bool:
+    """Tell whether the text of the chosen response stands among its negatives too."""
+    responses = example.record.responses
+    pool = hard_negatives.negatives_of(config, example.scores, example.heads)
+    return any(responses[i] == responses[example.heads[0]] for i in pool)
 
 
 def example_of(config: NegativesConfig, number: int, record: Record) -> Example:
