@@ -19,6 +19,7 @@ from typing import Any
 
 from pyfast.cli._common import Help, Parser
 from pyfast.train.errors import UserError, WaitingError
+from pyfast.train.processes import of_environment
 
 COMMANDS = {
     "train": "train",
@@ -88,6 +89,8 @@ def __getattr__(name: str) -> Any:
 
 
 def _run(arguments: list[str]) -> int:
+    if arguments[:1] != ["train"] and of_environment()[1] > 1:
+        raise UserError("only pyfast train runs in several processes; start this one alone")
     parsed = parser(arguments).parse_args(arguments)
     status: int = parsed.run(parsed)
     return status
@@ -105,6 +108,8 @@ def _open_streams() -> None:
 
 def _told(error: BaseException, debug: bool) -> int:
     """Tell an error in one line, after its traceback where that was asked for."""
+    if getattr(error, "shared", False) and of_environment()[0] > 0 and not debug:
+        return _message(error)[1]  # the first process of the run tells it
     if debug:
         traceback.print_exception(error)
     message, status = _message(error)

@@ -16,6 +16,7 @@ from pyfast.cli._common import Help, need
 from pyfast.train import config as configs
 from pyfast.train import unused
 from pyfast.train.errors import UserError
+from pyfast.train.processes import of_environment
 
 if typing.TYPE_CHECKING:
     from pyfast.train.recipe import Recipe
@@ -159,9 +160,14 @@ def run(arguments: argparse.Namespace) -> int:
     # work that slows sampling tenfold, so let them sleep soon; it is read when torch is loaded.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+    rank, _ = of_environment()
+    if rank > 0:
+        os.environ.setdefault("TQDM_DISABLE", "1")  # one process shows how far the run is
     from pyfast.train import loop
 
     summary = loop.run(kind, settings, inputs, out)
+    if rank > 0:
+        return 0
     if arguments.json:
         print(json.dumps(summary, ensure_ascii=False, indent=2))
         return 0

@@ -273,6 +273,11 @@ class RunConfig(Section):
     threads: int | None = setting(
         None, "CPU threads of torch; default: torch's own choice", least=1, most=MOST_THREADS
     )
+    timeout: int = setting(
+        1800,
+        "in several processes: seconds without an answer after which another one counts as lost",
+        least=1,
+    )
     report_to: str = setting(
         "none",
         "tell the metrics to a dashboard too, through its own library",
@@ -282,7 +287,8 @@ class RunConfig(Section):
 
 WITHOUT_EFFECT = frozenset({
     "policy.device", "policy.gradient_checkpointing", "run.checkpoint_every", "run.threads",
-    "run.save_embeddings", "run.report_to", "active.keep_sketches", "active.keep_adapters",
+    "run.save_embeddings", "run.report_to", "run.timeout", "active.keep_sketches",
+    "active.keep_adapters",
 })  # fmt: skip
 """Settings of which no result depends, but for its last bits."""
 

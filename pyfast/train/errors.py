@@ -13,3 +13,7 @@ class DivergedError(UserError):
 
 class WaitingError(UserError):
     """No fault: the run waits for somebody, and goes on when it is started again."""
+
+
+class ProcessesError(UserError):
+    """The processes of a run have lost one another, or do not have the same."""

@@ -24,6 +24,7 @@ from pyfast.train.data.lines import as_object, lines
 from pyfast.train.data.prompts import Prompt, prompt_of
 from pyfast.train.errors import DivergedError, UserError
 from pyfast.train.policy import fingerprint, loading
+from pyfast.train.processes import ALONE, Team
 from pyfast.train.runs import checkpoint
 from pyfast.train.runs.layout import check_own
 from pyfast.train.seeds import derive
@@ -83,7 +84,7 @@ def _example(path: Path, number: int, text: str) -> Example:
         raise UserError(f"{place}: {error}") from None
 
 
-def run(settings: Any, examples: Sequence[Example], out: Path) -> Path | None:
+def run(settings: Any, examples: Sequence[Example], out: Path, team: Team = ALONE) -> Path | None:
     """Fine-tune, or go on with it, or find it done.
 
     Parameters
@@ -93,6 +94,8 @@ def run(settings: Any, examples: Sequence[Example], out: Path) -> Path | None:
     examples : sequence of Example
     out : Path
         The run folder.
+    team : Team, optional
+        The run's processes.
 
     Returns
     -------
@@ -111,7 +114,7 @@ def run(settings: Any, examples: Sequence[Example], out: Path) -> Path | None:
 
     folder = out / FOLDER
     policy = loading.load(settings.policy, derive(settings.run.seed, "sft"))
-    ctx = Context(policy, settings.run.seed, folder, **dataclasses.asdict(settings.text))
+    ctx = Context(policy, settings.run.seed, folder, team, **dataclasses.asdict(settings.text))
     rows = [_row(ctx, example) for example in examples]
     mark = {
         "model": fingerprint.of(policy.base, policy.tokenizer),
@@ -123,12 +126,13 @@ def run(settings: Any, examples: Sequence[Example], out: Path) -> Path | None:
         "sft": {**dataclasses.asdict(settings.sft), "data": None},
         "seed": settings.run.seed,
     }
-    _open(folder, mark, out)
+    team.agree("supervised fine-tuning", files.to_json(mark))
+    ctx.once(lambda: _open(folder, mark, out))
     saved = folder / policy.saves
-    if not saved.is_dir():
+    if not ctx.once(saved.is_dir):
         _train(ctx, settings, rows)
-        write_folder(saved, policy.save)
-    shutil.rmtree(folder / "checkpoint", ignore_errors=True)
+        ctx.once(lambda: write_folder(saved, policy.save))
+    ctx.once(lambda: shutil.rmtree(folder / "checkpoint", ignore_errors=True))
     return saved
 
 
@@ -180,28 +184,39 @@ def _train(ctx: Context, settings: Any, rows: list[tuple[list[int], list[int]]])
     steps = math.ceil(count / config.batch)
     parameters = policy.trainable()
     optimiser = descent.adamw(parameters, config)
-    done = checkpoint.restore(folder, parameters, optimiser)
+    done = checkpoint.restore_for(ctx.team, folder, parameters, optimiser)
     bar = tqdm(range(done, steps), "fine-tuning", steps, unit="step", initial=done)
     for step in bar:
         chosen = order.of_step(len(rows), config.batch, ctx.seed("sft"), step)
         batch = [rows[index] for _, index in chosen[: count - step * config.batch]]
         tokens = sum(len(response) for _, response in batch)
         optimiser.zero_grad()
-        total = 0.0
+
+        def learn(row: tuple[list[int], list[int]], tokens: int = tokens) -> float:
+            prompt, response = row
+            loss = -policy.logps(prompt, [response]).sum() / tokens
+            descent.check_finite("the loss", loss)
+            loss.backward()  # type: ignore[no-untyped-call]
+            return float(loss.item())
+
         try:
-            for prompt, response in batch:
-                loss = -policy.logps(prompt, [response]).sum() / tokens
-                descent.check_finite("the loss", loss)
-                loss.backward()  # type: ignore[no-untyped-call]
-                total += loss.item()
+            total = sum(ctx.each(batch, learn))
+            ctx.reduce(parameters)
             lr = descent.learning_rate(config, step, steps)
             norm = descent.take_step(
                 optimiser, parameters, lr, config.max_grad_norm, f"the {policy.saves}"
             )
             line = {"step": step + 1, "lr": lr, "grad_norm": norm, "loss": total}
-            checkpoint.append(folder / "metrics.jsonl", files.to_json(line))
-            if (step + 1) % settings.run.checkpoint_every == 0 or step + 1 == steps:
-                checkpoint.save(folder, step + 1, parameters, optimiser)
+            saves = (step + 1) % settings.run.checkpoint_every == 0 or step + 1 == steps
+            if saves:
+                ctx.team.agree_on_weights(f"the {policy.saves}", parameters)
+
+            def write(line: dict[str, Any] = line, saves: bool = saves) -> None:
+                checkpoint.append(folder / "metrics.jsonl", files.to_json(line))
+                if saves:
+                    checkpoint.save(folder, line["step"], parameters, optimiser)
+
+            ctx.once(write)
         except DivergedError as error:
             raise DivergedError(
                 f"supervised fine-tuning diverged at step {step + 1}: {error} "

@@ -10,8 +10,10 @@ from pathlib import Path
 # A process that imports everything once, and then runs the command line in forked children that
 # are killed where they are told to be. It is never threaded itself, so its children may be.
 NURSERY = """
-    import json, os, signal, sys, time
+    import json, os, signal, socket, sys, time
     from pyfast import cli
+    from pyfast.train import processes
+    import torch.distributed
     import pyfast.train.loop, pyfast.train.reports.plots, pyfast.losses, peft, transformers
     from vaderSentiment import vaderSentiment
 
@@ -27,17 +29,80 @@ NURSERY = """
                         os.kill(os.getpid(), signal_number)
         sys.addaudithook(hook)
 
+    def fails_at(count, what):
+        # Just before the count-th word with the other processes: die, hang, or speak otherwise.
+        said, speak = 0, processes.Team._call
+        def call(self, *arguments, **options):
+            nonlocal said
+            said += 1
+            if said == count:
+                os.kill(os.getpid(), getattr(signal, what))
+            speak(self, *arguments, **options)
+        processes.Team._call = call
+
+    def otherwise(step):
+        # From a step on, this process would learn from other groups than the others.
+        from pyfast.train.context import Context
+        agree = Context.agree_on
+        def changed(self, now, groups):
+            if now == step:
+                groups[0].responses.reverse()
+            agree(self, now, groups)
+        Context.agree_on = changed
+
+    def start(order, rank, count, port):
+        child = os.fork()
+        if child == 0:
+            name = order["log"] if rank == 0 else f"{order['log']}.{rank}"
+            log = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(log, 1)
+            os.dup2(log, 2)
+            if count > 1:
+                os.environ.update(
+                    RANK=str(rank), WORLD_SIZE=str(count), LOCAL_RANK=str(rank),
+                    MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
+                )
+            if "touch" in order and rank == 0:
+                kill_at(order["touch"], order["signal"], order.get("path", "/run-"))
+            if order.get("bad", [None])[0] == rank:
+                globals()[order["bad"][1]](*order["bad"][2:])
+            status = cli.main(order["arguments"])
+            if "peak" in order:
+                text = open("/proc/self/status").read()
+                open(f"{order['peak']}.{rank}", "w").write(text)
+            os._exit(status)
+        return child
+
+    def free_port():
+        with socket.socket() as one:
+            one.bind(("127.0.0.1", 0))
+            return one.getsockname()[1]
+
+    def ended(children, seconds):
+        # Their exit statuses; None of one that has not ended by then, which is killed.
+        found, until = {}, time.monotonic() + seconds
+        while len(found) < len(children):
+            for child in children:
+                if child not in found:
+                    pid, status = os.waitpid(child, os.WNOHANG)
+                    if pid:
+                        found[child] = os.waitstatus_to_exitcode(status)
+                    elif time.monotonic() > until:
+                        os.kill(child, signal.SIGKILL)
+                        os.waitpid(child, 0)
+                        found[child] = None
+            time.sleep(0.01)
+        return [found[child] for child in children]
+
     print("ready", flush=True)
     for line in sys.stdin:
         order = json.loads(line)
-        child = os.fork()
-        if child == 0:
-            log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            os.dup2(log, 1)
-            os.dup2(log, 2)
-            if "touch" in order:
-                kill_at(order["touch"], order["signal"], order.get("path", "/run-"))
-            os._exit(cli.main(order["arguments"]))
+        if "processes" in order:
+            count, port = order["processes"], free_port()
+            children = [start(order, rank, count, port) for rank in range(count)]
+            print(json.dumps(ended(children, order["within"])), flush=True)
+            continue
+        child = start(order, 0, 1, 0)
         if "seconds" in order:
             time.sleep(order["seconds"])
             os.kill(child, order["signal"])
@@ -92,6 +157,19 @@ class Nursery:
         status, output = self.run(out)
         assert status == 0, output
         return contents(out)
+
+    def run_together(self, out, *arguments, processes=2, within=240, **order):
+        """Run in several processes; return their exit statuses (None: hung) and outputs."""
+        log = self.folder / "log.txt"
+        command = ["train", self.recipe, "--config", str(self.config), "--out", str(out)]
+        order = {
+            "arguments": [*command, *arguments], "log": str(log), "signal": KILL,
+            "processes": processes, "within": within, **order,
+        }  # fmt: skip
+        print(json.dumps(order), file=self.process.stdin, flush=True)
+        statuses = json.loads(self.process.stdout.readline())
+        logs = [log, *(Path(f"{log}.{rank}") for rank in range(1, processes))]
+        return statuses, [path.read_text() for path in logs]
 
     def close(self):
         self.process.stdin.close()

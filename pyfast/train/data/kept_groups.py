@@ -6,12 +6,16 @@ import os
 import reprlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
 from pyfast.train.data.group import Group, group_at
 from pyfast.train.errors import UserError
 from pyfast.train.evaluation.metrics import sample_metrics
+
+if TYPE_CHECKING:
+    from pyfast.train.context import Context
 
 
 class KeptGroups:
@@ -42,11 +46,15 @@ class KeptGroups:
         return group
 
 
-def make(path: Path, prompts: Sequence[str], one: Callable[[int], Group]) -> KeptGroups:
+def make(
+    ctx: Context, path: Path, prompts: Sequence[str], one: Callable[[int], Group]
+) -> KeptGroups:
     """Return a file's groups, one a prompt and in their order; make those that it lacks.
 
     Parameters
     ----------
+    ctx : Context
+        The run's; its processes make groups side by side.
     path : Path
         JSON Lines; a last line that a kill has cut is made again.
     prompts : sequence of str
@@ -61,21 +69,38 @@ def make(path: Path, prompts: Sequence[str], one: Callable[[int], Group]) -> Kep
     from pyfast.train.runs import checkpoint  # loads torch, which reading settings does without
 
     groups = KeptGroups(path)
-    if path.exists():
-        _cut_torn_line(path)
+    if ctx.once(lambda: _whole_lines(path)):
         with path.open("rb") as stream:
             for raw in stream:
                 at = len(groups)
                 if at == len(prompts) or groups.add(raw).prompt != prompts[at]:
                     shown = "no more" if at == len(prompts) else reprlib.repr(str(prompts[at]))
                     raise UserError(f"{path}:{at + 1}: expected the group of {shown}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    left = range(len(groups), len(prompts))
-    for i in tqdm(left, path.stem, len(prompts), unit="prompt", initial=len(groups), leave=False):
-        text = one(i).to_json()
-        checkpoint.append(path, text)
-        groups.add(f"{text}\n".encode())
+    bar = tqdm(None, path.stem, len(prompts), unit="prompt", initial=len(groups), leave=False)
+    at_once = ctx.team.count  # alone, each is on the disk before the next is made
+    for start in range(len(groups), len(prompts), at_once):
+        some = range(start, min(start + at_once, len(prompts)))
+        texts = ctx.each(some, lambda i: one(i).to_json())
+
+        def write(texts: list[str] = texts) -> None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            for text in texts:
+                checkpoint.append(path, text)
+
+        ctx.once(write)
+        for text in texts:
+            groups.add(f"{text}\n".encode())
+        bar.update(len(some))
+    bar.close()
     return groups
+
+
+def _whole_lines(path: Path) -> bool:
+    """Tell whether there is such a file, without the line that a kill has cut."""
+    if not path.exists():
+        return False
+    _cut_torn_line(path)
+    return True
 
 
 def _cut_torn_line(path: Path) -> None:

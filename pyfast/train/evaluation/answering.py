@@ -27,8 +27,7 @@ class AnsweringRecipe(Recipe):
         from pyfast.train.evaluation import evaluate
 
         path = answers_file(self.ctx.folder, step, self.steps(self.settings, self.inputs))
-        if self.inputs.heldout and not path.exists():
-            path.parent.mkdir(exist_ok=True)
+        if self.inputs.heldout and not self.ctx.once(path.exists):
             inputs = self.inputs
             evaluate.answer(self.ctx, inputs.heldout, inputs.judge, self.settings, path)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -45,20 +46,29 @@ def answer(
     if config.evaluation.temperature is not None:
         sampling = dataclasses.replace(sampling, temperature=config.evaluation.temperature)
     at_once = max(1, max(config.sampling.responses, AT_ONCE) // config.evaluation.responses)
-    groups = []
     bar = tqdm(total=len(prompts), desc=path.stem, unit="prompt")
-    for start in range(0, len(prompts), at_once):
+
+    def answered(start: int) -> list[Group]:
         batch = prompts[start : start + at_once]
         ids = [ctx.tokens.prompt(prompt) for prompt in batch]
         seeds = [derive(config.run.seed, "evaluate", start + i) for i in range(len(batch))]
         answers = ctx.policy.answer(ids, config.evaluation.responses, sampling, seeds)
+        groups = []
         for prompt, samples in zip(batch, answers, strict=True):
             scores = rewards.score(reward, prompt, samples.texts)
             groups.append(Group(prompt, samples.texts, scores, meta={"finished": samples.finished}))
         bar.update(len(batch))
+        return groups
+
+    batches = ctx.each(range(0, len(prompts), at_once), answered)
     bar.close()
-    with written_whole(path) as beside:
-        write_groups(beside, groups)
+
+    def write() -> None:
+        path.parent.mkdir(exist_ok=True)
+        with written_whole(path) as beside:
+            write_groups(beside, chain.from_iterable(batches))
+
+    ctx.once(write)
 
 
 def compare(before: Path, after: Path, config: Any) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from torch import Tensor
 from pyfast._files import fsync, write_folder, written_whole
 from pyfast.train.errors import DivergedError, UserError
 from pyfast.train.files import parse_json, read_json, sha256, to_json, write_json
+from pyfast.train.processes import Team
 from pyfast.train.runs.layout import APPENDED, TIMES
 
 _TENSORS = ("adapter.safetensors", "optimiser.safetensors")
@@ -150,11 +151,7 @@ def restore(run: Path, parameters: Mapping[str, Tensor], optimiser: torch.optim.
             continue
         if reasons:
             sys.stderr.write(f"pyfast: warning: {reasons[0]}; going on from {folder.name}\n")
-        with torch.no_grad():
-            for name, parameter in parameters.items():
-                parameter.copy_(weights[name])
-        groups = optimiser.state_dict()["param_groups"]
-        optimiser.load_state_dict({"state": states, "param_groups": groups})
+        _put(weights, states, parameters, optimiser)
         for name, size in sizes.items():
             if (run / name).exists():
                 os.truncate(run / name, size)
@@ -172,8 +169,34 @@ def restore(run: Path, parameters: Mapping[str, Tensor], optimiser: torch.optim.
     return 0
 
 
-def load_weights(run: Path, parameters: Mapping[str, Tensor]) -> int:
+def restore_for(
+    team: Team, run: Path, parameters: Mapping[str, Tensor], optimiser: torch.optim.Optimizer
+) -> int:
+    """Do as `restore` in several processes: the first one puts the run back, the others read it."""
+    done = team.once(lambda: restore(run, parameters, optimiser))
+
+    def read() -> None:
+        if done and not team.is_first:
+            load_weights(run, parameters, optimiser)
+
+    team.everywhere(read)
+    team.agree_on_weights("the checkpoint", parameters)
+    return done
+
+
+def load_weights(
+    run: Path,
+    parameters: Mapping[str, Tensor],
+    optimiser: torch.optim.Optimizer | None = None,
+) -> int:
     """Overwrite what is trained by a run's newest checkpoint, and leave the run as it is.
+
+    Parameters
+    ----------
+    run, parameters
+        As for `restore`.
+    optimiser : torch.optim.Optimizer, optional
+        Gets its state too.
 
     Returns
     -------
@@ -187,14 +210,27 @@ def load_weights(run: Path, parameters: Mapping[str, Tensor]) -> int:
     """
     for step, folder in _folders(run)[:1]:
         try:
-            _, weights, _ = _read(run, step, folder, parameters)
+            _, weights, states = _read(run, step, folder, parameters)
         except _DamagedError as error:
             raise UserError(str(error)) from None
-        with torch.no_grad():
-            for name, parameter in parameters.items():
-                parameter.copy_(weights[name])
+        _put(weights, states, parameters, optimiser)
         return step
     raise UserError(f"{run}: expected a run with a checkpoint")
+
+
+def _put(
+    weights: Mapping[str, Tensor],
+    states: dict[int, dict[str, Tensor]],
+    parameters: Mapping[str, Tensor],
+    optimiser: torch.optim.Optimizer | None,
+) -> None:
+    """Overwrite what is trained, and an optimiser's moments."""
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(weights[name])
+    if optimiser is not None:
+        groups = optimiser.state_dict()["param_groups"]
+        optimiser.load_state_dict({"state": states, "param_groups": groups})
 
 
 def _digest(state: Mapping[str, Any]) -> str:

@@ -20,6 +20,7 @@ from pyfast.train import (files)
 from pyfast.train import config as configs
 from pyfast.train.config import Settings
 from pyfast.train.errors import UserError
+from pyfast.train.processes import Team
 from pyfast.train.runs.layout import (
     ANNOTATIONS,
     FOLDERS,
@@ -48,8 +49,17 @@ SUMMARISED = frozenset({
 })  # fmt: skip
 
 
-def open_run(config: Settings, inputs: Inputs, steps: int, out: Path) -> bool:
+def open_run(
+    config: Settings, inputs: Inputs, steps: int, out: Path, processes: int = 1
+) -> bool:
     """Start a run folder, or check that the one that is there can be gone on with.
+
+    Parameters
+    ----------
+    config, inputs, steps, out
+        The run's.
+    processes : int
+        How many share it; another number than before is recorded, and told.
 
     Returns
     -------
@@ -66,7 +76,7 @@ def open_run(config: Settings, inputs: Inputs, steps: int, out: Path) -> bool:
     if not (out / "config.json").exists():
         if (out / RUN_MARK).exists():
             read_environment(out)  # a stranger's file of that name is not overwritten
-        _start(config, inputs, out)
+        _start(config, inputs, out, processes)
         return False
     old = configs.from_file(type(config), out / "config.json")
     environment = read_environment(out)
@@ -79,8 +89,10 @@ def open_run(config: Settings, inputs: Inputs, steps: int, out: Path) -> bool:
     if reason is not None:
         sys.stderr.write(f"pyfast: {out} has no step done; starting it again, as it is asked now\n")
         _remove(out, "eval_before.jsonl", "evaluation", "kept")
-        _start(config, inputs, out)
+        _start(config, inputs, out, processes)
         return False
+    if not finished or STEPS in changes:
+        _take_up_processes(environment, processes, out, done)
     if changes:
         _take_up(changes, environment, config, out, done)
         finished = (out / "summary.json").exists()
@@ -91,11 +103,32 @@ def open_run(config: Settings, inputs: Inputs, steps: int, out: Path) -> bool:
     return finished
 
 
-def _start(config: Settings, inputs: Inputs, out: Path) -> None:
+def open_for(team: Team, config: Settings, inputs: Inputs, steps: int, out: Path) -> bool:
+    """Do as `open_run` in several processes, of which the first one writes.
+
+    Raises
+    ------
+    UserError
+        As `open_run`; or if the processes do not see the same folder, or read other files.
+    """
+    finished = team.once(lambda: open_run(config, inputs, steps, out, team.count))
+    if team.count > 1:
+        threads = team.once(torch.get_num_threads)
+        torch.set_num_threads(threads)  # more would sum in another order
+        seen = (out / "config.json").read_text() if (out / "config.json").exists() else ""
+        team.agree(f"{out} (expected a folder that all processes see)", seen)
+        read = [config.to_dict(), dict(inputs.hashes)]
+        team.agree("the settings, or the files that they name", files.to_json(read))
+    return finished
+
+
+def _start(config: Settings, inputs: Inputs, out: Path, processes: int) -> None:
     if config.get("run.threads") is not None:
         torch.set_num_threads(config.get("run.threads"))
     threads = torch.get_num_threads()
     environment = {"versions": versions(), "threads": threads, "inputs": inputs.hashes}
+    if processes > 1:
+        environment["processes"] = processes
     files.write_json(out / RUN_MARK, environment)
     files.write_json(out / "config.json", config.to_dict())
 
@@ -167,6 +200,24 @@ def _take_up(
             history.append(entry)
     files.write_json(out / RUN_MARK, environment)
     files.write_json(out / "config.json", config.to_dict())
+
+
+def _take_up_processes(
+    environment: dict[str, Any], processes: int, out: Path, done: int
+) -> None:
+    """Record and tell that other processes share the run from now on."""
+    before = environment.get("processes", 1)
+    if processes == before:
+        return
+    environment["processes"] = processes
+    if done:
+        sys.stderr.write(
+            f"pyfast: {before} processes shared {out} and now {processes} do: the run may differ "
+            "in its last bits\n"
+        )
+        entry = {"after_step": done, "changed": {"processes": [before, processes]}}
+        environment.setdefault("history", []).append(entry)
+    files.write_json(out / RUN_MARK, environment)
 
 
 def is_trained(steps: int, out: Path) -> bool:
@@ -241,12 +292,21 @@ def read_environment(out: Path) -> dict[str, Any]:
         or type(threads) is not int
         or not 1 <= threads <= MOST_THREADS
         or not isinstance(value.get("history", []), list)
+        or type(value.get("processes", 1)) is not int
     ):
         raise UserError(f"{path}: expected what a run records of where it ran")
     models = value.get("models", {"": {}})
     if not isinstance(models, dict) or not all(isinstance(part, dict) for part in models.values()):
         raise UserError(f"{path}: models: expected the fingerprints of a run's models")
     return value
+
+
+@contextlib.contextmanager
+def claim_for(team: Team, out: Path) -> Iterator[None]:
+    """Hold a run folder for these processes alone: the first one holds it."""
+    with contextlib.ExitStack() as stack:
+        team.once(lambda: stack.enter_context(claim(out)))
+        yield
 
 
 @contextlib.contextmanager

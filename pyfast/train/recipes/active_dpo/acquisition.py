@@ -140,8 +140,13 @@ class Uncertainty(Criterion):
     def keep(self) -> None:
         """Keep V."""
         if self.old is None and self.state is not None:
-            self.turn.folder.mkdir(parents=True, exist_ok=True)
-            self.state.save(self.turn.folder / "V.npz")
+            state = self.state
+
+            def save() -> None:
+                self.turn.folder.mkdir(parents=True, exist_ok=True)
+                state.save(self.turn.folder / "V.npz")
+
+            self.ctx.once(save)
 
 
 class Gradients(Uncertainty):
@@ -165,11 +170,15 @@ class Gradients(Uncertainty):
         except ValueError as error:
             raise UserError(f"round {turn.number}: {error}") from None
         folder = turn.folder / "sketches"
-        try:
-            found = sketch.collect(
-                collector, responses, folder,
+
+        def collect(shard: tuple[int, int] | None) -> Any:
+            return sketch.collect(
+                collector, responses, folder, shard=shard,
                 max_tokens=config.sketch_tokens, fidelity=config.fidelity,
             )  # fmt: skip
+
+        try:
+            found = self.ctx.sharded(collect)
         except ValueError as error:
             raise UserError(
                 f"round {turn.number}: {error}; without {folder} it is sketched again"
@@ -219,20 +228,25 @@ class Margins(Criterion):
         import torch
 
         policy, beta = self.ctx.policy, self.settings.loss.beta
-        entropies: list[float] = []
-        implied: list[float] = []
-        for ids, samples in zip(self.pool.prompt_ids, self.pool.samples, strict=True):
-            first, count = len(implied), self.pool.owners.count(len(entropies))
-            rows = self.pool.tokens[first : first + count]
+        owners = np.array(self.pool.owners)
+
+        def of_prompt(number: int) -> tuple[float, list[float]]:
+            ids, samples = self.pool.prompt_ids[number], self.pool.samples[number]
+            rows = [self.pool.tokens[row] for row in np.flatnonzero(owners == number)]
             with torch.no_grad():
                 logps = policy.logps(ids, samples).double().cpu()
             known = dict(zip(map(tuple, samples), logps.tolist(), strict=True))
             reference = policy.logps(ids, rows, reference=True).tolist()
-            implied += [
+            implied = [
                 beta * (known[tuple(row)] - logp) for row, logp in zip(rows, reference, strict=True)
             ]
-            entropies.append(-float(logps.mean()))
-        return {"entropies": entropies, "rewards": implied}
+            return -float(logps.mean()), implied
+
+        found = self.ctx.each(range(len(self.pool.prompt_ids)), of_prompt)
+        return {
+            "entropies": [entropy for entropy, _ in found],
+            "rewards": [reward for _, implied in found for reward in implied],
+        }
 
     def _open(self, pairs: Pairs) -> NDArray[np.int64]:
         return np.flatnonzero(~np.isin(self.owners[pairs[:, 0]], self.used))

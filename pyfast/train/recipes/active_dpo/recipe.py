@@ -10,6 +10,7 @@ import math
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -178,8 +179,9 @@ class ActiveDpo(AnsweringRecipe):
         if step == start:
             if active.keep_adapters and number > 1:
                 policy = self.ctx.policy
-                write_folder(self._folder(number - 1) / policy.saves, policy.save)
-            self._clear(number)
+                folder = self._folder(number - 1) / policy.saves
+                self.ctx.once(lambda: write_folder(folder, policy.save))
+            self.ctx.once(lambda: self._clear(number))
             for name, initial in self._initial.items():
                 self.ctx.policy.trainable()[name].data.copy_(initial)
         per_step = self.settings.optimisation.groups_per_step
@@ -243,7 +245,9 @@ class ActiveDpo(AnsweringRecipe):
             picks = criterion.choose(left, missing, seed)  # 5-9
             batch = f"round-{number}" if attempt == 1 else f"round-{number}-{attempt}"
             show, path = self.ctx.seed("show", number, attempt), self.ctx.folder / LABELS
-            answers = rounds.ask(pool, left[picks], self.oracle, path, batch, show)  # 10
+            self.ctx.agree(f"the pairs of {batch}", left[picks].tolist())
+            questions = (left[picks], self.oracle, path, batch, show)
+            answers = self.ctx.once(partial(rounds.ask, pool, *questions))  # 10
             better = [pair for pair, _ in answers if pair is not None]
             keys += [pool.question(pair).key for pair in left[picks].tolist()]
             chosen += better
@@ -251,7 +255,7 @@ class ActiveDpo(AnsweringRecipe):
             left = np.delete(left, picks, axis=0)
             criterion.learn(np.array(better, dtype=np.int64).reshape(-1, 2))
         criterion.keep()
-        pairs = [self._labelled(pool, pair) for pair in chosen]
+        pairs = self.ctx.each(chosen, lambda pair: self._labelled(pool, pair))
         report = {
             "round": number,
             "labels": number * wanted,

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from pyfast.train.config import SamplingConfig
 from pyfast.train.evaluation.answering import AT_ONCE
@@ -103,17 +102,17 @@ def make_pool(
     drawn = [prompts[number] for number in numbers]
     ids = [ctx.tokens.prompt(prompt) for prompt in drawn]
     step = max(1, AT_ONCE // config.responses)
-    answered: list[dict[str, Any]] = []
-    for start in tqdm(range(0, len(drawn), step), f"{name}: sampling", unit="batch", leave=False):
-        some = range(start, min(start + step, len(drawn)))
+    starts = range(0, len(drawn), step)
 
-        def sample(some: range = some) -> list[dict[str, Any]]:
-            seeds = [ctx.seed("sample", name, numbers[i]) for i in some]
-            answers = ctx.policy.answer([ids[i] for i in some], config.responses, config, seeds)
-            return [{"texts": found.texts, "token_ids": found.token_ids} for found in answers]
+    def sample(batch: int) -> list[dict[str, Any]]:
+        some = range(starts[batch], min(starts[batch] + step, len(drawn)))
+        seeds = [ctx.seed("sample", name, numbers[i]) for i in some]
+        answers = ctx.policy.answer([ids[i] for i in some], config.responses, config, seeds)
+        return [{"texts": found.texts, "token_ids": found.token_ids} for found in answers]
 
-        answered += ctx.remember(f"{name}/answers-{start}", sample)
-    return _paired(drawn, ids, answered)
+    kept = [f"{name}/answers-{start}" for start in starts]
+    batches = ctx.remember_each(kept, sample, f"{name}: sampling")
+    return _paired(drawn, ids, [answers for batch in batches for answers in batch])
 
 
 def _paired(

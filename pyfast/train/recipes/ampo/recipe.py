@@ -70,7 +70,8 @@ class Ampo(AnsweringRecipe):
     def evaluate(self, step: int) -> None:
         """Answer the held-out prompts, and keep the curve up to date."""
         super().evaluate(step)
-        write_curve(self.ctx.folder, self.steps(self.settings, self.inputs))
+        steps = self.steps(self.settings, self.inputs)
+        self.ctx.once(lambda: write_curve(self.ctx.folder, steps))
 
     @staticmethod
     def read(settings: AmpoSettings) -> prompt_inputs.Inputs:
@@ -116,7 +117,8 @@ class Ampo(AnsweringRecipe):
         count, prompts = self.settings.optimisation.groups_per_step, self.inputs.prompts
         if self.settings.rounds.rounds is None:
             chosen = order.of_step(len(prompts), count, self.settings.run.seed, step)
-            groups = [self._select(prompts[i], step, slot) for slot, (_, i) in enumerate(chosen)]
+            slots = [(slot, prompts[i]) for slot, (_, i) in enumerate(chosen)]
+            groups = self.ctx.each(slots, lambda at: self._select(at[1], step, at[0]))
             return [self._training_group(group, step) for group in groups]
         start, end = self.schedule(step)
         number = start // (end - start)
@@ -136,7 +138,7 @@ class Ampo(AnsweringRecipe):
                 return replace(group, ref_logps=logps, meta={**group.meta, "round": number + 1})
 
             path = self.ctx.folder / "kept" / f"round-{number + 1}.jsonl"
-            self._pools = {number: kept_groups.make(path, prompts, make)}
+            self._pools = {number: kept_groups.make(self.ctx, path, prompts, make)}
         return self._pools[number]
 
     def _reference(self, group: Group) -> list[float | None]:

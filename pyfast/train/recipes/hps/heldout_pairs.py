@@ -148,8 +148,9 @@ def measure(
 
     policy, at_once = ctx.policy, config.sampling.responses
     plain = dataclasses.replace(config.sampling, temperature=1.0)
-    written = []
-    for start in range(0, len(heldout), at_once):
+
+    def measured(start: int) -> list[str]:
+        written = []
         batch = [_tokens(ctx, item) for item in heldout[start : start + at_once]]
         seeds = [ctx.seed("kl", start + i) for i in range(len(batch))]
         sampled = policy.answer([prompt for prompt, _ in batch], 1, plain, seeds)
@@ -164,9 +165,17 @@ def measure(
                 two = (logps[:2], ref[:2])
                 found = metrics.heldout_metrics(*two, beta=beta, lengths=lengths[:2], prefix="")
                 row |= {name: found[name].item() for name in OF_PAIRS}
-            written.append(files.to_json({**row, "lengths": lengths.tolist()}))
-    with written_whole(path) as beside:
-        beside.write_text("".join(line + "\n" for line in written), encoding="utf-8")
+            written.append(files.to_json({**row, "lengths": lengths.tolist()}) + "\n")
+        return written
+
+    lines_of = ctx.each(range(0, len(heldout), at_once), measured)
+
+    def write() -> None:
+        path.parent.mkdir(exist_ok=True)
+        with written_whole(path) as beside:
+            beside.write_text("".join(line for some in lines_of for line in some), "utf-8")
+
+    ctx.once(write)
 
 
 def read_measures(path: Path, count: int) -> dict[str, NDArray[np.float64]]:

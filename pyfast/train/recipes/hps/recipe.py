@@ -188,14 +188,17 @@ class Hps(AnsweringRecipe):
         super().evaluate(step)
         folder = self.ctx.folder / "evaluation"
         path = folder / f"pairs-step-{step}.jsonl"
-        if self.inputs.pairs and not path.exists():
-            folder.mkdir(exist_ok=True)
+        if self.inputs.pairs and not self.ctx.once(path.exists):
             beta = self.settings.loss.beta
             heldout_pairs.measure(self.ctx, self.inputs.pairs, self.settings, path, beta=beta)
         if self.inputs.pairs:
             steps = self.steps(self.settings, self.inputs)
             count, run = len(self.inputs.pairs), self.ctx.folder
-            heldout_pairs.write_curve(folder, count, lambda at: answers_file(run, at, steps))
+
+            def write() -> None:
+                heldout_pairs.write_curve(folder, count, lambda at: answers_file(run, at, steps))
+
+            self.ctx.once(write)
 
     @classmethod
     def summary(cls, settings: HpsSettings, inputs: Inputs, out: Path) -> dict[str, Any]:

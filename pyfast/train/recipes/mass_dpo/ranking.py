@@ -237,11 +237,15 @@ def reference_logps(ctx: Context, groups: Sequence[Candidates]) -> list[Tensor]:
     ))  # fmt: skip
     name = hashlib.sha256(rounding.encode()).hexdigest()[:16]
     pairs = [(group.prompt, group.responses) for group in groups]
-    found = cached(policy, pairs, folder=files.cache_dir() / "reference" / name)
-    again = policy.logps(*pairs[0], reference=True).cpu()
-    if torch.equal(found[0], again):
+    shared = files.cache_dir() / "reference" / name
+    found = ctx.split(pairs, lambda mine: cached(policy, mine, folder=shared))
+
+    def is_ours() -> bool:
+        return torch.equal(found[0], policy.logps(*pairs[0], reference=True).cpu())
+
+    if ctx.once(is_ours):
         return found
-    return cached(policy, pairs, folder=ctx.folder / "kept" / "reference")
+    return ctx.once(lambda: cached(policy, pairs, folder=ctx.folder / "kept" / "reference"))
 
 
 def rank(
@@ -256,10 +260,12 @@ def rank(
     from tqdm import tqdm
 
     path = file_of(ctx.folder, split, step)
-    if path.exists() or not groups:
+    if not groups or ctx.once(path.exists):
         return
-    rows = []
-    for index, group in enumerate(tqdm(groups, f"{split} {step}", unit="group")):
+    bar = tqdm(total=len(groups), desc=f"{split} {step}", unit="group")
+
+    def scored(index: int) -> str:
+        group = groups[index]
         with torch.no_grad():
             logps = ctx.policy.logps(group.prompt, group.responses)
         row = {
@@ -267,10 +273,18 @@ def rank(
             "policy_logps": group.as_given(logps.tolist()),
             "ref_logps": group.as_given(refs[index].tolist()),
         }
-        rows.append(files.to_json(row) + "\n")
-    path.parent.mkdir(exist_ok=True)
-    with written_whole(path) as beside:
-        beside.write_text("".join(rows), encoding="utf-8", newline="\n")
+        bar.update()
+        return files.to_json(row) + "\n"
+
+    rows = ctx.each(range(len(groups)), scored)
+    bar.close()
+
+    def write() -> None:
+        path.parent.mkdir(exist_ok=True)
+        with written_whole(path) as beside:
+            beside.write_text("".join(rows), encoding="utf-8", newline="\n")
+
+    ctx.once(write)
 
 
 def file_of(folder: Path, split: str, step: int) -> Path:

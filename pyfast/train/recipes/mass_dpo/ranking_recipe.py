@@ -93,7 +93,8 @@ class RankingRecipe(Recipe):
             if last or split == self.inputs.watched:
                 refs = self.ref_logps[split]
                 ranking.rank(self.ctx, split, step, self.candidates[split], refs)
-        ranking.write_curve(self.ctx.folder, self.inputs.watched, self.settings.loss.beta)
+        watched, beta = self.inputs.watched, self.settings.loss.beta
+        self.ctx.once(lambda: ranking.write_curve(self.ctx.folder, watched, beta))
 
     @classmethod
     def elsewhere(cls, settings: Any, data: str, steps: int) -> tuple[Any, RankingInputs]:

@@ -57,12 +57,16 @@ class MassDpo(RankingRecipe):
 
     def groups(self, step: int) -> list[TrainingGroup]:
         """Choose the negatives of the groups of a step."""
-        return [self._group(step, epoch, index) for epoch, index in self.turns(step)]
+        turns = self.turns(step)
+        self._remember(turns)
+        chosen = self.ctx.each(turns, lambda turn: self._choose(*turn))
+        return [self._group(step, *turn, *found) for turn, found in zip(turns, chosen, strict=True)]
 
-    def _group(self, step: int, epoch: int, index: int) -> TrainingGroup:
+    def _group(
+        self, step: int, epoch: int, index: int, negatives: list[int], measured: dict[str, float]
+    ) -> TrainingGroup:
         group, ref = self.candidates["train"][index], self.ref_logps["train"][index]
         record = self.inputs.splits["train"][index]
-        negatives, measured = self._choose(epoch, index)
         kept = [0, *negatives]
         names = [group.order[i] for i in kept]
 
@@ -98,23 +102,32 @@ class MassDpo(RankingRecipe):
             return self._random(epoch, index), {}
         if config.reselect == "step":
             return self._informative(epoch, index)
-        first = epoch if config.reselect == "epoch" else 0
-
-        def choose_all() -> dict[str, Any]:
-            once = config.reselect == "once"
-            wanted = sorted({i for e, i in self.turns() if e == first or once})
-            return {str(i): self._informative(first, i) for i in wanted}
-
-        if (first, index) not in self._kept:
-            made = self.ctx.remember(f"negatives-{first}", choose_all)
-            self._kept = {(first, int(name)): value for name, value in made.items()}
-        if (first, index) not in self._kept:
-            raise UserError(
-                f"{self.ctx.folder}: with selection.reselect = {config.reselect} the negatives of "
-                "these steps were chosen before the run was to have so many; give another --out"
-            )
-        negatives, measured = self._kept[first, index]
+        negatives, measured = self._kept[epoch if config.reselect == "epoch" else 0, index]
         return negatives, measured
+
+    def _remember(self, turns: Sequence[tuple[int, int]]) -> None:
+        """Choose the negatives of all groups of the epoch or run, where that is due."""
+        config, once = self.settings.selection, self.settings.selection.reselect == "once"
+        if config.method != "mass-dpo" or config.reselect == "step":
+            return
+        for epoch, index in turns:
+            first = 0 if once else epoch
+
+            def choose_all(first: int = first) -> dict[str, Any]:
+                wanted = sorted({i for e, i in self.turns() if e == first or once})
+                found = self.ctx.each(wanted, lambda i: self._informative(first, i))
+                return {str(i): value for i, value in zip(wanted, found, strict=True)}
+
+            if (first, index) not in self._kept:
+                made = self.ctx.remember(f"negatives-{first}", choose_all)
+                known = {(first, int(name)): value for name, value in made.items()}
+                self._kept = known if once else {**self._kept, **known}
+            if (first, index) not in self._kept:
+                raise UserError(
+                    f"{self.ctx.folder}: with selection.reselect = {config.reselect} the negatives "
+                    "of these steps were chosen before the run was to have so many; give another "
+                    "--out"
+                )
 
     def _random(self, epoch: int, index: int) -> list[int]:
         """Return random negatives: the same for all methods of a seed, drawn anew each epoch."""
