@@ -50,6 +50,38 @@ NURSERY = """
             agree(self, now, groups)
         Context.agree_on = changed
 
+    def stops(step):
+        from pyfast.train.context import Context
+        from pyfast.train.errors import UserError
+        agree = Context.agree_on
+        def changed(self, now, groups):
+            if now == step:
+                raise UserError("stopped")
+            agree(self, now, groups)
+        Context.agree_on = changed
+
+    def drifts(step):
+        # At a step, this process's sum of the gradients is another.
+        from pyfast.train.context import Context
+        reduce, seen = Context.reduce, 0
+        def changed(self, parameters):
+            nonlocal seen
+            reduce(self, parameters)
+            if seen == step:
+                next(iter(parameters.values())).grad.add_(1e-4)
+            seen += 1
+        Context.reduce = changed
+
+    def writes(path):
+        # Note what this process changes of a folder's files.
+        names = ("os.rename", "os.remove", "os.truncate", "os.mkdir", "os.rmdir", "shutil.rmtree")
+        changing = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+        def hook(event, arguments):
+            opened = event == "open" and isinstance(arguments[2], int) and arguments[2] & changing
+            if (opened or event in names) and path in str(arguments[0]):
+                os.write(2, f"writes {event} {arguments[0]};".encode())
+        sys.addaudithook(hook)
+
     def start(order, rank, count, port):
         child = os.fork()
         if child == 0:
@@ -66,6 +98,8 @@ NURSERY = """
                 kill_at(order["touch"], order["signal"], order.get("path", "/run-"))
             if order.get("bad", [None])[0] == rank:
                 globals()[order["bad"][1]](*order["bad"][2:])
+            if "peak" in order:
+                open("/proc/self/clear_refs", "w").write("5")
             status = cli.main(order["arguments"])
             if "peak" in order:
                 text = open("/proc/self/status").read()
@@ -80,14 +114,16 @@ NURSERY = """
 
     def ended(children, seconds):
         # Their exit statuses; None of one that has not ended by then, which is killed.
-        found, until = {}, time.monotonic() + seconds
+        found, stopped, until = {}, set(), time.monotonic() + seconds
         while len(found) < len(children):
             for child in children:
                 if child not in found:
-                    pid, status = os.waitpid(child, os.WNOHANG)
-                    if pid:
+                    pid, status = os.waitpid(child, os.WNOHANG | os.WUNTRACED)
+                    if pid and os.WIFSTOPPED(status):
+                        stopped.add(child)
+                    elif pid:
                         found[child] = os.waitstatus_to_exitcode(status)
-                    elif time.monotonic() > until:
+                    elif time.monotonic() > until or stopped | set(found) == set(children):
                         os.kill(child, signal.SIGKILL)
                         os.waitpid(child, 0)
                         found[child] = None

@@ -1,10 +1,19 @@
 """Several processes of one run give what one gives; what goes wrong in one stops all."""
 
+import json
 import os
+import subprocess
+import sys
 
 import pytest
 from four_runs import largest_differences, write_settings
-from nursery import Nursery, contents
+from nursery import KILL, Nursery, contents
+from peak_memory import MEASURED
+
+from pyfast import cli
+from pyfast._files import locked
+from pyfast.train.errors import UserError
+from pyfast.train.processes import of_environment
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
@@ -66,3 +75,166 @@ def test_two_processes_give_what_one_gives(finished, recipe):
     assert max(learnt.values()) < 1e-6, differences
     # Rewards and margins are differences of log-probs of some 40 nats, which float32 holds to 4e-6.
     assert max(differences.values()) < 1e-5, differences
+
+
+@pytest.mark.parametrize(("killed", "word"), [(0, 45), (1, 20)])
+def test_one_is_killed_the_others_stop_and_the_run_goes_on(
+    nursery, of_recipe, finished, killed, word
+):
+    whole = finished("active-dpo", 2)
+    out = of_recipe("active-dpo") / f"run-killed-{killed}"
+    bad = [killed, "fails_at", word, "SIGKILL"]
+    statuses, logs = nursery.run_together(out, bad=bad, within=120)
+    assert statuses[killed] == -KILL
+    assert statuses[1 - killed] == 2, logs
+    assert f"process {1 - killed} of 2 has lost another one" in logs[1 - killed]
+    assert "the same command goes on from the last checkpoint" in logs[1 - killed]
+    assert "Traceback" not in logs[1 - killed]
+    statuses, logs = nursery.run_together(out)
+    assert statuses == [0, 0], logs
+    assert contents(out) == whole
+
+
+def test_one_that_hangs_counts_as_lost_after_a_while(nursery, of_recipe):
+    out = of_recipe("mass-dpo") / "run-hangs"
+    bad = [1, "fails_at", 30, "SIGSTOP"]
+    statuses, logs = nursery.run_together(out, "--timeout", "2", bad=bad, within=120)
+    assert statuses == [2, None]
+    assert "process 0 of 2 has lost another one" in logs[0]
+    assert "not answered for 2 s (run.timeout)" in logs[0]
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ("otherwise", "the groups of step 3: process 1 of the run has not what process 0 has"),
+        ("drifts", "the gradient of step 3: process 1 of the run has not what process 0 has"),
+    ],
+)
+def test_one_that_disagrees_stops_all(nursery, of_recipe, finished, bad, message):
+    whole = finished("mass-dpo", 2)
+    out = of_recipe("mass-dpo") / f"run-{bad}"
+    statuses, logs = nursery.run_together(out, bad=[1, bad, 2], within=120)
+    assert statuses == [2, 2], logs
+    assert message in logs[0]
+    assert "error" not in logs[1]  # it is told once
+    assert contents(out)["metrics.jsonl"].count(b"\n") == 2
+    statuses, logs = nursery.run_together(out)
+    assert statuses == [0, 0], logs
+    assert contents(out) == whole
+
+
+@pytest.mark.parametrize("recipe", ["ampo-rounds", "mass-dpo"])
+def test_the_first_alone_writes(nursery, of_recipe, recipe):
+    out = of_recipe(recipe) / "run-watched"
+    statuses, logs = nursery.run_together(out, bad=[0, "writes", "/run-watched"])
+    assert statuses == [0, 0], logs
+    assert "writes open" in logs[0]
+    assert "writes os.mkdir" in logs[0]
+    statuses, logs = nursery.run_together(
+        out.with_name("run-watched-2"), bad=[1, "writes", "/run-"]
+    )
+    assert statuses == [0, 0], logs
+    assert "writes" not in logs[1]
+
+
+def test_a_checkpoint_of_two_is_gone_on_from_by_one_and_the_other_way_round(
+    nursery, of_recipe, finished
+):
+    one = finished("mass-dpo", 1)
+    folder = of_recipe("mass-dpo")
+    for before, after in ((2, 1), (1, 2)):
+        out = folder / f"run-from-{before}-to-{after}"
+        bad = [0, "otherwise" if before == 2 else "stops", 2]
+        statuses, logs = nursery.run_together(out, processes=before, bad=bad)
+        assert statuses == [2] * before, logs
+        assert (out / "checkpoint" / "step-2").is_dir()
+        statuses, logs = nursery.run_together(out, processes=after)
+        assert statuses == [0] * after, logs
+        assert "after step 2 of 4" in logs[0]
+        assert f"{before} processes shared {out} and now {after} do" in logs[0]
+        differences = largest_differences(one, contents(out))
+        assert max(differences.values()) < 1e-5, differences
+        environment = json.loads((out / "environment.json").read_text())
+        assert environment["processes"] == after
+        changed = {"after_step": 2, "changed": {"processes": [before, after]}}
+        assert environment["history"] == [changed]
+
+
+def test_a_run_folder_is_claimed_once(nursery, of_recipe):
+    out = of_recipe("hps") / "run-claimed"
+    out.mkdir()
+    with locked(out / ".lock"):
+        statuses, logs = nursery.run_together(out)
+    assert statuses == [2, 2], logs
+    assert "another process is training in this folder" in logs[0]
+    assert "error" not in logs[1]
+
+
+@MEASURED
+def test_no_process_takes_more_memory_than_one_alone(nursery, of_recipe):
+    folder, peaks = of_recipe("hps"), []
+    for processes in (1, 2):
+        name = str(folder / f"peak-{processes}")
+        out = folder / f"run-measured-{processes}"
+        statuses, logs = nursery.run_together(out, processes=processes, peak=name)
+        assert statuses == [0] * processes, logs
+        for rank in range(processes):
+            text = (folder / f"peak-{processes}.{rank}").read_text()
+            peaks.append(int(text.partition("VmHWM:")[2].split()[0]) / 1024)
+    alone, *together = peaks
+    assert max(together) < alone + 48, peaks  # MiB; gloo's buffers, and its threads
+
+
+def test_what_a_launcher_sets():
+    both = {"RANK": "1", "WORLD_SIZE": "2"}
+    assert of_environment({}) == (0, 1)
+    assert of_environment(both) == (1, 2)
+    assert of_environment({**both, "ACCELERATE_MIXED_PRECISION": "no"}) == (1, 2)
+    for name, value in (("RANK", "2"), ("RANK", "x"), ("WORLD_SIZE", "0")):
+        with pytest.raises(UserError, match="RANK and WORLD_SIZE: expected whole numbers"):
+            of_environment({**both, name: value})
+    for name, value in (
+        ("USE_DEEPSPEED", "true"),
+        ("USE_FSDP", "true"),
+        ("MIXED_PRECISION", "bf16"),
+        ("DYNAMO_BACKEND", "INDUCTOR"),
+        ("GRADIENT_ACCUMULATION_STEPS", "4"),
+    ):
+        with pytest.raises(UserError, match=f"ACCELERATE_{name}: .*, got '{value}'"):
+            of_environment({**both, f"ACCELERATE_{name}": value})
+    with pytest.raises(UserError, match="starts one process, whatever --num_processes says"):
+        of_environment({"ACCELERATE_USE_CPU": "True", "MASTER_PORT": "29500"})
+
+
+def test_other_commands_are_refused(monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert cli.main(["env"]) == 2
+    assert "only pyfast train runs in several processes" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        ["torch.distributed.run", "--nproc-per-node", "2"],
+        ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"],
+    ],
+)
+def test_the_same_command_under_a_launcher(nursery, of_recipe, finished, launcher):
+    whole = finished("mass-dpo", 2)
+    out = of_recipe("mass-dpo") / f"run-{launcher[0]}"
+    port = "--master-port" if launcher[0].startswith("torch") else "--main_process_port"
+    command = [
+        sys.executable, "-m", *launcher, port, "0", "-m", "pyfast.cli", "train", "mass-dpo",
+        "--config", str(nursery.config), "--out", str(out),
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment["XDG_CACHE_HOME"] = str(nursery.folder / "cache")
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, env=environment, cwd=nursery.folder
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("metrics, groups, adapter and pictures") == 1
+    assert contents(out) == whole
