@@ -122,7 +122,7 @@ class Team:
             raise _shared(
                 ProcessesError(
                     f"{what}: process {', '.join(others)} of the run has not what process 0 has; "
-                    "nothing was learnt from it (other machines, versions, threads or files?)"
+                    "nothing of it was kept (other machines, versions, threads or files?)"
                 )
             )
 

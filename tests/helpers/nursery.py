@@ -68,7 +68,8 @@ NURSERY = """
             nonlocal seen
             reduce(self, parameters)
             if seen == step:
-                next(iter(parameters.values())).grad.add_(1e-4)
+                for parameter in parameters.values():
+                    parameter.grad.mul_(1.001)
             seen += 1
         Context.reduce = changed
 

@@ -102,6 +102,7 @@ class MassDpo(RankingRecipe):
             return self._random(epoch, index), {}
         if config.reselect == "step":
             return self._informative(epoch, index)
+        self._remember([(epoch, index)])
         negatives, measured = self._kept[epoch if config.reselect == "epoch" else 0, index]
         return negatives, measured
 
@@ -121,7 +122,9 @@ class MassDpo(RankingRecipe):
             if (first, index) not in self._kept:
                 made = self.ctx.remember(f"negatives-{first}", choose_all)
                 known = {(first, int(name)): value for name, value in made.items()}
-                self._kept = known if once else {**self._kept, **known}
+                now = {e for e, _ in turns}  # a step may hold the end of an epoch and a start
+                before = {at: found for at, found in self._kept.items() if at[0] in now}
+                self._kept = known if once else before | known
             if (first, index) not in self._kept:
                 raise UserError(
                     f"{self.ctx.folder}: with selection.reselect = {config.reselect} the negatives "
