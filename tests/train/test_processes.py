@@ -218,16 +218,15 @@ def test_other_commands_are_refused(monkeypatch, capsys):
 @pytest.mark.parametrize(
     "launcher",
     [
-        ["torch.distributed.run", "--nproc-per-node", "2"],
-        ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"],
+        "torch.distributed.run --standalone --nproc-per-node 2",
+        "accelerate.commands.launch --multi_gpu --num_processes 2 --main_process_port 0",
     ],
 )
 def test_the_same_command_under_a_launcher(nursery, of_recipe, finished, launcher):
     whole = finished("mass-dpo", 2)
-    out = of_recipe("mass-dpo") / f"run-{launcher[0]}"
-    port = "--master-port" if launcher[0].startswith("torch") else "--main_process_port"
+    out = of_recipe("mass-dpo") / f"run-{launcher.partition('.')[0]}"
     command = [
-        sys.executable, "-m", *launcher, port, "0", "-m", "pyfast.cli", "train", "mass-dpo",
+        sys.executable, "-m", *launcher.split(), "-m", "pyfast.cli", "train", "mass-dpo",
         "--config", str(nursery.config), "--out", str(out),
     ]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
