@@ -16,6 +16,7 @@ EDGES = {
     "kmedoids": {"run", "distance"},
     "kmeans": {"run", "distance"},
     "ampo": {"run", "distance", "kmedoids", "kmeans"},
+    "json": {"run"},
     "logdet": {"run"},
     "sketch": {"run"},
     "naive": {"run", "kmedoids", "logdet"},

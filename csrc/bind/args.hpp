@@ -121,6 +121,7 @@ void without_gil(int threads, Body&& body) {
 }
 
 void bind_certificate(py::module_& m);
+void bind_json(py::module_& m);
 void bind_kmedoids(py::module_& m);
 void bind_groups(py::module_& m);
 void bind_logdet(py::module_& m);

@@ -6,6 +6,7 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
   pyfast::bind::bind_certificate(m);
   pyfast::bind::bind_kmedoids(m);
   pyfast::bind::bind_groups(m);
+  pyfast::bind::bind_json(m);
   pyfast::bind::bind_logdet(m);
   pyfast::bind::bind_plain(m);
   pyfast::bind::bind_sketch(m);

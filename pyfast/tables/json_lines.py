@@ -10,10 +10,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.json as pj
 
+from pyfast import _native
+from pyfast.tables.arrays import set_column
 from pyfast.tables.json_text import with_fields
 
 SUFFIXES = (".jsonl", ".json", ".ndjson")
@@ -28,6 +31,8 @@ Lines = list[tuple[int, bytes]]
 
 STANDARD = Path("-")
 """Standard input or output: JSON Lines too."""
+
+_VECTORS = pa.list_(pa.list_(pa.float32()))
 
 _MAGIC = {
     b"\x1f\x8b": "gzip",
@@ -88,10 +93,12 @@ def blocks(path: Path, size: int) -> Iterator[tuple[int, Lines]]:
                 block = stream.read(size)
                 if number == 1 and not rest and block.startswith(b"\xef\xbb\xbf"):
                     block = block[3:]
-                whole, end, rest = (rest + block).rpartition(b"\n") if block else (rest, b"", b"")
-                if not end and block:
-                    continue  # a line longer than a block
-                texts = whole.split(b"\n")
+                end = block.rfind(b"\n")
+                if end < 0 and block:
+                    rest += block  # a line longer than a block
+                    continue
+                texts = block[: max(end, 0)].split(b"\n")
+                texts[0], rest = rest + texts[0], block[end + 1 :]
                 found = [(number + i, text.strip()) for i, text in enumerate(texts) if text.strip()]
                 if found:
                     yield number, found
@@ -126,7 +133,11 @@ def parse(path: Path, number: int, lines: Lines, needs: Needs, *, whole: bool = 
     """
     text = b"\n".join(line for _, line in lines)
     known = {name: kind for name, kind in needs.items() if kind is not None}
-    all_known = not whole and len(known) == len(needs)
+    vectors = {} if len(needs) < 2 and not whole else _vectors(text, known)
+    if vectors:
+        _, text = next(iter(vectors.values()))
+        known = {name: kind for name, kind in known.items() if name not in vectors}
+    all_known = not whole and len(known) + len(vectors) == len(needs)
     try:
         table = _parsed(text, known, all_known=all_known)
         texts = {field.name: _without_times(field.type) for field in table.schema}
@@ -140,9 +151,32 @@ def parse(path: Path, number: int, lines: Lines, needs: Needs, *, whole: bool = 
         _find_bad(path, lines, needs)
         raise ValueError(f"{shown(path)}: lines {number} and on: expected one JSON object a line")
     _refuse_rounded(path, lines, table, known)
+    if vectors:
+        for name, (column, _) in vectors.items():
+            table = set_column(table, name, column)
+        first = [n for n in needs if needs[n] is not None and n in table.column_names]
+        table = table.select([*first, *(n for n in table.column_names if n not in first)])
     wanted = table.column_names if whole else [n for n in table.column_names if n in needs]
     present = [n for n in wanted if n not in needs or table[n].null_count < len(lines)]
     return table.select(present)
+
+
+def _vectors(text: bytes, known: Mapping[str, pa.DataType]) -> dict[str, tuple[pa.Array, bytes]]:
+    """Read the field of vectors, by far the longest, apart: its column, and the lines without it.
+
+    Lines in which it is not plain - then or else wrong - are left to the other parser, whole.
+    """
+    names = [name for name, kind in known.items() if kind == _VECTORS]
+    if len(names) != 1:
+        return {}
+    found = _native.json_vectors(text, names[0])
+    if found is None:
+        return {}
+    values, counts, rest = found
+    inner = np.arange(len(values) + 1, dtype=np.int32) * np.int32(values.shape[1])
+    rows = pa.ListArray.from_arrays(pa.array(inner), pa.array(values.reshape(-1)))
+    ends = pa.array(np.cumsum([0, *counts]).astype(np.int32))
+    return {names[0]: (pa.ListArray.from_arrays(ends, rows), rest)}
 
 
 def _parsed(text: bytes, types: Mapping[str, pa.DataType], *, all_known: bool) -> pa.Table:
@@ -214,17 +248,18 @@ def with_columns(lines: Lines, table: pa.Table) -> bytes:
     """Return lines with the columns of a table set as fields; all else as it was written."""
     names = table.column_names
     keys = [json.dumps(name).encode() for name in names]
-    made = []
+    made: list[bytes | memoryview] = []
     for (_, line), row in zip(lines, table.to_pylist(), strict=True):
         if any(key in line for key in keys):
-            made.append(with_fields(line.decode("utf-8"), row).encode())
+            made.append(with_fields(line.decode("utf-8"), row).encode() + b"\n")
             continue
         fields = ", ".join(f"{json.dumps(name)}: {_as_json(row[name])}" for name in names)
-        body = line[:-1].rstrip()
-        comma = b"" if body == b"{" else b", "
-        made.append(body + comma + fields.encode() + b"}")
-    made.append(b"")
-    return b"\n".join(made)
+        end = len(line) - 1
+        while line[end - 1 : end].isspace():
+            end -= 1
+        comma = "" if end == 1 else ", "
+        made += [memoryview(line)[:end], f"{comma}{fields}}}\n".encode()]
+    return b"".join(made)
 
 
 def from_table(table: pa.Table) -> bytes:
