@@ -82,6 +82,7 @@ def one(
         check=lambda ours, theirs: verify(V, k, ours, theirs),
         target=target,
         bytes=4.0 * n * d,  # every vector has to be looked at once; most products can be avoided
+        multiply_adds=n * d + k * k * d / 2,  # its length, and the products of the chosen ones
         peer_items=min(few, groups),
     )
 
@@ -129,6 +130,7 @@ def cases() -> list[Case]:
     return [
         *[many_picks_case(t, 20_000, 64, 600, 2, 3) for t in (np.float32, np.float64)],
         *[many_picks_case(t, 100_000, 64, 1000, 3, 1) for t in (np.float32, np.float64)],
+        *[many_picks_case(t, 5_000, 256, 400, 2, 3) for t in (np.float32, np.float64)],
         *size_cases(1000, 20, 576, 3, 8e-6),
         *size_cases(200, 64, 2048, 8, 60e-6),
         *size_cases(1, 3000, 8192, 50, 80e-3),

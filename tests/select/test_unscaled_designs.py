@@ -104,6 +104,18 @@ def test_around_the_place_where_doubles_give_up(size: float) -> None:
         assert_exactly(V, select.logdet(V, min(n, 7), 0.1), 0.1, 1.0)
 
 
+@pytest.mark.parametrize("size", [1.0, 1e2, 1e3, 1e4])
+def test_more_picks_than_dimensions_where_double_needs_a_second_look(size: float) -> None:
+    """A few residuals that double knows too roughly are refined by the d x d matrix."""
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        V = size * rng.normal(size=(24, 6)) * 10.0 ** -np.arange(6)
+        V[13] = V[4]
+        for dtype in (np.float32, np.float64):
+            rows = V.astype(dtype)
+            assert_exactly(rows, select.logdet(rows, 16, 0.1), 0.1, 1.0)
+
+
 @pytest.mark.parametrize(("size", "gamma"), [(1e-200, 1e-300), (1e-160, 1e-305), (1e200, 1e300)])
 def test_squares_that_double_does_not_hold(size: float, gamma: float) -> None:
     for seed in range(4):

@@ -130,4 +130,29 @@ void LogDetGreedy::evaluate_dense(Work& work) {
   });
 }
 
+// Works out the contenders to all digits of a double; false if that cannot be told.
+bool LogDetGreedy::refined(Work& work) {
+  if (!dense_ || !bounded_ || !std::isfinite(information_.error())) return false;
+  information_.factorise();
+  const index d = candidates_->dims();
+  const auto count = static_cast<index>(contenders_.size());
+  margins_.resize(contenders_.size());
+  work.each(count, static_cast<double>(12 * count * d * d) / kVectors,
+            [&](index c, int worker, Work& own) {
+              const index i = contenders_[c];
+              Room& room = rooms_[static_cast<std::size_t>(worker)];
+              room.vector.resize(static_cast<std::size_t>(d));
+              own.spend(8 * d * d);
+              candidates_->copy(i, room.vector.data());
+              const auto found = information_.refined(room.vector.data(), room.spread);
+              settled_[i] = std::max(0.0, found.residual);
+              margins_[c] = found.error;
+              bound_[i] = std::min(bound_[i], settled_[i] + found.error);
+            });
+  double sure = 0;
+  for (index c = 0; c < count; ++c) sure = std::max(sure, settled_[contenders_[c]] - margins_[c]);
+  return std::all_of(margins_.begin(), margins_.end(),
+                     [&](double error) { return error <= kLogDetFine * sure; });
+}
+
 }  // namespace pyfast

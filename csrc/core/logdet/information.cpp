@@ -16,6 +16,23 @@ constexpr index kWidth = simd::kPanelWidth;
 
 double roundings(index d) { return 3.125 * static_cast<double>(d) + 16; }
 
+// high + low += a x, exactly but for what is below the digits of both: a product of two doubles is
+// the sum of two doubles (Dekker 1971), and so is a sum of two (Knuth).
+void add_scaled(double a, const double* x, index count, double* __restrict high,
+                double* __restrict low) {
+  constexpr double kSplit = 0x1.0p27 + 1;
+  const double widened = kSplit * a, a_high = widened - (widened - a), a_low = a - a_high;
+  for (index j = 0; j < count; ++j) {
+    const double b = x[j], product = a * b, wide = kSplit * b;
+    const double b_high = wide - (wide - b), b_low = b - b_high;
+    const double rest =
+        ((a_high * b_high - product) + a_high * b_low + a_low * b_high) + a_low * b_low;
+    const double before = high[j], sum = before + product, added = sum - before;
+    low[j] += ((before - (sum - added)) + (product - added)) + rest;
+    high[j] = sum;
+  }
+}
+
 }  // namespace
 
 index InformationMatrix::panels() const { return (d_ + kWidth - 1) / kWidth; }
@@ -74,6 +91,37 @@ double InformationMatrix::close_error(double* solved, std::vector<double>& room)
     spread += std::abs(solved[s]) * roots_[s];
   }
   return 1.07 * kRoundOff * (roundings(d_) * reach + 4 * spread * spread);
+}
+
+// r = -2 y^T z with z = (A / 2 + what is above its diagonal)^T y - v, of which y^T A y is made.
+InformationMatrix::Refined InformationMatrix::refined(const double* v,
+                                                      std::vector<double>& room) const {
+  room.resize(static_cast<std::size_t>(4 * d_));
+  double *y = room.data(), *sizes = y + d_, *high = sizes + d_, *low = high + d_;
+  std::copy_n(v, d_, y);
+  simd::kernels().forward(factor_.data(), d_, y);
+  simd::kernels().backward(factor_.data(), d_, y, sizes);
+  std::fill_n(low, d_, 0.0);
+  for (index i = 0; i < d_; ++i) high[i] = -v[i];
+  for (index i = 0; i < d_; ++i) {
+    const double *row = high_.data() + i * d_, *rest = low_.data() + i * d_, half = y[i] / 2;
+    add_scaled(half, &ridge_, 1, high + i, low + i);
+    add_scaled(half, row + i, 1, high + i, low + i);
+    low[i] += half * rest[i];
+    add_scaled(y[i], row + i + 1, d_ - i - 1, high + i + 1, low + i + 1);
+    for (index j = i + 1; j < d_; ++j) low[j] += y[i] * rest[j];
+  }
+  double sum = 0, rest = 0, reach = 0, spread = 0;
+  for (index i = 0; i < d_; ++i) {
+    add_scaled(y[i], high + i, 1, &sum, &rest);
+    rest += y[i] * low[i];
+    reach += sizes[i] * sizes[i];
+    spread += std::abs(y[i]) * roots_[i];
+  }
+  const double residual = -2 * (sum + rest), off = roundings(d_) * std::sqrt(reach) + 4 * spread;
+  const double digits = 16 * static_cast<double>(d_ + count_) * spread * spread;
+  return {residual, 4 * kRoundOff * std::abs(residual) +
+                        1.1 * kRoundOff * kRoundOff * (kappa_ * off * off + digits)};
 }
 
 void InformationMatrix::invert() {

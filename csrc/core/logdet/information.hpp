@@ -12,6 +12,11 @@
 //   |error of r_i| <= 1.07 2^-53 ((3 d + d / 8 + 16) ||L|^T |y||^2 + 4 (sum_s |y_s| sqrt(A_ss))^2),
 // and both squares are at most trace(A) |y|^2 <= kappa r_i, kappa = c / gamma trace(A).
 //
+// Where that is too much, once more from y: with p = v_i - A y,
+//   r_i = 2 v_i^T y - y^T A y + p^T A^{-1} p,
+// the first two in twice the digits and the last one at most |p|^2 c / gamma, the square of a
+// rounding: |p| <= 2^-53 sqrt(trace A) ((3 d + 16) ||L|^T |y|| + 4 sum_s |y_s| sqrt(A_ss)).
+//
 // The bound first: the same in float, for many rows at once, by the inverse of L. Each entry of
 // L^{-1} v_i is off by the roundings of its products, so its length is off by no more than
 // rough_error() |v_i|.
@@ -41,6 +46,12 @@ class InformationMatrix {
   void factorise();
   double residual(double* v) const;                                     // makes L^{-1} v of v
   double close_error(double* solved, std::vector<double>& room) const;  // of what residual() made
+
+  struct Refined {
+    double residual, error;
+  };
+  // The residual to about all digits of a double. Squares of vectors must be well inside its range.
+  Refined refined(const double* v, std::vector<double>& room) const;
 
   // Brings the float inverse up to date; bounds() is of the latest. Residuals only fall: they are
   // bounds of all later ones.

@@ -216,7 +216,7 @@ void LogDetGreedy::raise_floor(double value) {
 index LogDetGreedy::settle(Work& work) {
   contenders_.clear();
   each_that_may_win(floor_, [&](index i) { contenders_.push_back(i); });
-  was_wide_ = !settled();
+  was_wide_ = !settled(work);
   if (was_wide_) settle_wide(work);
   double best = 0;
   for (const index i : contenders_) best = std::max(best, settled_[i]);
@@ -228,7 +228,7 @@ index LogDetGreedy::settle(Work& work) {
 
 // Whether doubles tell the contenders apart, which are cut down to those that they do not rule out.
 // Nothing here depends on what was worked out before.
-bool LogDetGreedy::settled() {
+bool LogDetGreedy::settled(Work& work) {
   if (!regular_ || (by_information() ? !std::isfinite(information_.error()) : shown_ < chosen_)) {
     return false;
   }
@@ -253,7 +253,7 @@ bool LogDetGreedy::settled() {
     contenders_[left++] = i;
   }
   contenders_.resize(static_cast<std::size_t>(left));
-  return fine;
+  return fine || refined(work);
 }
 
 void LogDetGreedy::start_wide(Work& work) {

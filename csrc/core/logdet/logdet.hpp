@@ -103,7 +103,7 @@ class LogDetGreedy {
   void count_in(double length);
   void write(const LogDetAnswer& answer, Work& work);
   index settle(Work& work);
-  bool settled();
+  bool settled(Work& work);
   void settle_wide(Work& work);
   void start_wide(Work& work);
 
@@ -139,6 +139,7 @@ class LogDetGreedy {
   void list_dense(Work& work);
   void bound_dense(Work& work);
   void evaluate_dense(Work& work);
+  bool refined(Work& work);
 
   const LogDetProblem* problem_ = nullptr;
   const Candidates* candidates_ = nullptr;
