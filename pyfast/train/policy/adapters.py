@@ -7,8 +7,10 @@ supervised fine-tuning say, must stay on then: it becomes part of the weights.
 from __future__ import annotations
 
 import contextlib
+import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -100,6 +102,18 @@ def targets(base: Any, names: str) -> str | list[str]:
                 f"target_modules: expected all-linear or names of layers ({short}), got {name!r}"
             )
     return wanted
+
+
+def sort_names(path: Path) -> None:
+    """Sort the modules' names in an adapter's settings, which peft writes in a set's order.
+
+    That is another one in each process, and a run that is gone on with ends with the same bytes.
+    """
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    for name in ("target_modules", "exclude_modules"):
+        if isinstance(settings.get(name), list):
+            settings[name].sort()
+    path.write_text(json.dumps(settings, indent=2, sort_keys=True), encoding="utf-8")
 
 
 def left_out(base: Any) -> list[str]:

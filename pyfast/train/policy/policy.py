@@ -170,6 +170,7 @@ class Policy:
         named as the base model.
         """
         self.model.save_pretrained(str(folder), save_embedding_layers=False)
+        adapters.sort_names(folder / "adapter_config.json")
 
     def prompt_ids(self, prompt: str) -> list[int]:
         """Return the tokens of a prompt, in the model's chat template if it has one."""

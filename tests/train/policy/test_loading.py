@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 from one_at_a_time import PROMPT, RESPONSES, plain_logp
@@ -17,6 +19,9 @@ def test_loading_and_saving(tiny_model, tmp_path):
             parameter.add_(0.1)
     policy.save_adapter(tmp_path)
     assert (tmp_path / "adapter_model.safetensors").exists()
+    names = json.loads((tmp_path / "adapter_config.json").read_text())["target_modules"]
+    assert len(names) > 4
+    assert names == sorted(names)  # of a set, in each process another order
     base = AutoModelForCausalLM.from_pretrained(tiny_model)
     loaded = PeftModel.from_pretrained(base, tmp_path).eval()
     expected = policy.logps(PROMPT, RESPONSES)
