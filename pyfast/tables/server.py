@@ -9,14 +9,14 @@ import threading
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from time import time
 from typing import Any
 
-Prompt = str | list[dict[str, Any]]
-"""A text, or chat messages."""
+Prompt = str | list[dict[str, Any]] | list[int]
+"""A text, chat messages, or without the chat endpoint a prompt's tokens."""
 
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 60.0
 _OWN = ("messages", "prompt", "n", "stream", "seed", "max_tokens", "max_completion_tokens")
@@ -139,8 +139,16 @@ class Server:
         # Not even a redirect is followed: the key would go with it.
         self._opener = urllib.request.build_opener(_NoRedirect)
 
-    def __call__(self, prompts: Sequence[Prompt]) -> list[Drawn]:
+    def __call__(
+        self, prompts: Sequence[Prompt], seeds: Sequence[int] | None = None
+    ) -> list[Drawn]:
         """Draw the responses to prompts, several prompts at a time.
+
+        Parameters
+        ----------
+        prompts : sequence of prompts
+        seeds : sequence of int, optional
+            One a prompt, in place of the one for all.
 
         Raises
         ------
@@ -153,6 +161,9 @@ class Server:
         for number in range(len(prompts)):
             todo.put(number)
 
+        def seed_of(number: int) -> int | None:
+            return self._seed if seeds is None else seeds[number]
+
         def work() -> None:
             while not stop.is_set():
                 try:
@@ -160,7 +171,7 @@ class Server:
                 except queue.Empty:
                     return
                 try:
-                    done.put((number, self._draw(prompts[number], stop)))
+                    done.put((number, self._draw(prompts[number], seed_of(number), stop)))
                 except BaseException as error:
                     done.put((number, error))
                     return
@@ -181,34 +192,51 @@ class Server:
             stop.set()
         return [found[number] for number in range(len(prompts))]
 
-    def _draw(self, prompt: Prompt, stop: threading.Event) -> Drawn:
+    def call(self, name: str, body: Mapping[str, Any]) -> bytes:
+        """Send a request to another endpoint beside it, such as ``load_lora_adapter``.
+
+        Raises
+        ------
+        ServerError
+            As for prompts.
+        """
+        path = self._url
+        for known in ("/chat/completions", "/completions"):
+            path = path.replace(known, f"/{name}")
+        return self._sent(path, dict(body), threading.Event())
+
+    def _draw(self, prompt: Prompt, seed: int | None, stop: threading.Event) -> Drawn:
         responses: list[str] = []
         reasons: list[str | None] = []
         while len(responses) < self.n:
             asked = 1 if self._one_at_a_time else self.n - len(responses)
-            choices = self._ask(self._request(prompt, asked, len(responses)), stop)
+            choices = self._ask(self._request(prompt, asked, len(responses), seed), stop)
             for choice in choices[: self.n - len(responses)]:
                 text, reason = self._read(choice)
                 responses.append(text)
                 reasons.append(reason)
         return Drawn(responses, reasons)
 
-    def _request(self, prompt: Prompt, asked: int, had: int) -> dict[str, Any]:
+    def _request(self, prompt: Prompt, asked: int, had: int, seed: int | None) -> dict[str, Any]:
         body = {**self._body, self._length_name: self._length}
         if self._chat:
             turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
             # Arrow gives every message all the fields that one of them has.
             body["messages"] = [
-                {name: value for name, value in turn.items() if value is not None} for turn in turns
+                {name: value for name, value in turn.items() if value is not None}
+                for turn in turns
+                if isinstance(turn, dict)
             ]
-        elif isinstance(prompt, str):
+            if len(body["messages"]) < len(turns):
+                raise ServerError("expected a text or messages, with the chat endpoint; got tokens")
+        elif isinstance(prompt, str) or all(isinstance(token, int) for token in prompt):
             body["prompt"] = prompt
         else:
             raise ServerError("expected a text as prompt, without the chat endpoint; got messages")
         if asked > 1:
             body["n"] = asked
-        if self._seed is not None:
-            body["seed"] = self._seed + had
+        if seed is not None:
+            body["seed"] = seed + had
         return body
 
     def _read(self, choice: Any) -> tuple[str, str | None]:
@@ -236,18 +264,30 @@ class Server:
 
     def _ask(self, body: dict[str, Any], stop: threading.Event) -> list[Any]:
         """Return the choices that a request got, at least one."""
+        return _choices(self._sent(self._url, body, stop, _choices))
+
+    def _sent(
+        self,
+        url: str,
+        body: dict[str, Any],
+        stop: threading.Event,
+        check: Callable[[bytes], Any] = bytes,
+    ) -> bytes:
+        """Return the answer to a request, sent again after what may pass."""
         for attempt in range(self._retries + 1):
             wait = min(_FIRST_WAIT * 2**attempt, _LONGEST_WAIT)
             try:
-                return _choices(self._post(body))
+                content = self._post(url, body)
+                check(content)
+                return content
             except urllib.error.HTTPError as error:
                 with error:
                     said = _words(error)
                 if error.code in (400, 422) and self._simpler(body, said):
-                    return self._ask(body, stop)
+                    return self._sent(url, body, stop, check)
                 problem: Exception = ServerError(f"status {error.code}: {said}")
                 if not _may_pass(error.code, said):
-                    raise ServerError(f"{self._url}: {problem}") from None
+                    raise ServerError(f"{url}: {problem}") from None
                 wait = _asked_wait(error.headers.get("Retry-After"), wait)
             except (OSError, http.client.HTTPException, _BrokenAnswerError) as error:
                 problem = error
@@ -255,7 +295,7 @@ class Server:
                 raise ServerError("stopped")
         reason = getattr(problem, "reason", problem)
         kind = f"{type(reason).__name__}: " if not isinstance(reason, ServerError) else ""
-        raise ServerError(f"{self._url}: tried {self._retries + 1} times; {kind}{reason}")
+        raise ServerError(f"{url}: tried {self._retries + 1} times; {kind}{reason}")
 
     def _simpler(self, body: dict[str, Any], said: str) -> bool:
         """Change a refused request to what more servers take, if there is anything left."""
@@ -269,11 +309,11 @@ class Server:
             return True
         return False
 
-    def _post(self, body: dict[str, Any]) -> bytes:
+    def _post(self, url: str, body: dict[str, Any]) -> bytes:
         headers = {"Content-Type": "application/json", "User-Agent": "pyfast"}
         if self._key is not None:
             headers["Authorization"] = f"Bearer {self._key}"
-        request = urllib.request.Request(self._url, json.dumps(body).encode(), headers)
+        request = urllib.request.Request(url, json.dumps(body).encode(), headers)
         with self._opener.open(request, timeout=self._timeout) as answer:
             content: bytes = answer.read()
         return content

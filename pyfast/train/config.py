@@ -173,6 +173,35 @@ class SamplingConfig(Section):
 
 
 @dataclass(frozen=True)
+class ServedConfig(SamplingConfig):
+    """How responses are drawn from the policy, here or in rounds by a server."""
+
+    server: str | None = setting(
+        None,
+        "in rounds: an OpenAI-compatible server of policy.model that loads adapters as vLLM does, "
+        "such as http://localhost:8000; it reads the run folder. Default: sampled here",
+    )
+    server_key_env: str | None = setting(None, "environment variable that holds the server's key")
+    server_retries: int = setting(
+        5, "after failures of the server that may pass: 0.5 s, 1 s, 2 s, ... apart", least=0
+    )
+
+    def check_server(self, training: str, sft_epochs: float) -> None:
+        """Refuse a server beside what its model has not."""
+        if self.server is None:
+            return
+        if training != "lora":
+            raise UserError(
+                "sampling.server: a server loads adapters; expected policy.training lora"
+            )
+        if sft_epochs:
+            raise UserError(
+                "sampling.server: the server's model is not the fine-tuned one; expected "
+                "sft.epochs 0 (serve the fine-tuned model, and give it as policy.model)"
+            )
+
+
+@dataclass(frozen=True)
 class ScoringConfig(Section):
     """What makes one response better than, or different from, another."""
 
@@ -288,7 +317,7 @@ class RunConfig(Section):
 WITHOUT_EFFECT = frozenset({
     "policy.device", "policy.gradient_checkpointing", "run.checkpoint_every", "run.threads",
     "run.save_embeddings", "run.report_to", "run.timeout", "active.keep_sketches",
-    "active.keep_adapters",
+    "active.keep_adapters", "sampling.server_key_env", "sampling.server_retries",
 })  # fmt: skip
 """Settings of which no result depends, but for its last bits."""
 

@@ -98,6 +98,10 @@ class Context:
         self.team.once(lambda: do(None) and None)
         return do(place)
 
+    def lacks(self, names: Sequence[str]) -> bool:
+        """Tell whether any of these was not kept by `remember` or `remember_each`."""
+        return any(not self._path(name).exists() for name in names)
+
     def agree(self, what: str, value: Any) -> None:
         """Stop all processes if they have not come to the same JSON value."""
         if self.team.count > 1:

@@ -95,6 +95,11 @@ def make(
     return groups
 
 
+def lacks(path: Path, count: int) -> bool:
+    """Tell whether a file has fewer groups than so many."""
+    return not path.exists() or path.read_bytes().count(b"\n") < count
+
+
 def _whole_lines(path: Path) -> bool:
     """Tell whether there is such a file, without the line that a kill has cut."""
     if not path.exists():

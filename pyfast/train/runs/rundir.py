@@ -149,6 +149,8 @@ def _why_not(
             continue
         if section == "data" and None not in (old, new) and recorded.get(key) == inputs.hashes[key]:
             continue  # another way to the same prompts
+        if name == "sampling.server" and None not in (old, new):
+            continue  # the same model at another address
         if name in MODELS and MODELS[name] in environment.get("models", {}):
             continue  # perhaps another way to the same weights: `check_models` looks at them
         if name == STEPS and steps >= done:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from pyfast.train.config import SamplingConfig
 from pyfast.train.evaluation.answering import AT_ONCE
+from pyfast.train.policy import served
 from pyfast.train.recipes.active_dpo import labels
 from pyfast.train.recipes.active_dpo.oracle import Oracle, Question
 
@@ -104,14 +105,17 @@ def make_pool(
     step = max(1, AT_ONCE // config.responses)
     starts = range(0, len(drawn), step)
 
+    kept = [f"{name}/answers-{start}" for start in starts]
+    asked = served.sampler(ctx, config, f"{name}-served", drawn[0], lambda: ctx.lacks(kept))
+
     def sample(batch: int) -> list[dict[str, Any]]:
         some = range(starts[batch], min(starts[batch] + step, len(drawn)))
         seeds = [ctx.seed("sample", name, numbers[i]) for i in some]
-        answers = ctx.policy.answer([ids[i] for i in some], config.responses, config, seeds)
+        answers = answer([ids[i] for i in some], config.responses, config, seeds)
         return [{"texts": found.texts, "token_ids": found.token_ids} for found in answers]
 
-    kept = [f"{name}/answers-{start}" for start in starts]
-    batches = ctx.remember_each(kept, sample, f"{name}: sampling")
+    with asked as answer:
+        batches = ctx.remember_each(kept, sample, f"{name}: sampling")
     return _paired(drawn, ids, [answers for batch in batches for answers in batch])
 
 

@@ -11,9 +11,9 @@ from pyfast.train.config import (
     EvaluationConfig,
     PolicyConfig,
     RunConfig,
-    SamplingConfig,
     ScoringConfig,
     Section,
+    ServedConfig,
     Settings,
     SftConfig,
     TextConfig,
@@ -78,7 +78,7 @@ class ActiveConfig(Section):
 
 
 @dataclass(frozen=True)
-class PoolSamplingConfig(SamplingConfig):
+class PoolSamplingConfig(ServedConfig):
     """How responses are drawn from the policy."""
 
     responses: int = setting(3, "responses sampled for each prompt of a pool", least=2)
@@ -119,6 +119,7 @@ class ActiveDpoSettings(Settings):
 
     def __post_init__(self) -> None:
         """Check what no single section can see."""
+        self.sampling.check_server(self.policy.training, self.sft.epochs)
         if self.policy.training == "full" and self.active.method == "active-dpo":
             raise UserError(
                 "policy.training: the method active-dpo sketches LoRA gradients; expected lora"

@@ -12,6 +12,7 @@ import reprlib
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -21,6 +22,7 @@ from pyfast.train.data import kept_groups, order
 from pyfast.train.data.group import Group
 from pyfast.train.errors import UserError
 from pyfast.train.evaluation.answering import AnsweringRecipe, write_curve
+from pyfast.train.policy import served
 from pyfast.train.recipe import Scored, TrainingGroup
 from pyfast.train.recipes.ampo.selection import choose, scale
 from pyfast.train.recipes.ampo.settings import (
@@ -64,6 +66,7 @@ class Ampo(AnsweringRecipe):
         prompt_inputs.check_lengths(inputs, ctx, settings.sampling.max_new_tokens)
         self.encoder = SentenceEncoder(settings.scoring.encoder, ctx.policy.device)
         self._pools: dict[int, kept_groups.KeptGroups] = {}
+        self._answer: served.Answer = ctx.policy.answer
         if settings.text.max_prompt is not None:
             ctx.remember("cut", lambda: dict(ctx.tokens.cut))
 
@@ -138,7 +141,12 @@ class Ampo(AnsweringRecipe):
                 return replace(group, ref_logps=logps, meta={**group.meta, "round": number + 1})
 
             path = self.ctx.folder / "kept" / f"round-{number + 1}.jsonl"
-            self._pools = {number: kept_groups.make(self.ctx, path, prompts, make)}
+            is_needed = partial(kept_groups.lacks, path, len(prompts))
+            name = f"round-{number + 1}-served"
+            with served.sampler(
+                self.ctx, self.settings.sampling, name, prompts[0], is_needed
+            ) as self._answer:
+                self._pools = {number: kept_groups.make(self.ctx, path, prompts, make)}
         return self._pools[number]
 
     def _reference(self, group: Group) -> list[float | None]:
@@ -156,7 +164,7 @@ class Ampo(AnsweringRecipe):
         ctx, config = self.ctx, self.settings
         seeds = [ctx.seed("sample", *place)]
         ids, n = [ctx.tokens.prompt(prompt)], config.sampling.responses
-        (samples,) = ctx.policy.answer(ids, n, config.sampling, seeds)
+        (samples,) = self._answer(ids, n, config.sampling, seeds)
         scores = rewards.score(self.inputs.reward, prompt, samples.texts)
         embeddings = self.encoder.encode(samples.texts)
         seed = ctx.seed("select", *place)

@@ -12,9 +12,9 @@ from pyfast.train.config import (
     OptimisationConfig,
     PolicyConfig,
     RunConfig,
-    SamplingConfig,
     ScoringConfig,
     Section,
+    ServedConfig,
     Settings,
     SftConfig,
     TextConfig,
@@ -89,7 +89,7 @@ class AmpoSettings(Settings):
     data: DataConfig = DataConfig()
     text: TextConfig = TextConfig()
     policy: PolicyConfig = PolicyConfig()
-    sampling: SamplingConfig = SamplingConfig()
+    sampling: ServedConfig = ServedConfig()
     scoring: ScoringConfig = ScoringConfig()
     selection: SelectionConfig = SelectionConfig()
     loss: LossConfig = LossConfig()
@@ -110,6 +110,12 @@ class AmpoSettings(Settings):
         for name in ("exact", "certify", "cover_top"):
             if getattr(selection, name) and selection.selector != "opt-select":
                 raise UserError(f"selection.{name}: expected the selector opt-select beside it")
+        self.sampling.check_server(self.policy.training, self.sft.epochs)
+        if self.sampling.server is not None and self.rounds.rounds is None:
+            raise UserError(
+                "sampling.server: expected rounds.rounds beside it; without rounds each step would "
+                "need another adapter there"
+            )
         if self.rounds.rounds is None and self.rounds.reference == "round":
             raise UserError(
                 "rounds.reference: expected loaded without rounds, got 'round': a policy that "

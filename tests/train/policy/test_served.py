@@ -1,0 +1,163 @@
+"""A round's responses from a real small server that loads the round's adapter."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from lora_server import LoraServer
+from nursery import contents
+
+from pyfast.tables import server as servers
+from pyfast.train import config as configs
+from pyfast.train import loop
+from pyfast.train.errors import UserError
+from pyfast.train.recipes.active_dpo import ActiveDpo
+from pyfast.train.recipes.active_dpo.recipe import ActiveDpoSettings
+from pyfast.train.recipes.ampo import Ampo
+from pyfast.train.recipes.ampo.recipe import AmpoSettings
+
+
+@pytest.fixture
+def server(tiny_model, monkeypatch):
+    monkeypatch.setattr(servers, "_FIRST_WAIT", 0.01)
+    made = LoraServer(tiny_model)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def values(make_active_settings, tmp_path, server):
+    found = make_active_settings(tmp_path)
+    found["active"] = {"rounds": 2, "labels": 4, "method": "random"}
+    found["sampling"] |= {"server": server.url, "server_retries": 2, "merge": False}
+    del found["data"]["heldout"]
+    return found
+
+
+def train(values, out, kind=ActiveDpo, settings=ActiveDpoSettings):
+    made = configs.from_dict(settings, values)
+    loop.run(kind, made, kind.read(made), out)
+    return contents(out)
+
+
+def test_each_round_samples_from_its_own_adapter(values, server, tmp_path, one_thread):
+    out = tmp_path / "run"
+    files = train(values, out)
+    loaded = [body for path, body in server.requests if path == "/v1/load_lora_adapter"]
+    names = [body["lora_name"] for body in loaded]
+    assert len(set(names)) == 2
+    assert [body["lora_path"] for body in loaded] == [
+        str(out / "kept" / f"round-{number}-served") for number in (1, 2)
+    ]
+    assert server.adapters == {}  # they are unloaded, and not kept
+    assert not list((out / "kept").glob("*-served"))
+    asked = [body for path, body in server.requests if path == "/v1/completions"]
+    assert {body["model"] for body in asked} == set(names)
+    assert all(isinstance(token, int) for token in asked[0]["prompt"])
+    seeds = [body["seed"] for body in asked if body["temperature"]]
+    assert len(set(seeds)) == len(seeds) == 10
+    # What is learnt is what our own scorer says of our own tokens.
+    made = configs.from_dict(ActiveDpoSettings, values)
+    recipe = loop.load(ActiveDpo, made, ActiveDpo.read(made), tmp_path / "other")
+    pair = json.loads(files["kept/round-1/labelled.json"])["pairs"][0]
+    for text, tokens in zip(pair["texts"], pair["token_ids"], strict=True):
+        assert recipe.ctx.tokens.response(text)[: len(tokens)] == tokens
+    logps = recipe.ctx.policy.logps(pair["prompt_ids"], pair["token_ids"], reference=True)
+    assert torch.equal(logps, torch.tensor(pair["ref_logps"]))
+
+
+def test_a_server_that_fails_or_dies_in_a_round(values, server, tmp_path, one_thread, capsys):
+    whole = train(values, tmp_path / "whole")
+    out = tmp_path / "run"
+    seen = []
+
+    def dies_in_the_second_round(path, body):
+        seen.append(path)
+        asked = path == "/v1/completions" and body["temperature"] > 0
+        return "dies" if asked and "/v1/load_lora_adapter" in seen else None
+
+    server.script = [
+        lambda path, body: (503, "busy") if path == "/v1/completions" else None,
+        *[dies_in_the_second_round] * 20,
+    ]
+    with pytest.raises(UserError, match=r"sampling\.server: .*tried 3 times; .* is kept, and the"):
+        train(values, out)
+    assert (out / "kept" / "round-1" / "labelled.json").exists()
+    server.script = []
+    asked = len(server.requests)
+    assert train(values, out) == whole
+    again = [body for path, body in server.requests[asked:] if path == "/v1/load_lora_adapter"]
+    assert len(again) == 1  # the first round's answers were kept
+
+
+def test_a_server_that_lost_the_adapter(values, server, tmp_path, one_thread):
+    whole = train(values, tmp_path / "whole")
+
+    def forgets(path, body):
+        if path == "/v1/completions" and body["temperature"] > 0:
+            server.adapters.clear()
+            return 404, {"error": {"message": f"The model `{body['model']}` does not exist."}}
+        return None
+
+    server.script = [forgets]
+    with pytest.raises(UserError, match=r"status 404: The model `pyfast-\w+` does not exist"):
+        train(values, tmp_path / "run")
+    server.script = []
+    assert train(values, tmp_path / "run") == whole
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (
+            (400, {"error": {"message": "LoRA rank 2 is greater than max_lora_rank 1"}}),
+            "max_lora_rank 1",
+        ),
+        ((404, {"detail": "Not Found"}), r"status 404: Not Found \(vLLM: --enable-lora, and VLLM_"),
+    ],
+)
+def test_an_adapter_that_is_refused(values, server, tmp_path, answer, message):
+    server.script = [lambda path, body: answer if path == "/v1/load_lora_adapter" else None]
+    with pytest.raises(UserError, match=message):
+        train(values, tmp_path / "run")
+    server.script = []
+
+
+def test_a_server_of_another_model(values, server, tiny_model, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    other = tmp_path / "other-model"
+    shutil.copytree(tiny_model, other)
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    with torch.no_grad():
+        model.get_output_embeddings().weight.neg_()
+    model.save_pretrained(other)
+    server.folder = str(other)
+    with pytest.raises(UserError, match=r"answers as another model than policy\.model would"):
+        train(values, tmp_path / "run")
+
+
+def test_ampo_in_rounds(make_settings, server, tmp_path, one_thread):
+    values = make_settings(tmp_path)
+    values["sampling"] |= {"server": server.url, "merge": False, "responses": 4}
+    values["optimisation"] = {"epochs": 1, "groups_per_step": 3, "lr": 0.02}
+    values["rounds"] = {"rounds": 2}
+    del values["data"]["heldout"]
+    train(values, tmp_path / "run", Ampo, AmpoSettings)
+    paths = [path for path, _ in server.requests]
+    assert paths.count("/v1/load_lora_adapter") == 2
+    del values["rounds"]
+    values["optimisation"] = {"steps": 2}
+    with pytest.raises(UserError, match=r"sampling\.server: expected rounds\.rounds beside it"):
+        configs.from_dict(AmpoSettings, values)
+
+
+def test_what_a_server_has_not_is_refused(values):
+    for section, name, value, message in (
+        ("policy", "training", "full", "expected policy.training lora"),
+        ("sft", "epochs", 1.0, "expected sft.epochs 0"),
+    ):
+        changed = {**values, section: {**values.get(section, {}), name: value}}
+        with pytest.raises(UserError, match=rf"sampling\.server: .*{message}"):
+            configs.from_dict(ActiveDpoSettings, changed)
