@@ -346,6 +346,10 @@ class Settings:
         if self.get("policy.training") == "full":
             names = ["policy.lora_rank", "policy.lora_alpha", "policy.target_modules"]
             found |= dict.fromkeys([*names, "sampling.merge"], "policy.training is full")
+        sampling = getattr(self, "sampling", None)
+        if isinstance(sampling, ServedConfig) and sampling.server is None:
+            names = ["sampling.server_key_env", "sampling.server_retries"]
+            found |= dict.fromkeys(names, "sampling.server is not given")
         return found
 
     def get(self, path: str) -> Any:

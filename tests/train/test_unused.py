@@ -99,6 +99,12 @@ def test_what_ampo_declares_without_effect_changes_no_choice(selector):
         (ActiveDpoSettings, {"active.method": "apo", "active.lam": 3.0}, set()),
         (ActiveDpoSettings, {"active.method": "random", "active.lam": 3.0}, {"active.lam"}),
         (ActiveDpoSettings, {"active.per_prompt": "one"}, {"active.per_prompt"}),
+        (ActiveDpoSettings, {"sampling.server_retries": 1}, {"sampling.server_retries"}),
+        (
+            ActiveDpoSettings,
+            {"sampling.server_retries": 1, "sampling.server": "http://localhost:1"},
+            set(),
+        ),
     ],
 )
 def test_what_other_settings_make_idle(kind, values, names):
