@@ -129,7 +129,8 @@ struct Tile {
 template <class Sum, int Rows, int Cols>
 inline void clear(Tile<Sum, Rows, Cols>& tile) {
   for (Lanes<Sum>& sum : tile.sums) {
-    for (int p = 0; p < kParts; ++p) sum.part[p] = typename VectorOf<Sum>::type{};
+    // held() because GCC, which keeps the sums in registers, clears memory for them as well.
+    for (int p = 0; p < kParts; ++p) sum.part[p] = held(typename VectorOf<Sum>::type{});
   }
 }
 

@@ -40,8 +40,10 @@ inline unsigned long long within_bits(const unsigned char* codes, const unsigned
 index within(const unsigned char* codes, const unsigned char* limits, index count,
              std::int32_t* places) {
   constexpr unsigned long long kTop = 1ull << 63;  // keeps ctz defined, changes no lowest bit
+  constexpr index kAhead = 2048;  // bytes; perhaps of the next row, which is looked at next
   index found = 0, i = 0;
   for (; i + 64 <= count; i += 64) {
+    __builtin_prefetch(codes + i + kAhead);
     unsigned long long bits = within_bits(codes + i, limits + i);
     const int here = __builtin_popcountll(bits);
     std::int32_t* to = places + found;

@@ -5,9 +5,15 @@ constexpr int kPanelRows = PYFAST_VECTOR_BYTES == 16 ? 2 : PYFAST_VECTOR_BYTES =
 constexpr int kPanelVectors = static_cast<int>(kPanelWidth) * 4 / PYFAST_VECTOR_BYTES;
 constexpr index kPanelPiece = 256;  // of a row: the panel's stays in the first-level cache
 
+// Of at most Rows rows: together, because one row's sums wait for each other.
 template <int Rows>
-inline void panel_tile(const float* a, index a_stride, const float* panel, index length, bool fresh,
-                       float* out, index out_stride) {
+inline void panel_tile(const float* a, index rows, index a_stride, const float* panel, index length,
+                       bool fresh, float* out, index out_stride) {
+  if constexpr (Rows > 1) {
+    if (rows < Rows) {
+      return panel_tile<Rows - 1>(a, rows, a_stride, panel, length, fresh, out, out_stride);
+    }
+  }
   constexpr int lanes = PYFAST_VECTOR_BYTES / 4;
   Floats sums[Rows][kPanelVectors];
   for (int r = 0; r < Rows; ++r) {
@@ -37,14 +43,9 @@ void panel_dots(const float* a, index rows, index a_stride, const float* panel, 
   for (index t = 0; t == 0 || t < d; t += kPanelPiece) {
     const index length = d - t < kPanelPiece ? d - t : kPanelPiece;
     const float* piece = panel + t * kPanelWidth;
-    index i = 0;
-    for (; i + kPanelRows <= rows; i += kPanelRows) {
-      panel_tile<kPanelRows>(a + i * a_stride + t, a_stride, piece, length, t == 0,
+    for (index i = 0; i < rows; i += kPanelRows) {
+      panel_tile<kPanelRows>(a + i * a_stride + t, rows - i, a_stride, piece, length, t == 0,
                              out + i * out_stride, out_stride);
-    }
-    for (; i < rows; ++i) {
-      panel_tile<1>(a + i * a_stride + t, a_stride, piece, length, t == 0, out + i * out_stride,
-                    out_stride);
     }
   }
 }

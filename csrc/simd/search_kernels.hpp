@@ -103,12 +103,14 @@ inline void add_points(const SwapCosts<T>& in, index i, index end, index from,
                        typename VectorOf<T>::type* joined, T* costs) {
   typedef typename VectorOf<T>::type Vector;
   constexpr int per_part = Lanes<T>::per_part;
+  const bool far = in.points > kSwapRun;  // no hardware foresees the way down a column
   for (; i < end; ++i) {
     const Vector weight = in.weights[i] - Vector{};
     const Vector first = in.first[i] - Vector{};
     const Vector second = in.second[i] - Vector{};
     const T* to = in.to + i * in.stride + from;
     T* of_slot = costs + in.slots[i] * in.stride + from;
+    for (int p = 0; far && p < Wide; ++p) __builtin_prefetch(to + (Wide + p) * per_part);
     for (int p = 0; p < Wide; ++p) {
       const Vector d = load(to + p * per_part, T{});
       const Vector with = smaller(d, first);
@@ -119,39 +121,15 @@ inline void add_points(const SwapCosts<T>& in, index i, index end, index from,
   }
 }
 
-// Of the candidates that fill Wide registers.
+// The costs of the candidates that fill Wide registers, and the least of them, from the sums over
+// all points: those of the own slots in `costs`, the others in `least`.
 template <int Wide, class T>
-inline typename VectorOf<T>::type swap_costs_of(const SwapCosts<T>& in, index from, T* costs,
-                                                T* least) {
+inline typename VectorOf<T>::type finish_costs(const SwapCosts<T>& in, index from, T* costs,
+                                               T* least) {
   typedef typename VectorOf<T>::type Vector;
   constexpr int per_part = Lanes<T>::per_part;
-  const auto clear = [&](T* rows) {
-    for (index s = 0; s < in.k; ++s) {
-      for (int p = 0; p < Wide; ++p) store(rows + s * in.stride + from + p * per_part, Vector{});
-    }
-  };
   Vector joined[Wide];
-  for (int p = 0; p < Wide; ++p) joined[p] = Vector{};
-  clear(costs);
-  if (in.points <= kSwapRun) {
-    add_points<Wide>(in, 0, in.points, from, joined, costs);
-  } else {
-    clear(in.runs);
-    for (index i = 0; i < in.points; i += kSwapRun) {
-      Vector run[Wide];
-      for (int p = 0; p < Wide; ++p) run[p] = Vector{};
-      const index end = i + kSwapRun < in.points ? i + kSwapRun : in.points;
-      add_points<Wide>(in, i, end, from, run, in.runs);
-      for (int p = 0; p < Wide; ++p) joined[p] += run[p];
-      for (index s = 0; s < in.k; ++s) {
-        for (int p = 0; p < Wide; ++p) {
-          const index at = s * in.stride + from + p * per_part;
-          store(costs + at, load(costs + at, T{}) + load(in.runs + at, T{}));
-          store(in.runs + at, Vector{});
-        }
-      }
-    }
-  }
+  for (int p = 0; p < Wide; ++p) joined[p] = load(least + from + p * per_part, T{});
   Vector smallest[Wide];
   for (int p = 0; p < Wide; ++p) smallest[p] = T(__builtin_huge_val()) - Vector{};
   for (index s = 0; s < in.k; ++s) {
@@ -171,20 +149,52 @@ inline typename VectorOf<T>::type swap_costs_of(const SwapCosts<T>& in, index fr
   return lowest;
 }
 
+// What the points of the run from i on add to them; the least of the costs after the last run.
+template <int Wide, class T>
+inline typename VectorOf<T>::type add_run(const SwapCosts<T>& in, index i, index from, T* costs,
+                                          T* least) {
+  typedef typename VectorOf<T>::type Vector;
+  constexpr int per_part = Lanes<T>::per_part;
+  const index end = i + kSwapRun < in.points ? i + kSwapRun : in.points;
+  T* const sums = i == 0 ? costs : in.runs;
+  for (index s = 0; s < in.k; ++s) {
+    for (int p = 0; p < Wide; ++p) store(sums + s * in.stride + from + p * per_part, Vector{});
+  }
+  Vector joined[Wide];
+  for (int p = 0; p < Wide; ++p) joined[p] = Vector{};
+  add_points<Wide>(in, i, end, from, joined, sums);
+  for (int p = 0; p < Wide; ++p) {
+    T* const at = least + from + p * per_part;
+    store(at, i == 0 ? joined[p] : load(at, T{}) + joined[p]);
+  }
+  for (index s = 0; s < in.k && i > 0; ++s) {
+    for (int p = 0; p < Wide; ++p) {
+      const index at = s * in.stride + from + p * per_part;
+      store(costs + at, load(costs + at, T{}) + load(sums + at, T{}));
+    }
+  }
+  if (end < in.points) return T(__builtin_huge_val()) - Vector{};
+  return finish_costs<Wide>(in, from, costs, least);
+}
+
+// Run by run, whose rows stay in the second-level cache and in the table of pages while all
+// candidates pass by.
 template <class T>
 T swap_costs(const SwapCosts<T>& problem, index from, index count, T* costs, T* least) {
   const SwapCosts<T> in = problem;  // a copy that no store can change
   typedef typename VectorOf<T>::type Vector;
   constexpr index width = Lanes<T>::count;
   Vector lowest = T(__builtin_huge_val()) - Vector{};
-  index c = 0;
-  for (; c + 2 * width <= count; c += 2 * width) {
-    const Vector block = swap_costs_of<2 * kParts>(in, from + c, costs, least);
-    lowest = smaller(block, lowest);
-  }
-  for (; c < count; c += width) {
-    const Vector block = swap_costs_of<kParts>(in, from + c, costs, least);
-    lowest = smaller(block, lowest);
+  for (index i = 0; i < in.points; i += kSwapRun) {
+    index c = 0;
+    for (; c + 2 * width <= count; c += 2 * width) {
+      const Vector block = add_run<2 * kParts>(in, i, from + c, costs, least);
+      lowest = smaller(block, lowest);
+    }
+    for (; c < count; c += width) {
+      const Vector block = add_run<kParts>(in, i, from + c, costs, least);
+      lowest = smaller(block, lowest);
+    }
   }
   T all = lowest[0];
   for (int l = 1; l < Lanes<T>::per_part; ++l) all = lowest[l] < all ? lowest[l] : all;

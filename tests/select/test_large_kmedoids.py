@@ -1,4 +1,4 @@
-"""k-medoids of many points: coded distances, blocked distances, samples with an exact polish."""
+"""k-medoids of many points: bounds in bytes, blocked distances, samples with an exact polish."""
 
 import numpy as np
 import peak_memory
@@ -46,22 +46,23 @@ def has_improving_swap(D: np.ndarray, w: np.ndarray, medoids: np.ndarray, slack:
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("kind", KINDS)
-def test_coded_distances_change_no_swap(kind: str, dtype: type) -> None:
-    """1,100 points are enough for codes; the reference has none."""
-    n, k = 1100, 4
+@pytest.mark.parametrize("k", [4, 40])
+def test_bounds_in_bytes_change_no_swap(kind: str, k: int, dtype: type) -> None:
+    """1,100 points are enough for bounds; the reference has none."""
+    n = 1100
     X, w = problem(1, n, kind)
     D = distances(np.round(X, 1) if kind == "ties" else X).astype(dtype)
     start = ref.random_subset(n, k, 1)
     found = select.kmedoids(D, k, metric="precomputed", weights=w, init=start)
     exact = D.astype(np.float64)
-    if kind not in ("ties", "duplicates"):  # whose equal swaps rounding decides
+    if k == 4 and kind not in ("ties", "duplicates"):  # slow; equal swaps rounding decides
         assert found.medoids.tolist() == ref.kmedoids_eager(exact, w, start)
     assert not has_improving_swap(exact, w, found.medoids, 1e-11)
     assert found.cost == pytest.approx(ref.cost(exact, w, list(found.medoids)), rel=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_starts_share_their_codes(dtype: type) -> None:
+def test_starts_share_their_bounds(dtype: type) -> None:
     """From poor starts and good ones, in which distances have other sizes."""
     X, w = problem(2, 1200, "outliers")
     D = distances(X).astype(dtype)

@@ -15,10 +15,10 @@ template <class T>
 class ByteBounds {
  public:
   // Distances to point i keep their resolution up to 1.5 times `seconds`[i], or the median of those
-  // if that is more; farther ones share a code.
+  // if that is more; farther ones share a bound.
   ByteBounds(index rows, const std::vector<T>& seconds)
       : cols_(static_cast<index>(seconds.size())),
-        codes_(big_array<unsigned char>(rows * cols_)),
+        bounds_(big_array<unsigned char>(rows * cols_)),
         steps_(seconds.size()),
         scales_(seconds.size()) {
     std::vector<T> sorted = seconds;
@@ -33,30 +33,30 @@ class ByteBounds {
     }
   }
 
-  const unsigned char* row(index row) const { return codes_.get() + row * cols_; }
+  const unsigned char* row(index row) const { return bounds_.get() + row * cols_; }
 
-  // The distances of candidate `row` to points first .. first + count - 1, or floors of them.
+  // The distances of candidate `row` to points first .. first + count - 1, or bounds of them.
   void add(index row, index first, index count, const T* distances) {
-    unsigned char* codes = codes_.get() + row * cols_ + first;
+    unsigned char* bounds = bounds_.get() + row * cols_ + first;
     if constexpr (sizeof(T) == sizeof(float)) {
-      kernels_.encode_f32(distances, scales_.data() + first, count, codes);
+      kernels_.encode_f32(distances, scales_.data() + first, count, bounds);
     } else {
-      kernels_.encode_f64(distances, scales_.data() + first, count, codes);
+      kernels_.encode_f64(distances, scales_.data() + first, count, bounds);
     }
   }
 
-  // At most any distance to point i that has this code: the scale is short of 1 / step by more than
-  // all rounding.
-  double least(index i, unsigned char code) const { return steps_[i] * code; }
+  // At most any distance to point i that has this bound: the scale is short of 1 / step by more
+  // than all rounding.
+  double least(index i, unsigned char bound) const { return steps_[i] * bound; }
 
-  // No distance to point i below `d` has a code above this.
+  // No distance to point i below `d` has a bound above this.
   unsigned char limit(index i, double d) const {
     return static_cast<unsigned char>(std::min(d * static_cast<double>(scales_[i]) + 1e-2, 255.0));
   }
 
  private:
   index cols_;
-  BigArray<unsigned char> codes_;
+  BigArray<unsigned char> bounds_;
   std::vector<double> steps_;
   std::vector<T> scales_;
   const simd::Kernels& kernels_ = simd::kernels();

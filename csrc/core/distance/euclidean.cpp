@@ -112,21 +112,25 @@ class Measured {
 
 // Or numbers just below them, and distances where too close to tell.
 template <class T>
-class Floored {
+class Bounded {
  public:
-  Floored(MatrixView<T> strip, index top, const GemmBounds<T>& floors, Work& work)
-      : exactly_(strip), strip_(strip), floors_(floors, top, strip.rows, work) {}
+  Bounded(MatrixView<T> strip, index top, const GemmBounds<T>& bounds, Work& work)
+      : exactly_(strip), strip_(strip), bounds_(bounds, top, strip.rows, work) {}
 
   void measure(index left, MatrixView<T> a, T* tile, index side, Work& work) {
-    floor_.resize(static_cast<std::size_t>(side * side));
-    if (!floors_.measure(left, a.rows, floor_.data(), side, work)) {
+    bound_.resize(static_cast<std::size_t>(side * side));
+    if (!bounds_.measure(left, a.rows, bound_.data(), side, work)) {
       return exactly_.measure(left, a, tile, side, work);
     }
     for (index i = 0; i < a.rows; ++i) {
-      const float* floors = floor_.data() + i * side;
+      const float* bounds = bound_.data() + i * side;
       T* row = tile + i * side;
-      for (index j = 0; j < strip_.rows; ++j) row[j] = static_cast<T>(floors[j]);
+      int unknown = 0;
       for (index j = 0; j < strip_.rows; ++j) {
+        row[j] = static_cast<T>(bounds[j]);
+        unknown |= static_cast<int>(bounds[j] < 0);
+      }
+      for (index j = 0; unknown != 0 && j < strip_.rows; ++j) {
         if (row[j] >= 0) continue;
         const T* const to = strip_.row(j);
         distances_to(a.row(i), &to, 1, a.cols, row + j);
@@ -137,8 +141,8 @@ class Floored {
  private:
   Measured<T> exactly_;
   MatrixView<T> strip_;
-  typename GemmBounds<T>::Strip floors_;
-  std::vector<float> floor_;
+  typename GemmBounds<T>::Strip bounds_;
+  std::vector<float> bound_;
 };
 
 // Every strip of points beside all strips before it, and itself: begin(strip, top, work) says what
@@ -186,9 +190,9 @@ void each_bound(MatrixView<T> x, const SeeDistances<T>& see, Work& work, const i
   if (x.cols > GemmBounds<T>::kWidest) {
     return each_distance(x, see, work, names);
   }
-  const GemmBounds<T> floors(x, work);
+  const GemmBounds<T> bounds(x, work);
   each_tile(x, see, work, names, [&](MatrixView<T> strip, index top, Work& of) {
-    return Floored<T>(strip, top, floors, of);
+    return Bounded<T>(strip, top, bounds, of);
   });
 }
 

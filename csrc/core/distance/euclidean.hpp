@@ -19,7 +19,7 @@ template <class T>
 void euclidean_distances(MatrixView<T> x, T* out, Work& work, const index* names = nullptr);
 
 // Without a matrix, and sooner: see(i, j, count, d) is given numbers d that the distances of point
-// i to the points j .. j + count - 1 do not fall below (distance_floors.hpp), some of a row at a
+// i to the points j .. j + count - 1 do not fall below (gemm_bounds.hpp), some of a row at a
 // time, from any of the threads.
 template <class T>
 using SeeDistances = std::function<void(index i, index j, index count, const T* d)>;

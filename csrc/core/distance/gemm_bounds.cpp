@@ -38,7 +38,7 @@ GemmBounds<T>::GemmBounds(MatrixView<T> x, Work& work)
     norms_.push_back(static_cast<float>(squared));
   }
   // Roundings, of which each is half an epsilon: those of the product (simd.hpp), 16 for centring
-  // the rows, their norms and the sum, and of the distance itself (pairwise.hpp) up to 4 times as
+  // the rows, their norms and the sum, and of the distance itself (euclidean.hpp) up to 4 times as
   // many, because the square of a sum of two norms is up to twice that of their squares.
   const double wide = static_cast<double>(x.cols);
   const double roundings = (260 + wide / 256) + 16 + 4 * (45 + wide / 1000);
@@ -52,25 +52,25 @@ void GemmBounds<T>::centre_row(index i, float* to) const {
 }
 
 template <class T>
-GemmBounds<T>::Strip::Strip(const GemmBounds& floors, index top, index count, Work& work)
-    : floors_(floors), top_(top), count_(count) {
-  const index d = floors.x_.cols;
+GemmBounds<T>::Strip::Strip(const GemmBounds& bounds, index top, index count, Work& work)
+    : bounds_(bounds), top_(top), count_(count) {
+  const index d = bounds.x_.cols;
   panels_.resize(panels_for(count), d * kWidth, work);
-  rows_.resize(1, floors.width_, work);
+  rows_.resize(1, bounds.width_, work);
   for (index c = 0; c < panels_for(count) * kWidth; ++c) {
     work.spend(4 * d);
     float* panel = panels_.row(c / kWidth) + c % kWidth;
-    if (c < count) floors.centre_row(top + c, rows_.row(0));
+    if (c < count) bounds.centre_row(top + c, rows_.row(0));
     for (index t = 0; t < d; ++t) panel[t * kWidth] = c < count ? rows_.row(0)[t] : 0.0f;
   }
 }
 
 template <class T>
 bool GemmBounds<T>::Strip::measure(index left, index count, float* out, index stride, Work& work) {
-  const index d = floors_.x_.cols, width = floors_.width_;
+  const index d = bounds_.x_.cols, width = bounds_.width_;
   work.spend(count * count_ * d / 2);
   rows_.resize(count, width, work);
-  for (index i = 0; i < count; ++i) floors_.centre_row(left + i, rows_.row(i));
+  for (index i = 0; i < count; ++i) bounds_.centre_row(left + i, rows_.row(i));
   for (index p = 0; p < panels_for(count_); ++p) {
     simd::kernels().panel_dots(rows_.row(0), count, width, panels_.row(p), d, out + p * kWidth,
                                stride);
@@ -78,9 +78,9 @@ bool GemmBounds<T>::Strip::measure(index left, index count, float* out, index st
   int unknown = 0;
   for (index i = 0; i < count; ++i) {
     float* row = out + i * stride;
-    const float own = floors_.norms_[left + i], *norms = floors_.norms_.data() + top_;
+    const float own = bounds_.norms_[left + i], *norms = bounds_.norms_.data() + top_;
     for (index j = 0; j < count_; ++j) {
-      const float both = own + norms[j], slack = floors_.slack_ * both;
+      const float both = own + norms[j], slack = bounds_.slack_ * both;
       const float square = both - 2 * row[j] - slack;
       const int known = static_cast<int>(square > 64 * slack) & static_cast<int>(square > 1e-28f) &
                         static_cast<int>(square < 1e37f);

@@ -1,5 +1,5 @@
 // Numbers just below the distances between many points, by matrix products: about twice as fast as
-// the distances themselves, and all that a first look needs (distance_codes.hpp).
+// the distances themselves, and all that a first look needs (byte_bounds.hpp).
 //
 // ||x - y||^2 = ||x||^2 + ||y||^2 - 2 x.y, of float rows less their mean, is off by the roundings
 // of the three terms. Taking off as much as they could add leaves a number that the distance does
@@ -25,16 +25,16 @@ class GemmBounds {
   // What one thread needs for the points top .. top + count - 1 beside others.
   class Strip {
    public:
-    Strip(const GemmBounds& floors, index top, index count, Work& work);
+    Strip(const GemmBounds& bounds, index top, index count, Work& work);
 
-    // out[i * stride + j] <= ||x_{left + i} - x_{top + j}|| as core/pairwise.hpp computes it, and
+    // out[i * stride + j] <= ||x_{left + i} - x_{top + j}|| as euclidean.hpp computes it, and
     // by less than 2 % of it; or -1 where that cannot be told, which is also the answer for i = j.
     // False, with `out` in no state, if that is so for more than few. `stride` is a multiple of 16,
     // not less than the points of the strip.
     bool measure(index left, index count, float* out, index stride, Work& work);
 
    private:
-    const GemmBounds& floors_;
+    const GemmBounds& bounds_;
     index top_, count_;
     AlignedRows<float> panels_;  // a row for each 16 points: their first numbers, their second, ...
     AlignedRows<float> rows_;

@@ -80,10 +80,10 @@ class State {
       return may_gain(scan, points_below(row, scan.places.data()),
                       [=](index, index i) { return static_cast<double>(row[i]); });
     }
-    const unsigned char* codes = bounds_->row(in);
+    const unsigned char* bounds = bounds_->row(in);
     const index found =
-        kernels_.within(codes, limits_.data(), problem_.points(), scan.places.data());
-    const auto bounded = [=](index, index i) { return bounds_->least(i, codes[i]); };
+        kernels_.within(bounds, limits_.data(), problem_.points(), scan.places.data());
+    const auto bounded = [=](index, index i) { return bounds_->least(i, bounds[i]); };
     if (!may_gain(scan, found, bounded)) return false;
     if (points_ != nullptr) {
       const T* d = points_->measure(in, scan.places.data(), found, scan.room, work);
@@ -223,40 +223,44 @@ class State {
     }
   }
 
-  // A code is the whole part of a distance in steps: if two medoids have codes up to c, none with a
-  // code above c + 1 is one of the two nearest.
+  // A bound is the whole part of a distance in steps: if two medoids have bounds up to b, none with
+  // a bound above b + 1 is one of the two nearest.
   void offer_by_bounds(const std::vector<std::int32_t>& points) {
     std::vector<unsigned char> least(points.size(), 255), second(points.size(), 255);
     for (const index medoid : medoids_) {
-      const unsigned char* codes = bounds_->row(medoid);
+      const unsigned char* bounds = bounds_->row(medoid);
       for (std::size_t p = 0; p < points.size(); ++p) {
-        const unsigned char code = codes[points[p]];
-        second[p] = std::min(second[p], std::max(least[p], code));
-        least[p] = std::min(least[p], code);
+        const unsigned char bound = bounds[points[p]];
+        second[p] = std::min(second[p], std::max(least[p], bound));
+        least[p] = std::min(least[p], bound);
       }
     }
     std::vector<std::int32_t> near;
     std::vector<std::size_t> places;
     for (std::size_t s = 0; s < medoids_.size(); ++s) {
-      const unsigned char* codes = bounds_->row(medoids_[s]);
+      const unsigned char* bounds = bounds_->row(medoids_[s]);
       near.clear();
       places.clear();
       work_.spend(4 * static_cast<index>(points.size()));
       for (std::size_t p = 0; p < points.size(); ++p) {
-        if (codes[points[p]] > second[p] + 1) continue;
+        if (bounds[points[p]] > second[p] + 1) continue;
         near.push_back(points[p]);
         places.push_back(p);
       }
+      const auto slot = static_cast<std::int32_t>(s);
+      if (points_ == nullptr) {
+        const T* row = problem_.distances.row(medoids_[s]);
+        for (std::size_t f = 0; f < near.size(); ++f) offer(places[f], slot, row[near[f]]);
+        continue;
+      }
       const T* d = points_->measure(medoids_[s], near.data(), static_cast<index>(near.size()),
                                     own_.room, work_);
-      for (std::size_t f = 0; f < near.size(); ++f) {
-        offer(places[f], static_cast<std::int32_t>(s), d[f]);
-      }
+      for (std::size_t f = 0; f < near.size(); ++f) offer(places[f], slot, d[f]);
     }
   }
 
   void find_orphaned() {
-    if (points_ != nullptr) {
+    if (bounds_ != nullptr) {
       find_nearest(orphaned_, [&] { offer_by_bounds(orphaned_); });
       return;
     }
@@ -307,7 +311,7 @@ class State {
   std::vector<T> row_;  // of the last candidate measured,
   index in_row_ = 0;    // at so many of own_.places
   Scan own_;
-  std::vector<unsigned char> limits_;  // codes above them are not below the second distance
+  std::vector<unsigned char> limits_;  // bounds above them are not below the second distance
   const simd::Kernels& kernels_ = simd::kernels();
 };
 
