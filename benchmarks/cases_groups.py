@@ -78,9 +78,8 @@ def opt_select_cases() -> list[Case]:
     ]
 
 
-def large_group_case() -> Case:
+def large_group_case(n: int, count: int) -> Case:
     """Opt-Select of groups that leave the second-level cache."""
-    n, count = 512, 10
     rng = np.random.default_rng(2)
     X = rng.normal(size=(count, n, 384)).astype(np.float32)
     R = rng.normal(size=(count, n))
@@ -93,6 +92,7 @@ def large_group_case() -> Case:
         theirs=lambda: [peers.opt_select_fasterpam(X[b], R[b], starts[b]) for b in range(count)],
         peer="numpy + fasterpam",
         check=no_costlier_on_average,
+        target_ratio=2.5 if n <= 512 else 3,
         multiply_adds=(n - 1) * (n - 2) / 2 * 384,
         bytes=n * 384 * 4,
     )
@@ -164,4 +164,5 @@ def hard_problems(count: int) -> dict[str, int]:
 
 def cases() -> list[Case]:
     """All of them."""
-    return [*opt_select_cases(), large_group_case(), coreset_case(), small_call_case()]
+    large = [large_group_case(512, 10), large_group_case(2048, 2)]
+    return [*opt_select_cases(), *large, coreset_case(), small_call_case()]
