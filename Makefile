@@ -70,6 +70,7 @@ docs: .venv/dev.done  ## the site, in build/site
 pictures: .venv/dev.done  ## the pictures of the docs, and the page of figures
 	for script in docs/pictures/[a-z]*.py; do $(BIN)/python $$script || exit 1; done
 	$(BIN)/python docs/performance.py
+	$(BIN)/python docs/results.py
 
 # TRL 1.15 makes its log-probabilities in Triton kernels, without a GPU too: these are interpreted.
 TRL_VERSIONS ?= 1.0.0 1.14.1 1.15.0 1.16.0

@@ -1,6 +1,8 @@
 """README and docs: their blocks run, their commands parse, their links and pictures are there."""
 
 import contextlib
+import importlib
+import json
 import re
 import sys
 from pathlib import Path
@@ -73,11 +75,30 @@ def test_a_block_that_is_not_run_says_why():
     assert blocks.listing().count(": run: ") > 40
 
 
-def test_the_page_of_figures_is_what_its_script_makes_of_them():
-    sys.path.insert(0, str(blocks.ROOT / "docs"))
-    import performance
+@pytest.mark.parametrize("name", ["performance", "results"])
+def test_pages_of_figures_are_what_their_scripts_make_of_them(name, monkeypatch):
+    monkeypatch.syspath_prepend(str(blocks.ROOT / "docs"))
+    made = importlib.import_module(name).page()
+    assert (blocks.ROOT / "docs" / f"{name}.md").read_text("utf-8") == made
 
-    assert (blocks.ROOT / "docs" / "performance.md").read_text("utf-8") == performance.page()
+
+def test_rows_of_the_papers_stand_beside_ours_of_the_same_name(monkeypatch):
+    monkeypatch.syspath_prepend(str(blocks.ROOT / "docs"))
+    results = importlib.import_module("results")
+    papers = json.loads((blocks.ROOT / "docs" / "figures" / "papers.json").read_text("utf-8"))
+    assert {path.stem for path in results.KEPT.glob("*.json")} <= set(papers)
+    for name, told in papers.items():
+        assert (results.KEPT.parent / f"{name}.json").exists()
+        columns = len(told["paper"]["columns"])
+        assert all(len(row) == columns for row in told["paper"]["rows"].values())
+        path = results.KEPT / f"{name}.json"
+        if not path.exists():
+            continue
+        rows = json.loads(path.read_text("utf-8"))["comparison"]["rows"]
+        assert set(told["paper"]["rows"]) <= {row["label"] for row in rows}
+        for metric in told["shown"].values():
+            assert any(metric in row["metrics"] for row in rows), metric
+        assert told["reading"]
 
 
 @pytest.mark.parametrize(
