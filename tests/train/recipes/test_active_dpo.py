@@ -221,6 +221,20 @@ def test_a_finished_run_is_evaluated_on_other_data(finished, tmp_path):
     assert "win rate" in ActiveDpo.table(summary)
 
 
+def test_what_an_evaluation_on_other_data_cannot_know_is_not_told(finished, tmp_path):
+    """Rounds before the last have no policy to evaluate, and nobody is asked a question."""
+    _, out, trained = finished
+    (tmp_path / "other.txt").write_text("tell me about the good sun\n")
+    there = tmp_path / "elsewhere"
+    summary = transfer.evaluate_on(ActiveDpo, out, str(tmp_path / "other.txt"), there)
+    of_rounds = {"score/mean_over_rounds", "win_rate_over_rounds", "skipped", "ties"}
+    assert of_rounds <= trained["metrics"].keys()
+    assert not of_rounds & summary["metrics"].keys()
+    table = ActiveDpo.table(summary)
+    assert "skipped" not in table
+    assert [row.split()[:2] for row in table.splitlines()[4:6]] == [["0", "0"], ["3", "12"]]
+
+
 def test_win_rate_is_that_of_all_answers_against_all():
     new, old = [np.array([1.0, 3.0])], [np.array([1.0, 2.0, 5.0])]
     expected = (0.5 + 0 + 0 + 1 + 1 + 0) / 6

@@ -63,7 +63,8 @@ def curves(settings: Any, out: Path, ends: Sequence[int]) -> list[dict[str, Any]
     Returns
     -------
     list of dict
-        ``step``, ``labels``, and what the round measured (`ActiveDpo`). With held-out prompts
+        ``step``, ``labels``, ``round`` but for the first, and what the round measured
+        (`ActiveDpo`). With held-out prompts
         ``score/mean`` and ``win_rate`` as {"mean", "low", "high"}, a bootstrap over the prompts.
     """
 
@@ -82,7 +83,7 @@ def curves(settings: Any, out: Path, ends: Sequence[int]) -> list[dict[str, Any]
         report = read_json(path)["report"] if path.exists() else {}
         if report or answers_file(out, end, ends[-1]).exists():  # on other data without a round
             labels = number * settings.active.labels
-            lines.append({"step": end, "labels": labels, **report})
+            lines.append({"step": end, "labels": labels, "round": number, **report})
     initial: list[NDArray[np.float64]] = []
     for line in lines:
         path = answers_file(out, line["step"], ends[-1])
@@ -114,17 +115,33 @@ FIRST = ("score/mean", "win_rate", "logdet", "agreement", "picks/length", "pool/
 
 
 def metrics_of(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return the metrics of a finished run: the last line's, and means over the rounds."""
+    """Return the metrics of a finished run: the last line's, and means over the rounds.
+
+    A run that is evaluated on other data has no line of the rounds before the last: then there are
+    no means over the rounds, and nobody was asked anything.
+    """
     last, after = lines[-1], lines[1:]
     found = {name: last[name] for name in FIRST[:2] if name in last}
-    if "score/mean" in last:
+    if [line["round"] for line in after if "score/mean" in line] == _all_rounds(lines):
         found["score/mean_over_rounds"] = float(np.mean([x["score/mean"]["mean"] for x in after]))
         found["win_rate_over_rounds"] = float(np.mean([x["win_rate"]["mean"] for x in after]))
     rest = [name for name in last if name not in (*FIRST, "step", "round")]
     found |= {name: last[name] for name in (*FIRST[2:], *rest) if name in last}
-    for name in ("skipped", "ties"):  # of all rounds
-        found[name] = sum(line.get(name, 0) for line in lines)
-    return found
+    return found | _asked(lines)
+
+
+def _all_rounds(lines: Sequence[dict[str, Any]]) -> list[int]:
+    """Return the numbers of the rounds up to the last line's."""
+    return list(range(1, lines[-1].get("round", 0) + 1))
+
+
+def _asked(lines: Sequence[dict[str, Any]]) -> dict[str, int]:
+    """Return how many questions of all rounds were skipped and ties, where the rounds are here."""
+    names, after = ("skipped", "ties"), lines[1:]
+    known = [line["round"] for line in after if all(name in line for name in names)]
+    if known != _all_rounds(lines):
+        return {}
+    return {name: sum(line[name] for line in after) for name in names}
 
 
 def totals(lines: Sequence[dict[str, Any]], confidence: float, same: bool) -> dict[str, Any]:
@@ -133,8 +150,7 @@ def totals(lines: Sequence[dict[str, Any]], confidence: float, same: bool) -> di
     return {
         "rounds": list(lines),
         "confidence": confidence,
-        "skipped": sum(line.get("skipped", 0) for line in lines),
-        "ties": sum(line.get("ties", 0) for line in lines),
+        **_asked(lines),
         "judge": f"the oracle and the evaluation use {scorers}",
     }
 
@@ -156,8 +172,8 @@ def table(title: str, summary: dict[str, Any]) -> str:
     """
     shown = [column for column in _COLUMNS if any(column[1] in x for x in summary["rounds"])]
     rows = [["round", *(column[0] for column in shown)]]
-    for number, line in enumerate(summary["rounds"]):
-        row = [str(number)]
+    for line in summary["rounds"]:
+        row = [str(line.get("round", 0))]
         for _, name, form in shown:
             value = line.get(name)
             if isinstance(value, dict):
@@ -171,7 +187,9 @@ def table(title: str, summary: dict[str, Any]) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(x.rjust(width) for x, width in zip(r, widths, strict=True)) for r in rows]
     rule = "-" * len(lines[0])
-    notes = [f"{summary['skipped']} questions skipped, {summary['ties']} ties told by a coin"]
+    notes = []
+    if "skipped" in summary:
+        notes = [f"{summary['skipped']} questions skipped, {summary['ties']} ties told by a coin"]
     if any("score/mean" in line for line in summary["rounds"]):
         notes.append(
             f"{100 * summary['confidence']:g} % intervals: bootstrap over held-out prompts; "
