@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pyfast._files import locked
 from pyfast.cli._common import Help, need
 from pyfast.cli.train import DEMOS, recipe
 from pyfast.train import config as configs
 from pyfast.train import unused
 from pyfast.train.errors import UserError
+from pyfast.train.runs.layout import RUN_MARK
 from pyfast.train.runs.sweeps import Planned, read_sweep
 
 MARK = "sweep.json"
@@ -66,22 +70,21 @@ def run(arguments: argparse.Namespace) -> int:
     path = Path(arguments.file)
     out = Path(arguments.out) if arguments.out else Path("runs") / path.stem
     planned = read_sweep(path, recipe, DEMOS)
+    hashes = {}
     for each in planned:  # bad input of the last one is told before hours of the first
         try:
-            recipe(each.settings.recipe).read(each.settings)
+            hashes[each.name] = recipe(each.settings.recipe).read(each.settings).hashes
         except UserError as error:
             raise UserError(f"{path}: run {each.name}: {error}") from None
-    states = {each.name: _state(out, each) for each in planned}
-    if arguments.dry_run:  # else each run tells it
-        for each in planned:
+    if arguments.dry_run:
+        states = {each.name: _state(out, each, hashes[each.name]) for each in planned}
+        for each in planned:  # else each run tells it
             unused.tell(each.settings, where=f"run {each.name}: ")
     else:
         need("torch", "transformers", "peft", "safetensors", "tqdm", "matplotlib")
-        _record(out, planned)
-        for number, each in enumerate(planned, start=1):
-            if states[each.name] != "finished":
-                print(f"[{number}/{len(planned)}] {each.name}", file=sys.stderr)
-                states[each.name] = _train(out, each)
+        with _claim(out):
+            states = {each.name: _state(out, each, hashes[each.name]) for each in planned}
+            _train_all(out, planned, states)
     if arguments.json:
         print(json.dumps({"out": str(out), "runs": states}, ensure_ascii=False, indent=2))
     else:
@@ -90,17 +93,66 @@ def run(arguments: argparse.Namespace) -> int:
     return 2 if any(state.startswith("failed") for state in states.values()) else 0
 
 
-def _state(out: Path, planned: Planned) -> str:
-    """Return whether a run is new, unfinished or finished; refuse another's folder."""
+@contextlib.contextmanager
+def _claim(out: Path) -> Iterator[None]:
+    """Hold a sweep's folder alone: another sweep in it would change the settings of runs to come.
+
+    Each run reads its settings there when its turn comes, and the list of runs is all sweeps'.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{out}: cannot make the folder: {error.strerror}") from None
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(out / ".lock", keep=True))
+        except BlockingIOError:
+            raise UserError(
+                f"{out}: another sweep is at work in this folder; give another --out"
+            ) from None
+        except OSError as error:
+            raise UserError(f"{out / '.lock'}: {error.strerror}") from None
+        yield
+
+
+def _train_all(out: Path, planned: list[Planned], states: dict[str, str]) -> None:
+    """Run what is not finished, one after the other, and note how each ended."""
+    _record(out, planned)
+    for number, each in enumerate(planned, start=1):
+        if states[each.name] != "finished":
+            print(f"[{number}/{len(planned)}] {each.name}", file=sys.stderr)
+            states[each.name] = _train(out, each)
+
+
+def _state(out: Path, planned: Planned, hashes: Mapping[str, str]) -> str:
+    """Return whether a run is new, unfinished or finished, as its settings and files are now.
+
+    Parameters
+    ----------
+    out : Path
+        The sweep's folder.
+    planned : Planned
+    hashes : dict of str to str
+        SHA-256 of the files that it would read.
+    """
     folder = out / planned.name
     if not (folder / "config.json").exists():
         return "new"
     kind = recipe(planned.settings.recipe).Settings
     there = configs.from_file(kind, folder / "config.json")
     finished = (folder / "summary.json").exists()
-    if finished and there == planned.settings:
+    if finished and there == planned.settings and _has_read(folder, hashes):
         return "finished"
     return "unfinished"  # what may differ, and what not, is the run's to say
+
+
+def _has_read(folder: Path, hashes: Mapping[str, str]) -> bool:
+    """Tell whether a run has read what its files hold now."""
+    from pyfast.train.files import read_json
+
+    recorded = read_json(folder / RUN_MARK) if (folder / RUN_MARK).exists() else None
+    inputs = recorded.get("inputs") if isinstance(recorded, dict) else None
+    return isinstance(inputs, dict) and inputs.items() >= hashes.items()
 
 
 def _record(out: Path, planned: list[Planned]) -> None:
@@ -108,10 +160,6 @@ def _record(out: Path, planned: list[Planned]) -> None:
     from pyfast.train.files import write_json
 
     runs = [{"name": p.name, "case": p.case, "values": p.values} for p in planned]
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{out}: cannot make the folder: {error.strerror}") from None
     if (out / MARK).exists():  # runs of a sweep file that has since changed are still there
         names = {run["name"] for run in runs}
         runs += [run for run in listed(out) if run["name"] not in names]

@@ -10,6 +10,7 @@ import time
 import pytest
 
 from pyfast import cli
+from pyfast.cli import sweep
 from pyfast.cli.train import DEMOS, recipe
 from pyfast.train.errors import UserError
 from pyfast.train.runs.sweeps import read_sweep
@@ -94,6 +95,56 @@ def test_bad_yaml(tmp_path, text, message):
     with pytest.raises(UserError, match=r"s\.yaml: ") as caught:
         plan(tmp_path / "s.yaml", text)
     assert message in str(caught.value)
+
+
+def test_a_finished_run_that_read_other_files_is_not_called_finished(
+    tiny_settings, tmp_path, monkeypatch, capsys
+):
+    tiny_settings["optimisation"]["steps"] = 1
+    (tmp_path / "base.json").write_text(json.dumps(tiny_settings))
+    (tmp_path / "s.json").write_text(json.dumps({"recipe": "ampo", "config": "base.json"}))
+    out = tmp_path / "out"
+    command = ["train", "ampo", "--config", str(tmp_path / "base.json"), "--out", str(out / "run")]
+    assert cli.main(command) == 0
+    asked = []
+    monkeypatch.setattr(sweep, "_train", lambda out, run: asked.append(run.name) or "failed (2)")
+    command = ["sweep", str(tmp_path / "s.json"), "--out", str(out)]
+    assert (cli.main(command), asked) == (0, [])
+    for name in ("prompts.jsonl", "heldout.txt"):
+        path = tmp_path / name
+        text = path.read_text()
+        path.write_text(text.replace("rain", "snow"))
+        capsys.readouterr()
+        assert cli.main([*command, "--dry-run", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["runs"] == {"run": "unfinished"}
+        assert cli.main(command) == 2  # the run says which file it is
+        assert asked.pop() == "run"
+        path.write_text(text)
+    assert (cli.main(command), asked) == (0, [])
+
+
+def test_two_sweeps_in_one_folder_do_not_change_each_others_settings(
+    tiny_settings, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "base.json").write_text(json.dumps(tiny_settings))
+    for name, steps in (("one", 1), ("two", 2)):
+        value = {"recipe": "ampo", "config": "base.json", "grid": {"run.seed": [0, 1]}}
+        value["settings"] = {"optimisation": {"steps": steps}}
+        (tmp_path / f"{name}.json").write_text(json.dumps(value))
+    out, seen = tmp_path / "out", []
+
+    def train(folder, run):
+        """Begin the other sweep while this one is at work, then read what the run would read."""
+        if not seen:
+            assert cli.main(["sweep", str(tmp_path / "two.json"), "--out", str(out)]) == 2
+        settings = json.loads((folder / f"{run.name}.json").read_text())
+        seen.append(settings["optimisation"]["steps"])
+        return "finished"
+
+    monkeypatch.setattr(sweep, "_train", train)
+    assert cli.main(["sweep", str(tmp_path / "one.json"), "--out", str(out)]) == 0
+    assert seen == [1, 1]
+    assert "another sweep is at work in this folder" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
