@@ -37,6 +37,22 @@ def check_share(share: Any) -> Any:
     return share
 
 
+def check_whole(trainer: type) -> None:
+    """Stop where another package has taken TRL's trainer apart.
+
+    Raises
+    ------
+    RuntimeError
+        If the class has no ``__init__`` any more: what is built on it would be made by another.
+    """
+    if "__init__" not in vars(trainer):
+        raise RuntimeError(
+            f"{trainer.__module__}.{trainer.__qualname__} has no __init__ in this process, because "
+            "ms-swift deletes it on import. Train without ms-swift, or let it train on files of "
+            "`pyfast export --format swift`"
+        )
+
+
 class LossAlone:
     """A mixin for trainers that make no logits: they evaluate the loss, and log what it tells."""
 

@@ -14,7 +14,7 @@ from trl.trainer.utils import use_adapter
 
 from pyfast import losses
 from pyfast.integrations._reference import check_reference, complete_copy, probe
-from pyfast.integrations._scoring import loss_of
+from pyfast.integrations._scoring import check_whole, loss_of
 from pyfast.models.shared_prompt import GroupScorer
 
 _SETTINGS = {
@@ -65,6 +65,7 @@ class GroupLossGRPOTrainer(GRPOTrainer):
         reference_model: Any = None,
         **others: Any,
     ) -> None:
+        check_whole(GRPOTrainer)
         self._loss, self._loss_takes = loss_of(loss)
         self._loss_kwargs = dict(loss_kwargs or {})
         own = reference_model is None and self._loss_kwargs.get("reward") != "simpo"

@@ -37,6 +37,7 @@ from pyfast.integrations._scoring import (
     ScoringForward,
     batch_loss,
     check_share,
+    check_whole,
     loss_of,
 )
 from pyfast.integrations._trl_head import fast_head
@@ -118,6 +119,7 @@ quantization_config, peft_config
         data_collator: Any = None,
         **others: Any,
     ) -> None:
+        check_whole(DPOTrainer)
         self._loss, self._loss_takes = loss_of(loss)
         self._loss_kwargs = dict(loss_kwargs or {})
         self._selector, self._share = selector, check_share(share)

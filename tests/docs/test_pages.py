@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import blocks
 
-IN_TRL = {"trl.md", "grpo.md"}
+IN_TRL = {"trl.md", "grpo.md", "axolotl.md"}
 
 
 def name(page):
