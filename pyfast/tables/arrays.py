@@ -75,7 +75,15 @@ def lists(values: NDArray[Any], offsets: NDArray[np.int64], kind: pa.DataType) -
 
 
 def set_column(table: pa.Table, name: str, column: pa.Array) -> pa.Table:
-    """Return the table with a column in its old place, or at the end."""
+    """Return the table with a column in its old place, or at the end.
+
+    Raises
+    ------
+    ValueError
+        If there are several of its name.
+    """
+    if table.column_names.count(name) > 1:
+        raise ValueError(f"{name}: expected one column of this name, got {table.column_names}")
     place = table.schema.get_field_index(name)
     if place >= 0:
         return table.set_column(place, name, column)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -31,6 +32,11 @@ Lines = list[tuple[int, bytes]]
 
 STANDARD = Path("-")
 """Standard input or output: JSON Lines too."""
+
+_BOM = b"\xef\xbb\xbf"
+
+_ESCAPED_ASCII = re.compile(rb"\\u00[2-7]")
+"""What the names of our fields could hide behind: no writer escapes these unless it wants to."""
 
 _VECTORS = pa.list_(pa.list_(pa.float32()))
 
@@ -84,22 +90,24 @@ def _open_to_read(path: Path) -> Any:
 def blocks(path: Path, size: int) -> Iterator[tuple[int, Lines]]:
     """Yield a file's lines in blocks of about `size` bytes: the first one's number, and all.
 
-    Blank lines are left out.
+    Blank lines are left out, and marks of UTF-8 (files put one behind the other have several).
     """
     number, rest = 1, b""
     with _open_to_read(path) as stream:
         try:
             while True:
                 block = stream.read(size)
-                if number == 1 and not rest and block.startswith(b"\xef\xbb\xbf"):
-                    block = block[3:]
                 end = block.rfind(b"\n")
                 if end < 0 and block:
                     rest += block  # a line longer than a block
                     continue
                 texts = block[: max(end, 0)].split(b"\n")
                 texts[0], rest = rest + texts[0], block[end + 1 :]
-                found = [(number + i, text.strip()) for i, text in enumerate(texts) if text.strip()]
+                found = [
+                    (number + i, line)
+                    for i, text in enumerate(texts)
+                    if (line := text.removeprefix(_BOM).strip())
+                ]
                 if found:
                     yield number, found
                 number += len(texts)
@@ -133,6 +141,8 @@ def parse(path: Path, number: int, lines: Lines, needs: Needs, *, whole: bool = 
     """
     text = b"\n".join(line for _, line in lines)
     known = {name: kind for name, kind in needs.items() if kind is not None}
+    if not text.isascii():
+        _check_utf8(path, lines)
     vectors = {} if len(needs) < 2 and not whole else _vectors(text, known)
     if vectors:
         _, text = next(iter(vectors.values()))
@@ -146,11 +156,13 @@ def parse(path: Path, number: int, lines: Lines, needs: Needs, *, whole: bool = 
             table = _parsed(text, texts, all_known=all_known)
     except pa.ArrowInvalid as error:
         _find_bad(path, lines, needs)
+        for place, line in lines:
+            if (reason := _reason(line, known, all_known)) is not None:
+                raise ValueError(f"{shown(path)}:{place}: {reason}") from None
         raise ValueError(f"{shown(path)}: lines {number} and on: {error}") from None
     if table.num_rows != len(lines):
         _find_bad(path, lines, needs)
         raise ValueError(f"{shown(path)}: lines {number} and on: expected one JSON object a line")
-    _refuse_rounded(path, lines, table, known)
     if vectors:
         for name, (column, _) in vectors.items():
             table = set_column(table, name, column)
@@ -158,7 +170,17 @@ def parse(path: Path, number: int, lines: Lines, needs: Needs, *, whole: bool = 
         table = table.select([*first, *(n for n in table.column_names if n not in first)])
     wanted = table.column_names if whole else [n for n in table.column_names if n in needs]
     present = [n for n in wanted if n not in needs or table[n].null_count < len(lines)]
-    return table.select(present)
+    table = table.select(present)
+    _refuse_rounded(path, lines, table)
+    return table
+
+
+def _check_utf8(path: Path, lines: Lines) -> None:
+    for number, line in lines:
+        try:
+            line.decode()
+        except UnicodeDecodeError:
+            raise ValueError(f"{shown(path)}:{number}: expected UTF-8 text") from None
 
 
 def _vectors(text: bytes, known: Mapping[str, pa.DataType]) -> dict[str, tuple[pa.Array, bytes]]:
@@ -200,22 +222,48 @@ def _without_times(kind: pa.DataType) -> pa.DataType:
     return kind
 
 
-def _refuse_rounded(
-    path: Path, lines: Lines, table: pa.Table, known: Mapping[str, pa.DataType]
-) -> None:
-    """Refuse whole numbers that float64 does not hold: they would be other numbers, or tie."""
-    for name, kind in known.items():
-        if kind != pa.list_(pa.float64()) or name not in table.column_names:
+def _refuse_rounded(path: Path, lines: Lines, table: pa.Table) -> None:
+    """Refuse whole numbers that float64 does not hold: they would be other numbers, or tie.
+
+    A field has one type for all lines: with a fraction in one of them, or a number beyond int64,
+    all its numbers are float64.
+    """
+    for name in table.column_names:
+        largest = (pc.max(pc.abs(values)).as_py() for values in _doubles(table[name]))
+        if not any(value is not None and value >= 2**53 for value in largest):
             continue
-        values = table[name].combine_chunks().flatten()
-        largest = pc.max(pc.abs(values)).as_py()
-        if largest is None or not largest >= 2**53:
-            continue
-        for number, line in lines:
-            for value in json.loads(line).get(name) or ():
-                if isinstance(value, int) and int(float(value)) != value:
-                    place = f"{shown(path)}:{number}: {name}"
-                    raise ValueError(f"{place}: expected numbers that float64 holds, got {value}")
+        for (number, line), found in zip(lines, table[name].to_pylist(), strict=True):
+            rounded = _rounded(json.loads(line).get(name), found)
+            if rounded is not None:
+                raise ValueError(
+                    f"{shown(path)}:{number}: {name}: expected numbers that float64 holds, got "
+                    f"{rounded} (a text keeps all digits)"
+                )
+
+
+def _doubles(column: pa.Array | pa.ChunkedArray) -> Iterator[pa.Array]:
+    """Yield what a column has of float64, at all depths."""
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if pa.types.is_float64(array.type):
+        yield array
+    elif pa.types.is_list(array.type):
+        yield from _doubles(array.flatten())
+    elif pa.types.is_struct(array.type):
+        for place in range(array.type.num_fields):
+            yield from _doubles(array.field(place))
+
+
+def _rounded(written: Any, found: Any) -> int | None:
+    """Return the first whole number in a value that was read as another one."""
+    pairs: Iterable[tuple[Any, Any]] = ()
+    if isinstance(written, int) and isinstance(found, float):
+        return None if int(found) == written else written
+    if isinstance(written, list) and isinstance(found, list):
+        pairs = zip(written, found, strict=True)
+    elif isinstance(written, dict) and isinstance(found, dict):
+        pairs = ((value, found.get(name)) for name, value in written.items())
+    rounded = (_rounded(*pair) for pair in pairs)
+    return next((value for value in rounded if value is not None), None)
 
 
 def _find_bad(path: Path, lines: Lines, needs: Needs) -> None:
@@ -240,18 +288,36 @@ def _find_bad(path: Path, lines: Lines, needs: Needs) -> None:
                 ) from None
 
 
+def _reason(line: bytes, known: Mapping[str, pa.DataType], all_known: bool) -> str | None:
+    """Say what Arrow has against a line, if anything, without the number that it has there."""
+    try:
+        _parsed(line, known, all_known=all_known)
+    except pa.ArrowInvalid as error:
+        return re.sub(r"\.? in row 0$", "", str(error))
+    return None
+
+
 def _refuse(name: str) -> float:
     raise ValueError(f"{name} is not JSON")
 
 
-def with_columns(lines: Lines, table: pa.Table) -> bytes:
-    """Return lines with the columns of a table set as fields; all else as it was written."""
+def with_columns(path: Path, lines: Lines, table: pa.Table) -> bytes:
+    """Return lines with the columns of a table set as fields; all else as it was written.
+
+    Raises
+    ------
+    ValueError
+        If such a field stands twice in a line, with file and line.
+    """
     names = table.column_names
     keys = [json.dumps(name).encode() for name in names]
     made: list[bytes | memoryview] = []
-    for (_, line), row in zip(lines, table.to_pylist(), strict=True):
-        if any(key in line for key in keys):
-            made.append(with_fields(line.decode("utf-8"), row).encode() + b"\n")
+    for (number, line), row in zip(lines, table.to_pylist(), strict=True):
+        if any(key in line for key in keys) or _ESCAPED_ASCII.search(line):
+            try:
+                made.append(with_fields(line.decode("utf-8"), row).encode() + b"\n")
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"{shown(path)}:{number}: {error}") from None
             continue
         fields = ", ".join(f"{json.dumps(name)}: {_as_json(row[name])}" for name in names)
         end = len(line) - 1

@@ -16,7 +16,7 @@ def with_fields(text: str, fields: Mapping[str, Any]) -> str:
     Parameters
     ----------
     text : str
-        A JSON object, no name in it twice.
+        A JSON object.
     fields : dict
         JSON values. A field that is there gets the new value in its place; others come last.
 
@@ -24,6 +24,11 @@ def with_fields(text: str, fields: Mapping[str, Any]) -> str:
     -------
     str
         The object; every other character is as it was.
+
+    Raises
+    ------
+    ValueError
+        If one of the fields stands there twice: readers would not agree on its value.
     """
     missing = dict(fields)
     pieces, done, any_member = [], 0, False
@@ -32,6 +37,8 @@ def with_fields(text: str, fields: Mapping[str, Any]) -> str:
         if name in missing:
             pieces += [text[done:start], _to_json(missing.pop(name))]
             done = end
+        elif name in fields:
+            raise ValueError(f"{name!r} stands twice in one object")
     close = text.rindex("}")
     pieces.append(text[done:close].rstrip())
     for name, value in missing.items():

@@ -72,7 +72,7 @@ def is_parquet(path: Path) -> bool:
 
 
 def units(paths: Sequence[Path]) -> list[Unit]:
-    """Return the units of work of files, in order.
+    """Return the units of work of files, in order: of a row group without rows none.
 
     Raises
     ------
@@ -92,7 +92,8 @@ def units(paths: Sequence[Path]) -> list[Unit]:
             continue
         with parquet(path) as file:
             meta = file.metadata
-            found += [Unit(path, i, meta.row_group(i).num_rows) for i in range(file.num_row_groups)]
+            counts = [meta.row_group(i).num_rows for i in range(file.num_row_groups)]
+            found += [Unit(path, i, count) for i, count in enumerate(counts) if count]
     return found
 
 

@@ -139,7 +139,9 @@ def write_lines(work: Work, found: Iterable[Batch], stream: Any, done: Done) -> 
         if batch.lines is None or work.adds is None:
             stream.write(json_lines.from_table(made))
         else:
-            stream.write(json_lines.with_columns(batch.lines, made.select(list(work.adds))))
+            stream.write(
+                json_lines.with_columns(batch.part.path, batch.lines, made.select(list(work.adds)))
+            )
         done(batch.table.num_rows)
     stream.flush()
 
@@ -160,7 +162,8 @@ def _call(work: Work, batch: Batch) -> pa.Table:
             except (ValueError, TypeError) as reason:
                 # the row that it names is the first of one: the place says which
                 raise ValueError(_placed(batch, row, reason, named=0)) from None
-        raise ValueError(f"{shown(batch.part.path)}: {error}") from None
+        # rows that do not fit each other
+        raise ValueError(_placed(batch, _row_of(error), error)) from None
     if work.adds is not None and made.num_rows != table.num_rows:
         raise ValueError(f"{work.name}: expected as many rows as it was given")
     return made

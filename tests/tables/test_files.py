@@ -125,6 +125,76 @@ def test_odd_lines(work, tmp_path):
     assert '"\\u00e9": 1e-07' in found[4]
 
 
+def test_names_that_are_written_with_escapes_are_set_too(work, tmp_path):
+    row = rows(1)[0]
+    text = json.dumps(row | {"positive": 9, "negatives": [9]})
+    text = text.replace("positive", r"p\u006fsitive").replace("negatives", r"\u006eegatives")
+    path = tmp_path / "a.jsonl"
+    path.write_text(text)
+    run(work, [path], tmp_path / "out.jsonl", progress=False)
+    found = json.loads((tmp_path / "out.jsonl").read_text(), object_pairs_hook=lambda pairs: pairs)
+    assert sorted(name for name, _ in found) == sorted([*row, *EXPECTED])
+    assert {name: value for name, value in found if name in EXPECTED} == expected(1)[0]
+
+
+def test_files_with_marks_of_utf8_one_behind_the_other(work, tmp_path):
+    one = b"\xef\xbb\xbf" + json.dumps(rows(1)[0]).encode() + b"\n"
+    (tmp_path / "a.jsonl").write_bytes(one + one)
+    run(work, [tmp_path / "a.jsonl"], tmp_path / "out.jsonl", progress=False)
+    found = (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["positive"] for line in found] == [expected(1)[0]["positive"]] * 2
+
+
+@pytest.mark.parametrize(
+    ("ids", "bad"),
+    [
+        (["1", "18446744073709551615"], 2),  # beyond int64: a hash
+        (["1", "123456789012345678901234567890"], 2),
+        (["9007199254740993", "0.5"], 1),  # one type for all
+        (['{"a": [1, null]}', '{"a": [0.5, -9007199254740993]}'], 2),
+        (["9007199254740993", "9223372036854775807", "-9223372036854775808"], None),
+        (["9007199254740992", "1e300", "0.5"], None),
+        (['{"a": 9007199254740993, "b": 1e300}', '{"a": 1, "b": 2}'], None),
+    ],
+)
+@pytest.mark.parametrize("out", ["out.jsonl", "out.parquet"])
+def test_numbers_of_other_fields_are_the_same_or_refused(tmp_path, ids, bad, out):
+    """Arrow takes the numbers of a field for float64 where one does not fit into int64."""
+    rest = '"prompt": "p", "responses": ["a", "b"], "scores": [1, 2]'
+    (tmp_path / "a.jsonl").write_text("".join(f'{{"id": {x}, {rest}}}\n' for x in ids))
+    export = Work("export", lambda t: stages.export(t, format="list"), {}, None)
+    if bad is not None:
+        with pytest.raises(ValueError, match=rf"a\.jsonl:{bad}: id: expected numbers that float64"):
+            run(export, [tmp_path / "a.jsonl"], tmp_path / out, progress=False)
+        return
+    run(export, [tmp_path / "a.jsonl"], tmp_path / out, progress=False)
+    if out == "out.parquet":
+        found = pq.read_table(tmp_path / out).to_pylist()
+    else:
+        found = [json.loads(line) for line in (tmp_path / out).read_text().splitlines()]
+    assert [row["id"] for row in found] == [json.loads(x) for x in ids]
+
+
+def test_row_groups_without_rows_have_no_output(work, tmp_path):
+    table = pa.Table.from_pylist(rows(9))
+    with pq.ParquetWriter(tmp_path / "a.parquet", table.schema) as writer:
+        for piece in (table[:4], table[:0], table[4:]):
+            writer.write_table(piece)
+    run(work, [tmp_path / "a.parquet"], tmp_path / "out", progress=False)
+    found = [pq.read_table(tmp_path / "out" / f"a.0000{i}.parquet") for i in (0, 2)]
+    assert [row for piece in found for row in piece.select(EXPECTED).to_pylist()] == expected(9)
+    assert not (tmp_path / "out" / "a.00001.parquet").exists()
+
+
+def test_a_column_to_set_that_is_there_twice_is_refused(work, tmp_path):
+    table = pa.Table.from_pylist(rows(3))
+    for _ in range(2):
+        table = table.append_column("positive", pa.array([0, 0, 0]))
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match="positive: expected one column of this name"):
+        run(work, [tmp_path / "a.parquet"], tmp_path / "out.parquet", progress=False)
+
+
 def test_from_lines_to_parquet_and_back(work, tmp_path):
     path = lines(tmp_path / "a.jsonl", 9)
 
@@ -186,12 +256,39 @@ def test_what_is_there_is_not_made_again(work, tmp_path):
             '{"scores": [1e300, 4611686018427387905], "embeddings": [[1], [2]]}',
             "a.jsonl:4: scores: expected numbers that float64 holds, got 4611686018427387905",
         ),
+        (
+            '{"positive": 0, "scores": [1, 2], "embeddings": [[1, 2, 3], [2, 1, 1]], '
+            '"positive": 1}',
+            "a.jsonl:4: 'positive' stands twice in one object",
+        ),
+        (
+            '{"positive": 0, "scores": [1, 2], "embeddings": [[1, 2, 3], [2, 1, 1]], '
+            r'"posi\u0074ive": 1}',
+            "a.jsonl:4: 'positive' stands twice in one object",
+        ),
+        (
+            '{"scores": [1, 2], "embeddings": [[1, 2, 3], [2, 1, 1]], "scores": [1, 3]}',
+            r"a.jsonl:4: JSON parse error: Column\(/scores\) was specified twice$",
+        ),
+        (
+            '{"scores": [1, 1e400], "embeddings": [[1, 2, 3], [2, 1, 1]]}',
+            "a.jsonl:4: JSON parse error: Number",
+        ),
+        (
+            b'{"prompt": "\xff", "scores": [1, 2], "embeddings": [[1, 2, 3], [2, 1, 1]]}',
+            "a.jsonl:4: expected UTF-8 text",
+        ),
+        (
+            '{"scores": [1, 2], "embeddings": [[1], [2]]}',
+            "a.jsonl:4: embeddings: expected vectors of 3 numbers, got 1$",
+        ),
     ],
 )
 def test_a_bad_line_is_named_and_nothing_is_written(work, tmp_path, text, message):
     good = [json.dumps(row) for row in rows(3)]
     path = tmp_path / "a.jsonl"
-    path.write_text("\n".join([good[0], "", good[1], text, good[2]]))
+    text = text if isinstance(text, bytes) else text.encode()
+    path.write_bytes(b"\n".join([good[0].encode(), b"", good[1].encode(), text, good[2].encode()]))
     with pytest.raises(ValueError, match=message):
         run(work, [path], tmp_path / "out.jsonl", progress=False)
     assert not (tmp_path / "out.jsonl").exists()

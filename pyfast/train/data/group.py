@@ -19,6 +19,8 @@ from pyfast.train.data.prompts import Prompt, check_messages
 from pyfast.train.errors import UserError
 from pyfast.train.files import to_json
 
+_NUMBERS = frozenset((int, float))
+
 
 @dataclass(frozen=True, eq=False)
 class Group(ByValue):
@@ -203,4 +205,7 @@ def _embeddings(rows: Any, n: int) -> NDArray[np.float32] | None:
     if not np.isfinite(array).all():
         row = int(np.flatnonzero(~np.isfinite(array).all(axis=1))[0])
         raise UserError(f"embeddings[{row}]: expected finite numbers")
+    for i, row in enumerate(rows):
+        if not _NUMBERS.issuperset(map(type, row)):  # numpy takes "1" and true for a number
+            raise UserError(f"embeddings[{i}]: expected finite numbers")
     return array

@@ -115,6 +115,14 @@ def test_groups_survive_a_file(tmp_path):
             '{"prompt": "p", "responses": ["a", "b"], "embeddings": [[1], [Infinity]]}',
             "embeddings[1]: expected finite numbers",
         ),
+        (
+            '{"prompt": "p", "responses": ["a", "b"], "embeddings": [[1], ["1"]]}',
+            "embeddings[1]: expected finite numbers",
+        ),
+        (
+            '{"prompt": "p", "responses": ["a", "b"], "embeddings": [[true], [2]]}',
+            "embeddings[0]: expected finite numbers",
+        ),
         ('{"prompt": "p", "responses": ["a"], "positive": 1}', "positive: expected a whole number"),
         (
             '{"prompt": "p", "responses": ["a"], "negatives": [0, 4]}',
