@@ -350,7 +350,16 @@ class Settings:
         if isinstance(sampling, ServedConfig) and sampling.server is None:
             names = ["sampling.server_key_env", "sampling.server_retries"]
             found |= dict.fromkeys(names, "sampling.server is not given")
+        if self.lacks_heldout():
+            found["evaluation.every"] = "data.heldout is not given"
         return found
+
+    def lacks_heldout(self) -> bool:
+        """Tell whether a file of held-out prompts could be given and is not.
+
+        What else the section evaluation says is then for ``pyfast evaluate``, on other data.
+        """
+        return getattr(getattr(self, "data", None), "heldout", "") is None
 
     def get(self, path: str) -> Any:
         """Return the value of ``"section.field"``; None where the recipe has no such setting."""

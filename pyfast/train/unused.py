@@ -56,6 +56,21 @@ def tell(settings: Settings, flags: Iterable[str] = (), where: str = "") -> None
     for name, why in found.items():
         value = settings.get(name)
         sys.stderr.write(f"pyfast: {where}{name} = {value!r} has no effect: {why}\n")
+    for name in _for_later(settings):
+        sys.stderr.write(
+            f"pyfast: {where}{name} = {settings.get(name)!r} is read by pyfast evaluate alone: "
+            "data.heldout is not given, and the run evaluates nothing\n"
+        )
+
+
+def _for_later(settings: Settings) -> list[str]:
+    """Return what was asked of the evaluation in a run that has nothing to evaluate on."""
+    if not settings.lacks_heldout():
+        return []
+    default, part = _defaults(settings), settings.evaluation  # type: ignore[attr-defined]
+    names = [f"evaluation.{item.name}" for item in dataclasses.fields(part)]
+    idle = settings.idle()
+    return [n for n in names if n not in idle and settings.get(n) != default.get(n)]
 
 
 def _defaults(settings: Settings) -> Any:

@@ -99,6 +99,11 @@ def test_what_ampo_declares_without_effect_changes_no_choice(selector):
         (ActiveDpoSettings, {"active.method": "apo", "active.lam": 3.0}, set()),
         (ActiveDpoSettings, {"active.method": "random", "active.lam": 3.0}, {"active.lam"}),
         (ActiveDpoSettings, {"active.per_prompt": "one"}, {"active.per_prompt"}),
+        (AmpoSettings, {"evaluation.every": 2}, {"evaluation.every"}),
+        (AmpoSettings, {"evaluation.every": 2, "data.heldout": "h.txt"}, set()),
+        (HpsSettings, {"evaluation.every": 2, "evaluation.responses": 9}, {"evaluation.every"}),
+        (ActiveDpoSettings, {"evaluation.every": 2}, {"evaluation.every"}),
+        (MassDpoSettings, {"evaluation.every": 2}, set()),
         (ActiveDpoSettings, {"sampling.server_retries": 1}, {"sampling.server_retries"}),
         (
             ActiveDpoSettings,
@@ -113,6 +118,17 @@ def test_what_other_settings_make_idle(kind, values, names):
     assert not unused.unused(unused.effective(settings))
     kept = {name: value for name, value in values.items() if name not in names}
     assert unused.effective(settings) == config.from_dict(kind, {}, kept)
+
+
+def test_what_is_asked_of_an_evaluation_without_heldout_prompts_is_told(capsys):
+    values = {"evaluation.responses": 9, "evaluation.reward": "vader"}
+    unused.tell(config.from_dict(AmpoSettings, {}, values), flags=list(values))
+    told = capsys.readouterr().err.splitlines()
+    assert [line.split()[1] for line in told] == list(values)
+    assert all("data.heldout is not given" in line for line in told)
+    unused.tell(config.from_dict(AmpoSettings, {}, {**values, "data.heldout": "h.txt"}))
+    unused.tell(config.from_dict(MassDpoSettings, {}, {"evaluation.bootstrap": 200}))
+    assert capsys.readouterr().err == ""
 
 
 def test_idle_names_are_settings():

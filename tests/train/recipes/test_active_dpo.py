@@ -235,6 +235,15 @@ def test_what_an_evaluation_on_other_data_cannot_know_is_not_told(finished, tmp_
     assert [row.split()[:2] for row in table.splitlines()[4:6]] == [["0", "0"], ["3", "12"]]
 
 
+def test_without_the_initial_answers_nothing_is_held_to_others(finished, tmp_path):
+    _, out, _ = finished
+    copy = tmp_path / "copy"
+    shutil.copytree(out, copy)
+    (copy / "eval_before.jsonl").unlink()
+    with pytest.raises(UserError, match=r"step-4.jsonl: expected the initial answers"):
+        ActiveDpo.plots(copy)
+
+
 def test_win_rate_is_that_of_all_answers_against_all():
     new, old = [np.array([1.0, 3.0])], [np.array([1.0, 2.0, 5.0])]
     expected = (0.5 + 0 + 0 + 1 + 1 + 0) / 6

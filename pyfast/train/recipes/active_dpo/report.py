@@ -90,7 +90,10 @@ def curves(settings: Any, out: Path, ends: Sequence[int]) -> list[dict[str, Any]
         if not path.exists():
             continue
         scores = scores_of(path)
-        initial = initial or scores
+        if line["step"] == 0:
+            initial = scores
+        if not initial:
+            raise UserError(f"{path}: expected the initial answers, eval_before.jsonl, beside it")
         if len(scores) != len(initial):
             raise UserError(f"{path}: expected answers to the same prompts as before")
         line["score/mean"] = interval(np.array([values.mean() for values in scores]))

@@ -89,6 +89,10 @@ class MassDpoSettings(Settings):
     evaluation: RankingConfig = RankingConfig()
     run: RunConfig = RunConfig()
 
+    def lacks_heldout(self) -> bool:
+        """Return False: splits of ``data.groups`` may be held out, which its file says."""
+        return False
+
     def idle(self) -> dict[str, str]:
         """Return what nothing reads: what selects, where negatives are random."""
         found, method = super().idle(), self.selection.method
