@@ -351,6 +351,8 @@ def _endpoint(url: str, name: str) -> str:
 def _choices(content: bytes) -> list[Any]:
     try:
         answer = json.loads(content)
+    except RecursionError:
+        raise ServerError("expected an answer not nested so deeply") from None
     except ValueError:
         if content.lstrip()[:1] in (b"{", b""):
             raise _BrokenAnswerError("the answer ends before its end") from None
@@ -361,9 +363,15 @@ def _choices(content: bytes) -> list[Any]:
         raise ServerError(f"expected choices, got {_shortened(answer)}")
     if not choices:
         raise ServerError("expected at least one choice, got none")
-    if all(isinstance(c, dict) and isinstance(c.get("index"), int) for c in choices):
-        choices = sorted(choices, key=lambda choice: int(choice["index"]))
+    places = [choice.get("index") if isinstance(choice, dict) else None for choice in choices]
+    whole = all(type(place) is int for place in places)
+    if whole and len(set(places)) == len(places):  # some servers call all of them 0
+        choices = [choice for _, choice in sorted(zip(places, choices, strict=True), key=_first)]
     return choices
+
+
+def _first(pair: tuple[int, Any]) -> int:
+    return pair[0]
 
 
 def _words(error: urllib.error.HTTPError) -> str:

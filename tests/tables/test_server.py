@@ -141,6 +141,23 @@ def test_a_server_that_gives_fewer_is_asked_again(fake, gives):
     assert len(fake.requests) == 5 // few + 5 % few
 
 
+@pytest.mark.parametrize("index", [lambda i: i % 3, lambda i: 0, lambda i: None])
+def test_more_choices_than_were_asked_for_double_none(fake, index):
+    """Whatever places a server gives them: the first n are taken, in its order."""
+    fake.reply = lambda body: [
+        {"index": index(i), "message": {"content": f"r{i}"}, "finish_reason": "stop"}
+        for i in range(9)
+    ]
+    found = stages.sample(pa.table({"prompt": ["a"]}), Server(fake.url, "tiny", n=3))
+    assert found["responses"].to_pylist() == [["r0", "r1", "r2"]]
+
+
+def test_an_answer_that_is_nested_too_deeply_is_an_error_of_the_server(fake):
+    fake.script = [(200, '{"choices": ' + "[" * 100_000 + "]" * 100_000 + "}")]
+    with pytest.raises(ServerError, match="row 0: expected an answer not nested so deeply"):
+        Server(fake.url, "tiny", n=1, retries=0)(["a"])
+
+
 def test_a_server_that_refuses_several_is_asked_one_by_one(fake):
     def refuse(body):
         return (400, {"error": {"message": "n: only one choice"}}) if "n" in body else "good"
