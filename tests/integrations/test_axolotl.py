@@ -97,7 +97,11 @@ def arguments(folder, **changes):
         "disable_tqdm": True,
         **changes,
     }
-    return trl.DPOConfig(output_dir=str(folder), **settings)
+    try:
+        config = importlib.import_module("axolotl.core.trainers.dpo.args").AxolotlDPOConfig
+    except ImportError:
+        config = trl.DPOConfig
+    return config(output_dir=str(folder), **settings)
 
 
 def build(kind, where, training_args, rows=ROWS, **more):
