@@ -366,12 +366,8 @@ def _choices(content: bytes) -> list[Any]:
     places = [choice.get("index") if isinstance(choice, dict) else None for choice in choices]
     whole = all(type(place) is int for place in places)
     if whole and len(set(places)) == len(places):  # some servers call all of them 0
-        choices = [choice for _, choice in sorted(zip(places, choices, strict=True), key=_first)]
+        choices = sorted(choices, key=lambda choice: int(choice["index"]))
     return choices
-
-
-def _first(pair: tuple[int, Any]) -> int:
-    return pair[0]
 
 
 def _words(error: urllib.error.HTTPError) -> str:
