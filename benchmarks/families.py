@@ -226,8 +226,17 @@ def rows(wanted: list[str]) -> Iterator[list[str]]:
             try:
                 cells.append(column(model))
             except Exception as error:
-                cells.append(f"ERROR: {_line(error)}")
+                cells.append(f"{_whose(model)}: {_line(error)}")
         yield cells
+
+
+def _whose(model: Any) -> str:
+    """Say whether the tiny model itself raises in this type, or we do."""
+    try:
+        one_at_a_time(model)
+    except Exception:
+        return "the tiny model itself raises"
+    return "ERROR"
 
 
 def _line(error: Exception) -> str:

@@ -1,6 +1,7 @@
 """What several rooms' tests share, a made-up language model among it."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -8,6 +9,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+
+# A shell's background job ignores Ctrl-C, and so would the runs that tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TEXT = """good great happy love nice bad sad awful hate poor a the day dog rain sun is was and not
 tell me about in one short sentence system user assistant"""
