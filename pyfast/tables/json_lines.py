@@ -151,8 +151,10 @@ def parse(path: Path, number: int, lines: Lines, needs: Needs, *, whole: bool = 
     try:
         table = _parsed(text, known, all_known=all_known)
         texts = {field.name: _without_times(field.type) for field in table.schema}
-        if any(texts[field.name] != field.type for field in table.schema):
-            # a text that looks like a date is a text: it is read again, as one
+        dated = any(texts[field.name] != field.type for field in table.schema)
+        if dated or (b"null" in text and any(map(_nested, texts.values()))):
+            # Read again with the types that were found: a text that looks like a date is a text;
+            # and Arrow loses the last null of lists whose type it finds after a first one.
             table = _parsed(text, texts, all_known=all_known)
     except pa.ArrowInvalid as error:
         _find_bad(path, lines, needs)
@@ -209,6 +211,10 @@ def _parsed(text: bytes, types: Mapping[str, pa.DataType], *, all_known: bool) -
     )
     blocks = pj.ReadOptions(block_size=max(len(text) + 1, 1 << 16))
     return pj.read_json(io.BytesIO(text), blocks, options)
+
+
+def _nested(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_struct(kind))
 
 
 def _without_times(kind: pa.DataType) -> pa.DataType:

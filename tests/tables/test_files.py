@@ -146,6 +146,21 @@ def test_files_with_marks_of_utf8_one_behind_the_other(work, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "values",
+    [[[None, 1.5], [2.5, None]], [[None, 2], [1.5, None]], [[None, "a"], ["b", None], [None, "c"]]],
+)
+def test_lists_that_begin_with_null_keep_their_last(tmp_path, values):
+    """Arrow's reader by itself loses a null of these, and reads beyond the end."""
+    path = tmp_path / "in.jsonl"
+    rest = {"prompt": "p", "responses": ["a", "b"], "scores": [1, 2]}
+    path.write_text("".join(json.dumps({**rest, "other": one}) + "\n" for one in values))
+    export = Work("export", lambda t: stages.export(t, format="list"), {}, None)
+    run(export, [path], tmp_path / "out.jsonl", progress=False)
+    out = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [row["other"] for row in out] == values
+
+
+@pytest.mark.parametrize(
     ("ids", "bad"),
     [
         (["1", "18446744073709551615"], 2),  # beyond int64: a hash

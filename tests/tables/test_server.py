@@ -42,11 +42,17 @@ class Fake:
                     step = fake.script.pop(0) if fake.script else "good"
                     fake.now += 1
                     fake.most = max(fake.most, fake.now)
+                self.open = True
                 try:
                     fake.answer(self, body, step)
                 finally:
-                    with fake.lock:
-                        fake.now -= 1
+                    self.leave()
+
+            def leave(self):
+                """Count out, before the answer: whoever has read it may ask again at once."""
+                with fake.lock:
+                    fake.now -= self.open
+                    self.open = False
 
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.http.daemon_threads = True
@@ -70,6 +76,7 @@ class Fake:
         if content is None:
             content = json.dumps({"choices": self.reply(body)})
         content = (content if isinstance(content, str) else json.dumps(content)).encode()
+        handler.leave()
         handler.send_response(status)
         for name, value in headers.items():
             handler.send_header(name, value)

@@ -21,6 +21,7 @@ from pyfast.train.errors import UserError, WaitingError
 from pyfast.train.evaluation import transfer
 from pyfast.train.policy import loading
 from pyfast.train.recipes.active_dpo import ActiveDpo, ActiveDpoSettings, labels, report, rounds
+from pyfast.train.recipes.active_dpo.settings import PoolSamplingConfig
 from pyfast.train.scoring.encoder import SentenceEncoder
 
 
@@ -561,7 +562,7 @@ def test_identical_responses_are_dropped_and_no_question_stands_twice():
             ]
 
     prompts = [Prompt("one"), Prompt("two"), Prompt("one")]
-    config = configs.SamplingConfig(responses=3)
+    config = PoolSamplingConfig(responses=3)
     pool = rounds.make_pool(Answers(), prompts, [0, 1, 2], config, "round-1")
     assert pool.texts == ["x", "y"] * 3
     assert pool.tokens == [[1], [2]] * 3  # the first of the identical ones
