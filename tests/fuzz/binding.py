@@ -218,6 +218,14 @@ def sketch_add_products(rng: np.random.Generator) -> dict[str, Any]:
     }
 
 
+def json_vectors(rng: np.random.Generator) -> dict[str, Any]:
+    text = bytearray(b'{"a": "p", "x": [[1.5, -2e-3], [0.25, 3]]}\n{"x": [[1, 2]], "b": null}')
+    for at in rng.integers(len(text), size=int(rng.integers(4))):
+        text[at] = rng.integers(256)
+    end = int(rng.integers(len(text) + 1)) if rng.random() < 0.3 else len(text)
+    return {"lines": bytes(text[:end]), "name": "x"}
+
+
 CALLS: dict[str, Make] = {
     "kmedoids": kmedoids,
     "kmedoids_bounds": kmedoids_bounds,
@@ -233,6 +241,7 @@ CALLS: dict[str, Make] = {
     "products": products,
     "sketch_add": sketch_add,
     "sketch_add_products": sketch_add_products,
+    "json_vectors": json_vectors,
     "squared_norms": lambda rng: {"data": points(rng, 5), "threads": 2},
     "first_invalid": lambda rng: {"array": points(rng, 3), "nonnegative": True},
     "first_asymmetric": lambda rng: {"distances": rng.random(25), "offsets": np.array([0, 3, 7])},

@@ -46,10 +46,11 @@ class LiftedPoints {
 
   MatrixView<T> view() const { return view_; }
   int shift() const { return shift_; }
-  // No distance exceeds two to this.
+  // No distance of finite numbers exceeds two to this.
   int farthest() const {
-    return largest_ > 0 ? std::ilogb(largest_) + 3 + std::ilogb(static_cast<double>(view_.cols)) / 2
-                        : 0;
+    if (!(largest_ > 0)) return 0;
+    const T finite = std::min(largest_, std::numeric_limits<T>::max());
+    return std::ilogb(finite) + 3 + std::ilogb(static_cast<double>(view_.cols)) / 2;
   }
 
  private:
