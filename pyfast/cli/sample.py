@@ -65,7 +65,10 @@ def add(commands: Any) -> None:
         "--key-env", metavar="NAME", help="environment variable that holds the server's key"
     )
     server.add_argument(
-        "--extra", metavar="JSON", help='more fields of each request, such as {"top_p": 0.9}'
+        "--extra",
+        metavar="JSON",
+        help='more fields of each request, such as {"top_p": 1.0, "top_k": -1}: what is not said is '
+        "the server's default (vLLM: the model's generation_config.json)",
     )
     server.add_argument(
         "--completions", action="store_true", help="ask /completions, without a chat template"

@@ -31,6 +31,16 @@ Answer = Callable[[list[list[int]], int, Any, list[int]], "list[Samples]"]
 _FAR = 1.0  # nats a token by which a server's greedy answer may be less likely than our own
 _SHORT = 16
 _SETTING = "sampling.server"
+_WHOLE = {
+    "top_p": 1.0,
+    "top_k": -1,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+}
+"""Nothing is cut off the policy's distribution or added to it. All of it is said: what is not, vLLM
+takes from the model's generation_config.json."""
 
 
 @contextlib.contextmanager
@@ -120,7 +130,7 @@ def _answer(
     seeds: list[int],
 ) -> list[Samples]:
     server = _server(config, model=name, n=n, max_tokens=how.max_new_tokens,
-                     temperature=how.temperature)  # fmt: skip
+                     temperature=how.temperature, extra=_WHOLE)  # fmt: skip
     try:
         drawn = server(prompts, [seed % 2**31 for seed in seeds])  # what all servers take
     except ServerError as error:

@@ -55,6 +55,10 @@ def test_each_round_samples_from_its_own_adapter(values, server, tmp_path, one_t
     asked = [body for path, body in server.requests if path == "/v1/completions"]
     assert {body["model"] for body in asked} == set(names)
     assert all(isinstance(token, int) for token in asked[0]["prompt"])
+    # Else vLLM would sample as the model's generation_config.json says, not from the policy.
+    whole = {"top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
+    assert all(whole.items() <= body.items() for body in asked)
+    assert all(body["presence_penalty"] == body["frequency_penalty"] == 0 for body in asked)
     seeds = [body["seed"] for body in asked if body["temperature"]]
     assert len(set(seeds)) == len(seeds) == 10
     # What is learnt is what our own scorer says of our own tokens.
