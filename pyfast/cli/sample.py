@@ -67,8 +67,8 @@ def add(commands: Any) -> None:
     server.add_argument(
         "--extra",
         metavar="JSON",
-        help='more fields of each request, such as {"top_p": 1.0, "top_k": -1}: what is not said is '
-        "the server's default (vLLM: the model's generation_config.json)",
+        help='more fields of each request, such as {"top_p": 1.0, "top_k": -1}: what is not said '
+        "is the server's default (vLLM: the model's generation_config.json)",
     )
     server.add_argument(
         "--completions", action="store_true", help="ask /completions, without a chat template"
