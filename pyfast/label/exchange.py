@@ -1,7 +1,8 @@
 """The same pairs in Label Studio and in Argilla: their JSON, out and back.
 
 A pair is known by its id, and by its texts, which have to come back as they went. Only what people
-said first is exchanged, not what they said when they were asked again.
+said first is exchanged, not what they said when they were asked again. Only what was submitted
+there is a label here: not a draft, nor what was discarded or cancelled.
 """
 
 from __future__ import annotations
@@ -25,6 +26,13 @@ NUMBERS = {"a": "1", "b": "2", "skip": "skip"}
 MARK = "annotator: "
 """What a region's note begins with in Label Studio that says who of ours it is of."""
 
+SUBMITTED = "submitted"
+STATUSES = ("draft", "discarded", SUBMITTED)
+"""Of a response in Argilla."""
+
+PREFERENCE = "preference.responses"
+"""Where an Argilla record has the responses to our question, flat or nested."""
+
 LABEL_STUDIO_INTERFACE = """\
 <View>
   <Header value="Which response is better?"/>
@@ -47,6 +55,7 @@ class Given:
     """A label in another tool's file: where it stands, of what, and by whom.
 
     By an annotator of ours where it came from here, else by a user of theirs if that is known.
+    Without an answer where it was not submitted.
     """
 
     place: str
@@ -54,7 +63,7 @@ class Given:
     texts: tuple[Any, Any, Any]
     ours: str | None
     theirs: str | None
-    answer: str
+    answer: str | None
 
 
 def write(run: Run, kind: str, path: Path) -> int:
@@ -101,7 +110,8 @@ def read(run: Run, kind: str, path: Path, annotator: str | None) -> str:
     ------
     UserError
         ``file: [index]: ...`` for a pair that the run does not ask about or whose texts were
-        changed, an answer that is none, or one that differs from what the annotator said before.
+        changed, an answer that is none or may not have been submitted, or one that differs from
+        what the annotator said before.
     """
     records = read_json(path)
     if not isinstance(records, list):
@@ -117,12 +127,15 @@ def read(run: Run, kind: str, path: Path, annotator: str | None) -> str:
     with run.alone():
         state = run.state()
         new: dict[tuple[str, str], Annotation] = {}
-        there = useless = 0
+        there = useless = unsubmitted = 0
         for given in found:
+            asked = _asked(given, state)
+            if given.answer is None:
+                unsubmitted += 1
+                continue
             name = check_annotator(
                 given.ours or annotator or given.theirs or kind, f"{given.place}: annotator"
             )
-            asked = _asked(given, state)
             before = state.labels.get((given.key, name, False))
             said = before[1] if before else new.get((given.key, name))
             if said is not None and said.answer != given.answer:
@@ -138,6 +151,7 @@ def read(run: Run, kind: str, path: Path, annotator: str | None) -> str:
                 new[given.key, name] = Annotation(given.key, name, given.answer, "a", kind, now())
         run.write(*new.values())
     told = f"{len(new)} new labels, {there} that were here already"
+    told += f", {unsubmitted} left out that were not submitted" if unsubmitted else ""
     return told + (f", {useless} of pairs that need none" if useless else "")
 
 
@@ -145,7 +159,9 @@ def _checked(reader: Any, record: Any, place: str) -> list[Given]:
     """Read a record; whatever is not as the tool has it is told with its place."""
     try:
         found: list[Given] = list(reader(record, place))
-    except (KeyError, TypeError, IndexError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        if isinstance(error, UserError):
+            raise
         raise UserError(
             f"{place}: expected a record as it was exported, got {type(error).__name__} at {error}"
         ) from None
@@ -202,7 +218,9 @@ def _from_task(task: Any, place: str) -> Iterator[Given]:
     texts = (data["prompt"], data["response_1"], data["response_2"])
     for number, annotation in enumerate(task["annotations"]):
         where = f"{place}: annotations[{number}]"
-        cancelled, said, ours = bool(annotation.get("was_cancelled")), [], None
+        cancelled, said, ours = annotation.get("was_cancelled", False), [], None
+        if not isinstance(cancelled, bool):
+            raise UserError(f"{where}: was_cancelled: expected true or false, got {cancelled!r}")
         for region in annotation["result"]:
             if region["type"] == "pairwise":
                 said.append(region["value"]["selected"])
@@ -210,11 +228,9 @@ def _from_task(task: Any, place: str) -> Iterator[Given]:
                 said += region["value"]["choices"]
             for note in region.get("meta", {}).get("text", []):  # people may write some there
                 ours = note[len(MARK) :] if note.startswith(MARK) else ours
-        if cancelled:  # what was chosen before the tool's own skipping was not submitted
-            said = ["skip"]
-        if len(said) != 1 or said[0] not in SIDES:
+        if not cancelled and (len(said) != 1 or said[0] not in SIDES):
             raise UserError(f"{where}: expected one of left, right and skip; got {said}")
-        answer = SIDES[said[0]]
+        answer = None if cancelled else SIDES[said[0]]  # the tool's own skipping submits nothing
         yield Given(where, data["question"], texts, ours, _completed_by(annotation), answer)
 
 
@@ -230,7 +246,7 @@ def _record(key: str, asked: Asked, state: State) -> dict[str, Any]:
     """Return a record of Argilla (2.x), with its responses to the question "preference"."""
     said = state.said.get(key, {})
     responses = [
-        {"value": NUMBERS[given.answer or ""], "user_id": _user(name)}
+        {"value": NUMBERS[given.answer or ""], "user_id": _user(name), "status": SUBMITTED}
         for name, given in said.items()
     ]
     return {
@@ -250,14 +266,43 @@ def _user(name: str) -> str:
 
 
 def _from_record(record: Any, place: str) -> Iterator[Given]:
-    fields, metadata = record["fields"], record.get("metadata") or {}
+    is_nested = "fields" in record
+    fields = record["fields"] if is_nested else record
+    metadata = (record.get("metadata") or {}) if is_nested else record
     texts = (fields["prompt"], fields["response_1"], fields["response_2"])
-    ours = {_user(name): name for name in str(metadata.get("annotators", "")).split(",")}
+    ours = {_user(name): name for name in str(metadata.get("annotators") or "").split(",")}
     answers = {number: answer for answer, number in NUMBERS.items()}
-    for number, response in enumerate(record["responses"].get("preference", [])):
-        where = f"{place}: responses.preference[{number}]"
-        value, user = response["value"], str(response["user_id"])
-        if value not in answers:
+    for number, (value, user, status) in enumerate(_responses(record, is_nested)):
+        where = f"{place}: {PREFERENCE}[{number}]"
+        if status is None:
+            raise UserError(
+                f"{where}: it may be a draft: the file does not say what was submitted; expected "
+                "it with each response's status, as Dataset.records(with_responses=True)"
+                ".to_list(flatten=True) has it"
+            )
+        if status not in STATUSES:
+            raise UserError(
+                f"{where}: status: expected one of {', '.join(STATUSES)}; got {status!r}"
+            )
+        if status == SUBMITTED and value not in answers:
             raise UserError(f'{where}: value: expected "1", "2" or "skip", got {value!r}')
+        answer = answers[value] if status == SUBMITTED else None
         theirs = None if user == "None" else f"argilla-{user[:8]}"
-        yield Given(where, record["id"], texts, ours.get(user), theirs, answers[value])
+        yield Given(where, record["id"], texts, ours.get(user), theirs, answer)
+
+
+def _responses(record: Any, is_nested: bool) -> Iterator[tuple[Any, str, Any]]:
+    """Return value, user and status of each response; None where the status cannot be told.
+
+    Nested records have it where they were serialised so. Else it follows for the one response of a
+    record that is completed, which takes one that is submitted.
+    """
+    if not is_nested:
+        columns = [record.get(f"{PREFERENCE}{end}") or [] for end in ("", ".users", ".status")]
+        yield from ((x, str(user), status) for x, user, status in zip(*columns, strict=True))
+        return
+    given = (record.get("responses") or {}).get("preference") or []
+    alone = len(given) == 1 and record.get("status") == "completed"
+    for response in given:
+        status = response.get("status") or (SUBMITTED if alone else None)
+        yield response["value"], str(response["user_id"]), status

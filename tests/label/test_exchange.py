@@ -57,6 +57,20 @@ def test_there_and_back(run, tmp_path, kind):
     assert again.read_bytes() == out.read_bytes()
 
 
+def region_of(answer):
+    """An answer as Label Studio has it."""
+    if answer == "skip":
+        return {
+            "type": "choices", "from_name": "skip", "to_name": "prompt",
+            "value": {"choices": ["skip"]}, "origin": "manual", "id": "u-_3",
+        }  # fmt: skip
+    return {
+        "type": "pairwise", "from_name": "better", "to_name": "better",
+        "value": {"selected": {"a": "left", "b": "right"}[answer]}, "origin": "manual",
+        "id": "u-_3", "meta": {"text": ["bob"]},
+    }  # fmt: skip
+
+
 def filled(run, kind, path):
     """Label what was exported as a person does in the other tool, and read it."""
     exchange.write(Run(run), kind, path)
@@ -66,15 +80,9 @@ def filled(run, kind, path):
         if kind == "argilla":
             value = {"a": "1", "b": "2", "skip": "skip"}[answer]
             record["responses"] = {"preference": [{"value": value, "user_id": "7f3a-1"}]}
-        elif answer == "skip":  # as the tool's own button does it
-            record["annotations"] = [{"result": [], "was_cancelled": True, "completed_by": 7}]
+            record["status"] = "completed"
         else:
-            side = {"a": "left", "b": "right"}[answer]
-            region = {
-                "type": "pairwise", "from_name": "better", "to_name": "better",
-                "value": {"selected": side}, "origin": "manual", "id": "u-_3",
-                "meta": {"text": ["bob"]},
-            }  # fmt: skip
+            region = region_of(answer)
             record["annotations"] = [
                 {"id": 3, "result": [region], "was_cancelled": False, "completed_by": 7}
             ]
@@ -132,6 +140,104 @@ def test_a_file_is_taken_whole_or_not_at_all(run, tmp_path, kind, change, messag
     with pytest.raises(UserError, match=message):
         exchange.read(Run(run), kind, path, None)
     assert waiting_run.annotations(run) == []
+
+
+# Two people at one pair, in Argilla: what each did, and which of it is a label.
+ARGILLA = [
+    ([("1", "submitted"), ("2", "submitted")], ["a", "b"]),
+    ([("1", "submitted"), ("2", "draft")], ["a"]),
+    ([("1", "discarded"), ("2", "submitted")], ["b"]),
+    ([(None, "discarded"), ("2", "draft")], []),
+]
+
+
+@pytest.mark.parametrize("is_flat", [False, True])
+@pytest.mark.parametrize(("given", "counted"), ARGILLA)
+def test_drafts_and_what_was_discarded_are_no_labels(run, tmp_path, given, counted, is_flat):
+    path = tmp_path / "records.json"
+    exchange.write(Run(run), "argilla", path)
+    records = json.loads(path.read_text())
+    users = [f"{number}f3a-1" for number in range(len(given))]
+    if is_flat:  # as Argilla's to_list(flatten=True) has them
+        records = [
+            {"id": r["id"], **r["fields"], **r["metadata"], "status": r["status"]} for r in records
+        ]
+        record = records[1]
+        record["preference.responses"] = [value for value, _ in given]
+        record["preference.responses.users"] = users
+        record["preference.responses.status"] = [status for _, status in given]
+    else:
+        records[1]["responses"]["preference"] = [
+            {"value": value, "user_id": user, "status": status}
+            for user, (value, status) in zip(users, given, strict=True)
+        ]
+    path.write_text(json.dumps(records))
+    told = exchange.read(Run(run), "argilla", path, None)
+    left = len(given) - len(counted)
+    assert told.startswith(f"{len(counted)} new labels, 0 that were here already")
+    assert (f"{left} left out that were not submitted" in told) is (left > 0)
+    assert list(said(run).values()) == counted
+
+
+@pytest.mark.parametrize(
+    ("status", "responses", "message"),
+    [
+        ("pending", [{"value": "1", "user_id": "7f3a"}], "it may be a draft"),
+        (None, [{"value": "1", "user_id": "7f3a"}], "it may be a draft"),
+        ("completed", [{"value": x, "user_id": x} for x in "12"], "it may be a draft"),
+        ("completed", [{"value": "1", "user_id": "7", "status": "sent"}], "status: expected one"),
+        ("completed", [{"value": None, "user_id": "7", "status": "submitted"}], "value: expected"),
+    ],
+)
+def test_what_may_be_a_draft_is_refused(run, tmp_path, status, responses, message):
+    path = tmp_path / "records.json"
+    exchange.write(Run(run), "argilla", path)
+    records = json.loads(path.read_text())
+    records[2] |= {"status": status, "responses": {"preference": responses}}
+    path.write_text(json.dumps(records))
+    with pytest.raises(UserError, match=rf"\[2\]: preference.responses\[0\]: {message}"):
+        exchange.read(Run(run), "argilla", path, None)
+    assert waiting_run.annotations(run) == []
+
+
+def test_our_labels_go_out_as_submitted(run, tmp_path):
+    """Argilla takes a response without a status for a draft."""
+    label(run, "ann", "1s")
+    exchange.write(Run(run), "argilla", tmp_path / "records.json")
+    records = json.loads((tmp_path / "records.json").read_text())
+    given = [x for record in records for x in record["responses"].get("preference", [])]
+    assert [x["status"] for x in given] == ["submitted", "submitted"]
+
+
+@pytest.mark.parametrize("chosen", [None, "a", "skip"])
+def test_what_was_cancelled_is_no_label(run, tmp_path, chosen):
+    """Label Studio's own button to skip a task submits nothing, whatever was chosen before."""
+    path = tmp_path / "tasks.json"
+    exchange.write(Run(run), "label-studio", path)
+    tasks = json.loads(path.read_text())
+    result = [] if chosen is None else [region_of(chosen)]
+    tasks[0]["annotations"] = [
+        {"result": result, "was_cancelled": True, "completed_by": 7},
+        {"result": [region_of("b")], "was_cancelled": False, "completed_by": 8},
+    ]
+    tasks[1]["annotations"] = [{"result": result, "was_cancelled": True, "completed_by": 7}]
+    tasks[2]["drafts"] = [{"result": [region_of("a")], "was_postponed": True}]
+    path.write_text(json.dumps(tasks))
+    told = exchange.read(Run(run), "label-studio", path, None)
+    assert told == "1 new labels, 0 that were here already, 2 left out that were not submitted"
+    assert list(said(run).values()) == ["b"]
+    assert sum(map(Run(run).state().is_open, Run(run).state().asked)) == 5
+
+
+@pytest.mark.parametrize("cancelled", ["true", 1, None])
+def test_a_cancelled_that_is_none_is_refused(run, tmp_path, cancelled):
+    path = tmp_path / "tasks.json"
+    exchange.write(Run(run), "label-studio", path)
+    tasks = json.loads(path.read_text())
+    tasks[0]["annotations"] = [{"result": [region_of("a")], "was_cancelled": cancelled}]
+    path.write_text(json.dumps(tasks))
+    with pytest.raises(UserError, match="was_cancelled: expected true or false"):
+        exchange.read(Run(run), "label-studio", path, None)
 
 
 def test_the_command(run, tmp_path, capsys):
