@@ -88,7 +88,7 @@ def stage_parser(commands: Any, name: str, help: str, description: str, example:
 def run_work(work: Any, files: list[str], out: str) -> int:
     """Run a stage over files; what does not fit is the user's to mend."""
     from pyfast.tables.files import run
-    from pyfast.tables.server import ServerError
+    from pyfast.tables.http_client import ServerError
 
     try:
         rows = run(work, files, out)

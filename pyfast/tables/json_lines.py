@@ -313,19 +313,19 @@ def with_columns(path: Path, lines: Lines, table: pa.Table) -> bytes:
     Raises
     ------
     ValueError
-        If such a field stands twice in a line, with file and line.
+        If such a field stands twice in a line, or JSON has no such value; with file and line.
     """
-    names = table.column_names
-    keys = [json.dumps(name).encode() for name in names]
+    keys = [json.dumps(name).encode() for name in table.column_names]
     made: list[bytes | memoryview] = []
     for (number, line), row in zip(lines, table.to_pylist(), strict=True):
-        if any(key in line for key in keys) or _ESCAPED_ASCII.search(line):
-            try:
+        try:
+            if any(key in line for key in keys) or _ESCAPED_ASCII.search(line):
                 made.append(with_fields(line.decode("utf-8"), row).encode() + b"\n")
-            except (ValueError, RecursionError) as error:
-                raise ValueError(f"{shown(path)}:{number}: {error}") from None
-            continue
-        fields = ", ".join(f"{json.dumps(name)}: {_as_json(row[name])}" for name in names)
+                continue
+            fields = ", ".join(f"{json.dumps(n)}: {_as_json(value)}" for n, value in row.items())
+        except (ValueError, TypeError, RecursionError) as error:
+            reason = _no_json(row) or error
+            raise ValueError(f"{shown(path)}:{number}: {reason}") from None
         end = len(line) - 1
         while line[end - 1 : end].isspace():
             end -= 1
@@ -335,10 +335,31 @@ def with_columns(path: Path, lines: Lines, table: pa.Table) -> bytes:
 
 
 def from_table(table: pa.Table) -> bytes:
-    """Return a table's rows as lines."""
-    lines = [json.dumps(row, ensure_ascii=False, allow_nan=False) for row in table.to_pylist()]
+    """Return a table's rows as lines.
+
+    Raises
+    ------
+    ValueError
+        If JSON has no such value (not a number, bytes, a time); with the row.
+    """
+    lines = []
+    for number, row in enumerate(table.to_pylist()):
+        try:
+            lines.append(_as_json(row))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"row {number}: {_no_json(row) or error}") from None
     return "".join(line + "\n" for line in lines).encode()
 
 
 def _as_json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
+def _no_json(row: Mapping[str, Any]) -> str | None:
+    """Say which field of a row JSON has no words for, if any."""
+    for name, value in row.items():
+        try:
+            _as_json(value)
+        except (ValueError, TypeError) as error:
+            return f"{name}: expected what JSON holds ({error}); Parquet takes it"
+    return None

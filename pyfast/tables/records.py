@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from typing import Any
 
 Text = str | list[dict[str, Any]]
@@ -46,20 +48,26 @@ class Record:
         Raises
         ------
         ValueError
-            If there are neither a choice nor scores, or nothing is set against the chosen one.
+            If there are neither a choice nor scores, nothing is set against the chosen one, these
+            are not distinct responses, or a score of theirs is not finite.
         """
         if self.positive is None and self.scores is None:
             raise ValueError("expected scores or a chosen response")
+        if len(self.responses) < 2:
+            raise ValueError("expected at least one response beside the chosen one")
         top = self.positive
         if top is None:
             assert self.scores is not None
+            _check_finite(self.scores, range(len(self.scores)))
             top = max(range(len(self.scores)), key=self.scores.__getitem__)
         against = self.negatives
         if against is None:
             against = [i for i in range(len(self.responses)) if i != top]
         if not against:
             raise ValueError("expected at least one response beside the chosen one")
-        order = [top, *against]
+        order = _distinct([top, *against], len(self.responses))
+        if self.scores is not None:
+            _check_finite(self.scores, order)
         return replace(
             self,
             responses=[self.responses[i] for i in order],
@@ -67,6 +75,27 @@ class Record:
             positive=0,
             negatives=list(range(1, len(order))),
         )
+
+
+def _check_finite(scores: Sequence[float], places: Sequence[int]) -> None:
+    for place in places:
+        if not math.isfinite(scores[place]):
+            raise ValueError(
+                f"scores: expected finite numbers, got {scores[place]} for response {place}"
+            )
+
+
+def _distinct(places: Sequence[Any], count: int) -> list[int]:
+    """Return places of responses, the chosen one's first."""
+    found = []
+    for name, place in zip(["positive", *["negatives"] * (len(places) - 1)], places, strict=True):
+        whole = isinstance(place, Integral) or (isinstance(place, float) and place.is_integer())
+        if not whole or isinstance(place, bool) or not 0 <= place < count:
+            raise ValueError(f"{name}: expected places of {count} responses, got {place!r}")
+        if int(place) in found:
+            raise ValueError(f"{name}: expected another response each, got {int(place)} twice")
+        found.append(int(place))
+    return found
 
 
 def is_messages(value: Any) -> bool:

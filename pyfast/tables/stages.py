@@ -135,15 +135,20 @@ def embed(table: pa.Table, encoder: Encoder, *, name: str = "embeddings") -> pa.
     Raises
     ------
     ValueError
-        If the column is missing, or the encoder gives something else.
+        If the column is missing, or the encoder gives something else, or not finite numbers.
     """
     responses = arrays.whole(table, "responses").to_pylist()
     texts = [text for row in responses for text in row]
-    found = np.ascontiguousarray(encoder(texts) if texts else np.zeros((0, 1)), np.float32)
+    with np.errstate(over="ignore"):  # it is refused below
+        found = np.ascontiguousarray(encoder(texts) if texts else np.zeros((0, 1)), np.float32)
     if found.ndim != 2 or len(found) != len(texts):
         raise ValueError(f"encoder: expected shape ({len(texts)}, d), got {found.shape}")
-    inner = pa.FixedSizeListArray.from_arrays(pa.array(found.reshape(-1)), found.shape[1])
     ends = np.cumsum([0, *(len(row) for row in responses)])
+    if not np.isfinite(found).all():
+        bad = int((~np.isfinite(found).all(1)).argmax())
+        row = int(np.searchsorted(ends, bad, side="right")) - 1
+        raise ValueError(f"encoder: expected finite numbers for row {row}, got {found[bad]}")
+    inner = pa.FixedSizeListArray.from_arrays(pa.array(found.reshape(-1)), found.shape[1])
     column = pa.ListArray.from_arrays(pa.array(ends.astype(np.int32)), inner)
     return arrays.set_column(table, name, column)
 
@@ -247,7 +252,9 @@ def export(table: pa.Table, *, format: str = "list") -> pa.Table:
             rows += formats.FORMATS[format].write(record)
         except ValueError as error:
             raise ValueError(f"row {number}: {error}") from None
-    return pa.Table.from_pylist(rows)
+    # of the fields of all rows: Arrow takes those of the first alone
+    names = dict.fromkeys(name for row in rows for name in row)
+    return pa.table({name: [row.get(name) for row in rows] for name in names})
 
 
 _PER_RESPONSE = (

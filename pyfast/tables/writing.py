@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 
 from pyfast._files import scratch_beside, written_whole
 from pyfast.tables import json_lines, splice
+from pyfast.tables.http_client import ServerError
 from pyfast.tables.json_lines import shown
-from pyfast.tables.server import ServerError
 from pyfast.tables.units import Batch, Unit, Work, all_batches, batches, codec, is_parquet
 
 Item = TypeVar("Item")
@@ -137,13 +137,28 @@ def write_lines(work: Work, found: Iterable[Batch], stream: Any, done: Done) -> 
     for batch in _ahead(found):
         made = _call(work, batch)
         if batch.lines is None or work.adds is None:
-            stream.write(json_lines.from_table(made))
+            stream.write(_as_lines(work, batch, made))
         else:
             stream.write(
                 json_lines.with_columns(batch.part.path, batch.lines, made.select(list(work.adds)))
             )
         done(batch.table.num_rows)
     stream.flush()
+
+
+def _as_lines(work: Work, batch: Batch, made: pa.Table) -> bytes:
+    """Return what a stage made as lines; of what JSON does not hold, name the row it comes from."""
+    try:
+        return json_lines.from_table(made)
+    except ValueError as error:
+        if work.unit_rows is not None or made.num_rows == batch.table.num_rows:
+            raise ValueError(_placed(batch, _row_of(error), error)) from None
+        for row in range(batch.table.num_rows):  # of one row a stage may make several
+            try:
+                json_lines.from_table(work.run(batch.table.slice(row, 1)))
+            except ValueError as reason:
+                raise ValueError(_placed(batch, row, reason, named=_row_of(reason))) from None
+        raise
 
 
 def _call(work: Work, batch: Batch) -> pa.Table:

@@ -1,3 +1,4 @@
+import datetime
 import gzip
 import json
 import os
@@ -188,6 +189,45 @@ def test_numbers_of_other_fields_are_the_same_or_refused(tmp_path, ids, bad, out
     else:
         found = [json.loads(line) for line in (tmp_path / out).read_text().splitlines()]
     assert [row["id"] for row in found] == [json.loads(x) for x in ids]
+
+
+NO_JSON = {
+    "nan": (float("nan"), "not JSON compliant"),
+    "inf": ([1.0, float("-inf")], "not JSON compliant"),
+    "bytes": (b"\xff", "bytes is not JSON serializable"),
+    "time": (datetime.datetime(2026, 1, 1), "datetime is not JSON serializable"),
+}
+
+
+@pytest.mark.parametrize("kind", NO_JSON)
+@pytest.mark.parametrize("format", ["list", "pairs"])
+def test_what_json_has_no_words_for_is_refused_with_its_place(tmp_path, format, kind):
+    """A row may become several: the place is that of the row it comes from."""
+    value, reason = NO_JSON[kind]
+    found = [{**row, "more": value if row["id"] == 5 else None} for row in rows(8)]
+    source = tmp_path / "in.parquet"
+    pq.write_table(pa.Table.from_pylist(found), source, row_group_size=3)
+
+    def export(table):
+        return stages.export(stages.select(table, k=2), format=format)
+
+    work = Work("export", export, {}, None, {})
+    place = r"in\.parquet: row group 1, row 2 of a batch: more: expected what JSON holds .*"
+    with pytest.raises(ValueError, match=place + reason):
+        run(work, [source], tmp_path / "out.jsonl", progress=False)
+    assert not (tmp_path / "out.jsonl").exists()
+    run(work, [source], tmp_path / "out.parquet", progress=False)
+
+
+def test_a_stage_whose_numbers_are_none_is_named_with_the_line(tmp_path):
+    def fails(table):
+        values = [float("nan") if i == 4 else 1.0 for i in table["id"].to_pylist()]
+        return table.append_column("value", pa.array(values))
+
+    work = Work("fails", fails, {"id": None}, ("value",), {})
+    source = lines(tmp_path / "in.jsonl", 8)
+    with pytest.raises(ValueError, match=r"in\.jsonl:5: value: expected what JSON holds"):
+        run(work, [source], tmp_path / "out.jsonl", progress=False)
 
 
 def test_row_groups_without_rows_have_no_output(work, tmp_path):

@@ -123,6 +123,41 @@ def test_the_best_score_is_chosen_where_nothing_says_otherwise():
         read({"prompt": "p", "responses": ["a"], "scores": [1]}).chosen_first()
 
 
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        # not a number is above nothing, so that the first one would win
+        ({"scores": [NAN, 0.5, 0.9]}, "scores: expected finite numbers, got nan for response 0"),
+        ({"scores": [0.1, 0.5, float("inf")]}, "got inf for response 2"),
+        ({"scores": [0.1, NAN, 0.9], "positive": 0}, "got nan for response 1"),
+        ({"positive": -1}, "positive: expected places of 3 responses, got -1"),
+        ({"positive": 3}, "positive: expected places of 3 responses, got 3"),
+        ({"positive": 0.5}, "positive: expected places of 3 responses, got 0.5"),
+        ({"positive": True}, "positive: expected places of 3 responses, got True"),
+        ({"positive": 0, "negatives": [1, -1]}, "negatives: expected places of 3"),
+        ({"positive": 0, "negatives": [1, 7]}, "negatives: expected places of 3"),
+        ({"positive": 0, "negatives": [1, None]}, "negatives: expected places of 3"),
+        ({"positive": 0, "negatives": [1, 0]}, "expected another response each, got 0 twice"),
+        ({"negatives": [1, 2]}, "expected another response each, got 2 twice"),
+        ({"responses": [], "scores": []}, "beside the chosen one"),
+    ],
+    ids=str,
+)
+def test_choices_of_what_is_not_there_are_refused(changes, message):
+    row = {"prompt": "p", "responses": ["a", "b", "c"], "scores": [0.1, 0.5, 0.9]} | changes
+    with pytest.raises(ValueError, match=message):
+        read(row).chosen_first()
+
+
+def test_a_score_of_what_is_left_out_may_be_missing():
+    row = {"prompt": "p", "responses": ["a", "b", "c"], "scores": [0.1, NAN, 0.9]}
+    record = read(row | {"positive": 2.0, "negatives": [0]}).chosen_first()  # as pandas has places
+    assert (record.responses, record.scores) == (["c", "a"], [0.9, 0.1])
+
+
 def test_what_is_of_no_format_names_what_it_found_and_what_is_known():
     with pytest.raises(ValueError, match=r"known format \(groups: prompt, responses; .*'answer'"):
         find(["question", "answer"])

@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from pyfast.cli import main
-from pyfast.tables import server as servers
-from pyfast.tables import stages
-from pyfast.tables.server import Server, ServerError
+from pyfast.tables import http_client, stages
+from pyfast.tables.http_client import ServerError
+from pyfast.tables.server import Server
 
 KEY = "sk-very-secret"
 
@@ -100,7 +100,7 @@ def fake_choices(body):
 
 @pytest.fixture
 def fake(monkeypatch):
-    monkeypatch.setattr(servers, "_FIRST_WAIT", 0.01)
+    monkeypatch.setattr(http_client, "_FIRST_WAIT", 0.01)
     made = Fake()
     yield made
     made.http.shutdown()
@@ -188,10 +188,23 @@ def test_the_other_name_of_the_length(fake):
     assert len(fake.requests) == 3
 
 
+def broken_off():
+    """Answers of status 200 that are none: a server says so in several ways."""
+    said = {"index": 0, "message": {"content": "half an ans"}, "text": "half an ans"}
+    whole = {**said, "index": 1, "finish_reason": "stop"}
+    for reason in ("error", "abort", "cancelled", "FAILED"):
+        yield {"choices": [{**said, "finish_reason": reason}, whole]}
+    yield {"choices": [{**said, "finish_reason": None, "error": {"code": 502}}]}
+    yield {"choices": [whole], "error": {"code": 503, "message": "upstream went away"}}
+    yield {"error": {"message": "overloaded", "code": "overloaded"}}
+    yield {"object": "error", "message": "engine died", "code": 500}
+
+
 @pytest.mark.parametrize(
     "trouble",
     ["dies", "cut", "hangs", (429, {"error": "slow down"}, {"Retry-After": "0.01"}), (500, "oops"),
-     (503, ""), (200, '{"choices": [{"index"'), (200, "")],
+     (503, ""), (200, '{"choices": [{"index"'), (200, ""),
+     *((200, answer) for answer in broken_off())],
     ids=str,
 )  # fmt: skip
 def test_what_may_pass_is_tried_again(fake, trouble):
@@ -226,6 +239,12 @@ def _after_one(fake):
          "no text .finish_reason 'length'"),
         ((200, {"choices": [{"message": {"content": ""}, "finish_reason": "content_filter"}]}),
          "no text .finish_reason 'content_filter'"),
+        ((200, {"error": {"code": 400, "message": "too long"}}), "row 1: .*too long"),
+        ((200, {"object": "error", "code": 404, "message": "no model"}), "row 1: .*no model"),
+        ((200, {"choices": [{"message": {"content": "cut"}, "finish_reason": "content_filter"}]}),
+         "not all, what the model said .finish_reason 'content_filter'.: cut"),
+        ((200, {"choices": [{"message": {"content": "I"}, "finish_reason": "tool_calls"}]}),
+         "not all, what the model said .finish_reason 'tool_calls'"),
         ((200, {"choices": [{"message": {"content": [1]}}]}), "expected a text as content"),
         ((200, {"choices": [{"message": {"content": "\ud83d"}}]}), "no text of Unicode"),
     ],

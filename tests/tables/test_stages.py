@@ -199,6 +199,11 @@ def test_what_does_not_fit_is_told(groups):
         stages.score(groups, lambda prompt, responses: [1.0])
     with pytest.raises(ValueError, match=r"encoder: expected shape \(18, d\), got \(18,\)"):
         stages.embed(groups, lambda texts: np.zeros(len(texts)))
+    for bad in (np.nan, 1e39):  # beyond float32
+        values = np.zeros((18, 2))
+        values[7, 1] = bad
+        with pytest.raises(ValueError, match="encoder: expected finite numbers for row 2, got"):
+            stages.embed(groups, lambda texts, values=values: values)
     with pytest.raises(ValueError, match="format: expected one of"):
         stages.export(groups, format="csv")
     assert stages.select(groups.slice(0, 0)).num_rows == 0
@@ -220,3 +225,31 @@ def test_a_column_that_is_there_twice_is_refused(groups):
     twice = groups.append_column("scores", groups["scores"])
     with pytest.raises(ValueError, match="scores: expected one column of this name, got"):
         stages.select(twice, selector="bottom-k", k=1)
+
+
+@pytest.mark.parametrize("first", [1, 4])
+def test_rows_of_several_sizes_lose_no_column(first):
+    """Arrow takes the names of the first row for those of all."""
+    sizes = [first, 2, 4]
+    rows = [
+        {
+            "prompt": f"p{size}",
+            "responses": [f"r{i}" for i in range(size + 1)],
+            "positive": 0,
+            "negatives": list(range(1, size + 1)),
+        }
+        for size in sizes
+    ]
+    found = stages.export(pa.Table.from_pylist(rows), format="numbered").to_pylist()
+    for row, size in zip(found, sizes, strict=True):
+        rejected = [row[f"rejected{i}"] for i in range(1, 5)]
+        assert rejected == [f"r{i}" for i in range(1, size + 1)] + [None] * (4 - size)
+    back = stages.export(pa.Table.from_pylist(found), format="list").to_pylist()
+    assert [len(row["rejected"]) for row in back] == sizes
+    rows[0]["scores"], rows[1]["scores"] = None, [0.5, 0.1, 0.2]
+    table = pa.Table.from_pylist([{"scores": None, **row} for row in rows])
+    for format in ("list", "pairs", "groups"):
+        name = "scores" if format == "groups" else "score_chosen"
+        known = stages.export(table, format=format).column(name).to_pylist()
+        assert None in known, format
+        assert any(value is not None for value in known), format

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyfast._files import write_folder
-from pyfast.tables.server import Drawn, Server, ServerError
+from pyfast.tables.http_client import ServerError
+from pyfast.tables.server import Drawn, Server
 from pyfast.train.config import SamplingConfig
 from pyfast.train.errors import UserError
 

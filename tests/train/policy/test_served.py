@@ -8,7 +8,7 @@ import torch
 from lora_server import LoraServer
 from nursery import contents
 
-from pyfast.tables import server as servers
+from pyfast.tables import http_client
 from pyfast.train import config as configs
 from pyfast.train import loop
 from pyfast.train.errors import UserError
@@ -20,7 +20,7 @@ from pyfast.train.recipes.ampo.recipe import AmpoSettings
 
 @pytest.fixture
 def server(tiny_model, monkeypatch):
-    monkeypatch.setattr(servers, "_FIRST_WAIT", 0.01)
+    monkeypatch.setattr(http_client, "_FIRST_WAIT", 0.01)
     made = LoraServer(tiny_model)
     yield made
     made.close()
