@@ -41,8 +41,7 @@ def draw(
     names = list(metrics or known)[:MOST]
     pictures = {"comparison.png": _metrics(result, names)}
     curves = {row.label: [_curve(run.folder) for run in row.runs] for row in rows}
-    measured = {name for some in curves.values() for curve in some for name in curve}
-    drawn = [name for name in metrics or sorted(measured) if name in measured][:MOST]
+    drawn = [name for name in metrics or _worth(curves, known) if _has(curves, name)][:MOST]
     if drawn:
         pictures["comparison_curves.png"] = _curves(curves, drawn)
     paths = []
@@ -52,6 +51,37 @@ def draw(
         plt.close(figure)
         paths.append(folder / name)
     return paths
+
+
+def _has(curves: Mapping[str, Sequence[Curve]], name: str) -> bool:
+    return any(name in curve for some in curves.values() for curve in some)
+
+
+def _worth(curves: Mapping[str, Sequence[Curve]], first: Sequence[str]) -> list[str]:
+    """Return what was measured along the way and is not the same in all runs, some of it first."""
+    found = sorted({name for some in curves.values() for curve in some for name in curve})
+    every = [curve for some in curves.values() for curve in some]
+    differ = [
+        n for n in found if len(every) == 1 or any(c.get(n) != every[0].get(n) for c in every)
+    ]
+    return sorted(differ, key=lambda name: first.index(name) if name in first else len(first))
+
+
+def _colour(labels: Sequence[str], label: str) -> str:
+    """Return the colour of a row, which is the same in all panels."""
+    return f"C{labels.index(label) % 10}"
+
+
+def _legend(figure: Figure, axes: Sequence[Axes], title: str | None = None) -> None:
+    """Name whatever is drawn in any of the panels, once."""
+    found: dict[str, Any] = {}
+    for ax in axes:
+        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    if found:
+        figure.legend(
+            found.values(), found.keys(), loc="outside lower center", ncols=4, title=title
+        )
 
 
 def _grid(count: int, height: float) -> tuple[Figure, list[Axes]]:
@@ -81,16 +111,17 @@ def _axis_of(rows: Sequence[Mapping[str, Any]]) -> str | None:
 
 def _metrics(result: Mapping[str, Any], names: Sequence[str]) -> Figure:
     rows, axis = result["rows"], _axis_of(result["rows"])
+    labels = [row["label"] for row in rows]
     figure, axes = _grid(len(names), 2.6 if axis else 0.8 + 0.3 * len(rows))
     for name, ax in zip(names, axes, strict=True):
         shown = [row for row in rows if name in row["metrics"]]
         if axis is not None:
-            _against(ax, shown, name, axis)
+            _against(ax, shown, name, axis, _series(rows, axis))
         else:
-            _dots(ax, shown, name)
+            _dots(ax, shown, name, labels)
         ax.set_title(name)
-    if axis is not None and len(axes[0].lines) > 1:
-        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    if axis is not None:
+        _legend(figure, axes)
     return figure
 
 
@@ -98,32 +129,42 @@ def _half(part: Mapping[str, Any]) -> float:
     return 0.0 if part["low"] is None else float(part["high"] - part["mean"])
 
 
-def _dots(ax: Axes, rows: Sequence[Mapping[str, Any]], name: str) -> None:
+def _dots(ax: Axes, rows: Sequence[Mapping[str, Any]], name: str, labels: Sequence[str]) -> None:
     """One line a row of runs: its seeds, their mean and its interval."""
     for place, row in enumerate(rows):
         part = row["metrics"][name]
         seeds = list(part["by_seed"].values())
         ax.plot(seeds, [place] * len(seeds), "o", ms=3, color="0.6", zorder=1)
-        ax.errorbar(part["mean"], place, xerr=_half(part), fmt="o", ms=5, capsize=3, zorder=2)
+        ax.errorbar(
+            part["mean"], place, xerr=_half(part), fmt="o", ms=5, capsize=3, zorder=2,
+            color=_colour(labels, row["label"]),
+        )  # fmt: skip
     ax.set_yticks(range(len(rows)), [row["label"] for row in rows])
     ax.set_ylim(len(rows) - 0.5, -0.5)
 
 
-def _against(ax: Axes, rows: Sequence[Mapping[str, Any]], name: str, axis: str) -> None:
-    """One curve for each combination of the other settings, along the one of numbers."""
+def _series(rows: Sequence[Mapping[str, Any]], axis: str) -> dict[str, list[Mapping[str, Any]]]:
+    """Group rows by all settings but the one of numbers."""
     series: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         others = {k: v for k, v in row["values"].items() if k != axis}
         label = " ".join(f"{k.partition('.')[2]}={v}" for k, v in others.items())
         series.setdefault(label, []).append(row)
-    for label, some in series.items():
+    return series
+
+
+def _against(
+    ax: Axes, rows: Sequence[Mapping[str, Any]], name: str, axis: str, known: Mapping[str, Any]
+) -> None:
+    """One curve for each combination of the other settings, along the one of numbers."""
+    for label, some in _series(rows, axis).items():
         some = sorted(some, key=lambda row: row["values"][axis])
         parts = [row["metrics"][name] for row in some]
         ax.errorbar(
             [row["values"][axis] for row in some],
             [part["mean"] for part in parts],
             yerr=[_half(part) for part in parts],
-            fmt="o-", ms=4, capsize=3, label=label or None,
+            fmt="o-", ms=4, capsize=3, label=label or None, color=_colour(list(known), label),
         )  # fmt: skip
     ax.set_xlabel(axis.partition(".")[2])
 
@@ -155,12 +196,12 @@ def _curves(curves: Mapping[str, Sequence[Curve]], names: Sequence[str]) -> Figu
                 continue
             values = np.array([[run[step] for step in steps] for run in some])
             mean = values.mean(axis=0)
-            (line,) = ax.plot(steps, mean, "o-", ms=3, label=label)
+            colour = _colour(list(curves), label)
+            ax.plot(steps, mean, "o-", ms=3, label=label, color=colour)
             if len(some) > 1:
                 low, high = values.min(axis=0), values.max(axis=0)
-                ax.fill_between(steps, low, high, color=line.get_color(), alpha=0.15, lw=0)
+                ax.fill_between(steps, low, high, color=colour, alpha=0.15, lw=0)
         ax.set_title(name)
         ax.set_xlabel("steps or labels")
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4)
+    _legend(figure, axes, "means over seeds, from the lowest to the highest of them")
     return figure
