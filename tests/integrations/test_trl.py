@@ -4,7 +4,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 trl = pytest.importorskip("trl")
 
@@ -14,6 +14,7 @@ from pyfast.models.shared_prompt import GroupScorer  # noqa: E402
 
 STEPS = 50
 LOGGED = ("loss", "grad_norm", "rewards/chosen", "rewards/margins", "rewards/accuracies")
+PRINTED = ("loss", "rewards/margins", "grad_norm")
 
 
 def config(folder, **changes):
@@ -55,9 +56,15 @@ def trained(kind, folder, rows, where, *, lora, eval_rows=None, more=None, **cha
     return trainer, trainer.state.log_history
 
 
+def largest_apart(ours, theirs, name):
+    """How far a logged number is from TRL's at its worst step."""
+    steps = zip(ours, theirs, strict=True)
+    return max(abs(a[name] - b[name]) for a, b in steps if name in b)
+
+
 @pytest.mark.parametrize("precompute", [False, True], ids=["reference", "precomputed"])
 @pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
-def test_pairs_train_as_trl_trains_them(tmp_path, tiny_model, pairs, lora, precompute):
+def test_pairs_train_as_trl_trains_them(tmp_path, tiny_model, pairs, lora, precompute, parity):
     changes = {"lora": lora, "precompute_ref_log_probs": precompute}
     _, theirs = trained(trl.DPOTrainer, tmp_path / "a", pairs, tiny_model, **changes)
     more = {"loss": "dpo"}
@@ -70,11 +77,13 @@ def test_pairs_train_as_trl_trains_them(tmp_path, tiny_model, pairs, lora, preco
         # at the first step all rewards are 0 but for rounding, and TRL counts who is above
         for name in LOGGED if a["step"] > 1 else LOGGED[:-1]:
             assert b[name] == pytest.approx(a[name], rel=1e-4, abs=1e-4), (a["step"], name)
+    parity(*(largest_apart(ours, theirs, name) for name in PRINTED))
     assert abs(steps[-1][0]["rewards/margins"]) > 0.5  # something was learnt
 
 
-def test_mixed_precision_trains_as_trl_does_within_its_rounding(tmp_path, tiny_model, pairs):
-    changes = {"lora": True, "bf16": True, "max_steps": 10}
+@pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
+def test_mixed_precision_trains_as_trl_does_within_its_rounding(tmp_path, tiny_model, pairs, lora):
+    changes = {"lora": lora, "bf16": True, "max_steps": 10}
     _, theirs = trained(trl.DPOTrainer, tmp_path / "a", pairs, tiny_model, **changes)
     _, exact = trained(
         trl.DPOTrainer, tmp_path / "c", pairs, tiny_model, **{**changes, "bf16": False}
@@ -87,6 +96,37 @@ def test_mixed_precision_trains_as_trl_does_within_its_rounding(tmp_path, tiny_m
         if "loss" in a:  # no further from float32 than TRL's own
             allowed = abs(a["loss"] - c["loss"]) + 0.02
             assert b["loss"] == pytest.approx(c["loss"], abs=allowed)
+
+
+class Gradients(TrainerCallback):
+    """Keeps the gradient of every step."""
+
+    def __init__(self):
+        self.found = []
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **_):
+        parts = [p.grad.float().flatten() for p in model.parameters() if p.grad is not None]
+        self.found.append(torch.cat(parts))
+
+
+@pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
+def test_gradients_in_mixed_precision_are_as_near_as_trls(
+    tmp_path, tiny_model, pairs, lora, parity
+):
+    def gradients(kind, bf16, **more):
+        kept = Gradients()
+        changes = {"lora": lora, "max_steps": 6, "learning_rate": 0.0, "max_grad_norm": 0.0}
+        more |= {"callbacks": [kept]}
+        trained(kind, tmp_path / "out", pairs, tiny_model, more=more, bf16=bf16, **changes)
+        return torch.stack(kept.found)
+
+    exact = gradients(trl.DPOTrainer, False)
+    theirs = gradients(trl.DPOTrainer, True)
+    ours = gradients(MultiPreferenceTrainer, True, loss="dpo")
+    apart = [((x - exact).norm(dim=1) / exact.norm(dim=1)).mean().item() for x in (theirs, ours)]
+    for who, value in zip(("TRL's", "ours"), apart, strict=True):
+        parity(value, what=f"{who} bf16 gradient")
+    assert 0 < apart[1] < 1.2 * apart[0]
 
 
 GROUPS = [
