@@ -10,7 +10,7 @@ PIP     := $(BIN)/python -m pip install --disable-pip-version-check -q -c constr
 SOURCES := $(shell find csrc -name '*.?pp') CMakeLists.txt pyproject.toml constraints.txt
 CXX_FILES := $(shell find csrc tests/core -name '*.?pp')
 
-.PHONY: docs pictures demo demo-ampo demo-mass-dpo demo-hps demo-active-dpo test test-trl test-ray test-verl test-readers test-lowest test-aarch64 wheel wheels wheel-test sdist lint bench sanitize clean
+.PHONY: docs pictures demo demo-ampo demo-mass-dpo demo-hps demo-active-dpo test test-examples test-trl test-ray test-verl test-readers test-lowest test-aarch64 wheel wheels wheel-test sdist lint bench sanitize clean
 
 demo: demo-$(RECIPE)  ## align the demo's model: RECIPE=ampo|mass-dpo|hps|active-dpo SEED=0
 
@@ -82,6 +82,13 @@ test-trl: .venv/dev.done  ## the TRL integration against several versions of TRL
 	  PYTHONPATH=build/trl-$$version TRITON_INTERPRET=$$interpret \
 	    $(BIN)/python -m pytest -q -m "not slow" tests/integrations/test_trl.py \
 	      tests/integrations/test_trl_head.py tests/integrations/test_grpo.py tests/integrations/test_reference.py || exit 1; done
+
+# The wheel is this Python's and this machine's: `make wheel` builds one for others.
+test-examples: .venv/dev.done  ## each example in a new environment, installed as it says: EXAMPLES="trl_groups ..."
+	rm -rf build/examples/wheel build/examples/environments
+	$(BIN)/python -m pip wheel --disable-pip-version-check -q -c constraints.txt --no-deps \
+	  -C build-dir=build/plain -w build/examples/wheel .
+	$(BIN)/python tests/wheel/examples.py $(CURDIR)/build/examples/wheel/*.whl $(EXAMPLES)
 
 test-ray: .venv/dev.done  ## the stages in Ray Data: two workers, one of them killed
 	$(BIN)/python -m pip install --disable-pip-version-check -q --upgrade --target build/ray "ray>=2.40"

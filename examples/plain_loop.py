@@ -1,5 +1,6 @@
 """Preference optimisation in a loop of one's own: selector, scorer and loss are pyfast's.
 
+pip install ".[train]"
 python examples/plain_loop.py MODEL GROUPS.jsonl [STEPS]
 
 MODEL is a folder or hub id of a causal language model; each line of GROUPS.jsonl holds a prompt,
