@@ -1,7 +1,9 @@
+import dataclasses
 import json
 
 import pytest
 
+from pyfast.cli import train
 from pyfast.train import config as configs
 from pyfast.train.errors import UserError
 from pyfast.train.recipes.ampo import AmpoSettings
@@ -12,6 +14,15 @@ def test_defaults_are_valid_and_survive_json(tmp_path):
     path = tmp_path / "config.json"
     path.write_text(json.dumps(made.to_dict()))
     assert configs.from_file(AmpoSettings, path) == made
+
+
+@pytest.mark.parametrize("name", train.RECIPES)
+def test_the_order_has_every_section_once(name):
+    kind = train.recipe(name).Settings
+    names = [item.name for item in dataclasses.fields(kind)]
+    assert sorted(kind.order.split()) == sorted(names)
+    assert list(kind().to_dict()) == ["recipe", *kind.order.split()]
+    assert all(section.section == key for key, section in kind.sections().items())
 
 
 def test_demo_settings_are_valid():

@@ -6,6 +6,7 @@ Every criterion sees a round's pool before any of its labels.
 from __future__ import annotations
 
 import zlib
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,7 +94,7 @@ class Criterion:
         """Keep what the next round needs."""
 
 
-class Uncertainty(Criterion):
+class Uncertainty(Criterion, ABC):
     """The largest ``||phi||_{V^-1}`` (equation 3), with V updated after each (equation 4).
 
     V is carried over the rounds. With refresh, it is made anew of all labelled pairs' phi under
@@ -103,9 +104,9 @@ class Uncertainty(Criterion):
     state: select.LogDetState | None = None
     old: Pairs | None = None
 
+    @abstractmethod
     def pick(self, pairs: Pairs, k: int, **before: Any) -> select.PairSelection:
         """Return k of the pairs, given what came before."""
-        raise NotImplementedError
 
     def _select(self, pairs: Pairs, k: int) -> select.PairSelection:
         if self.old is not None and len(self.old):

@@ -9,14 +9,10 @@ from pyfast.train.config import (
     DataConfig,
     EpochsConfig,
     EvaluationConfig,
-    PolicyConfig,
-    RunConfig,
+    RecipeSettings,
     ScoringConfig,
     Section,
     ServedConfig,
-    Settings,
-    SftConfig,
-    TextConfig,
     setting,
 )
 from pyfast.train.errors import UserError
@@ -100,14 +96,14 @@ class RoundEpochsConfig(EpochsConfig):
 
 
 @dataclass(frozen=True)
-class ActiveDpoSettings(Settings):
+class ActiveDpoSettings(RecipeSettings):
     """Settings of ActiveDPO."""
 
     recipe: ClassVar[str] = "active-dpo"
+    order: ClassVar[str] = (
+        "data text policy sft sampling scoring oracle active loss optimisation evaluation run"
+    )
     data: DataConfig = DataConfig()
-    text: TextConfig = TextConfig()
-    policy: PolicyConfig = PolicyConfig()
-    sft: SftConfig = SftConfig()
     sampling: PoolSamplingConfig = PoolSamplingConfig()
     scoring: ScoringConfig = ScoringConfig()
     oracle: oracle.OracleConfig = oracle.OracleConfig()
@@ -115,7 +111,6 @@ class ActiveDpoSettings(Settings):
     loss: DpoConfig = DpoConfig()
     optimisation: RoundEpochsConfig = RoundEpochsConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
-    run: RunConfig = RunConfig()
 
     def __post_init__(self) -> None:
         """Check what no single section can see."""

@@ -10,14 +10,10 @@ from pyfast.train.config import (
     DataConfig,
     EvaluationConfig,
     OptimisationConfig,
-    PolicyConfig,
-    RunConfig,
+    RecipeSettings,
     ScoringConfig,
     Section,
     ServedConfig,
-    Settings,
-    SftConfig,
-    TextConfig,
     setting,
 )
 from pyfast.train.errors import UserError
@@ -82,22 +78,21 @@ class AmpoOptimisation(OptimisationConfig):
 
 
 @dataclass(frozen=True)
-class AmpoSettings(Settings):
+class AmpoSettings(RecipeSettings):
     """Settings of AMPO."""
 
     recipe: ClassVar[str] = "ampo"
+    order: ClassVar[str] = (
+        "data text policy sampling scoring selection loss sft rounds optimisation evaluation run"
+    )
     data: DataConfig = DataConfig()
-    text: TextConfig = TextConfig()
-    policy: PolicyConfig = PolicyConfig()
     sampling: ServedConfig = ServedConfig()
     scoring: ScoringConfig = ScoringConfig()
     selection: SelectionConfig = SelectionConfig()
     loss: LossConfig = LossConfig()
-    sft: SftConfig = SftConfig()
     rounds: RoundsConfig = RoundsConfig()
     optimisation: AmpoOptimisation = AmpoOptimisation()
     evaluation: EvaluationConfig = EvaluationConfig()
-    run: RunConfig = RunConfig()
 
     def __post_init__(self) -> None:
         """Check what no single section can see."""

@@ -8,13 +8,9 @@ from typing import ClassVar
 from pyfast.train.config import (
     EpochsConfig,
     EvaluationConfig,
-    PolicyConfig,
-    RunConfig,
+    RecipeSettings,
     SamplingConfig,
     Section,
-    Settings,
-    SftConfig,
-    TextConfig,
     setting,
 )
 from pyfast.train.errors import UserError
@@ -92,21 +88,20 @@ class HpsScoring(Section):
 
 
 @dataclass(frozen=True)
-class HpsSettings(Settings):
+class HpsSettings(RecipeSettings):
     """Settings of HPS."""
 
     recipe: ClassVar[str] = "hps"
+    order: ClassVar[str] = (
+        "data text policy negatives loss sft optimisation sampling scoring evaluation run"
+    )
     data: HpsData = HpsData()
-    text: TextConfig = TextConfig()
-    policy: PolicyConfig = PolicyConfig()
     negatives: NegativesConfig = NegativesConfig()
     loss: HpsLossConfig = HpsLossConfig()
-    sft: SftConfig = SftConfig()
     optimisation: EpochsConfig = EpochsConfig()
     sampling: HpsSampling = HpsSampling()
     scoring: HpsScoring = HpsScoring()
     evaluation: HpsEvaluation = HpsEvaluation()
-    run: RunConfig = RunConfig()
 
     def __post_init__(self) -> None:
         """Check what no single section can see."""

@@ -7,12 +7,8 @@ from typing import ClassVar
 
 from pyfast.train.config import (
     EpochsConfig,
-    PolicyConfig,
-    RunConfig,
+    RecipeSettings,
     Section,
-    Settings,
-    SftConfig,
-    TextConfig,
     setting,
 )
 from pyfast.train.errors import UserError
@@ -75,19 +71,16 @@ class MassLoss(Section):
 
 
 @dataclass(frozen=True)
-class MassDpoSettings(Settings):
+class MassDpoSettings(RecipeSettings):
     """Settings of MASS-DPO."""
 
     recipe: ClassVar[str] = "mass-dpo"
+    order: ClassVar[str] = "data text policy selection loss sft optimisation evaluation run"
     data: GroupsConfig = GroupsConfig()
-    text: TextConfig = TextConfig()
-    policy: PolicyConfig = PolicyConfig()
     selection: MassSelection = MassSelection()
     loss: MassLoss = MassLoss()
-    sft: SftConfig = SftConfig()
     optimisation: EpochsConfig = EpochsConfig()
     evaluation: RankingConfig = RankingConfig()
-    run: RunConfig = RunConfig()
 
     def lacks_heldout(self) -> bool:
         """Return False: splits of ``data.groups`` may be held out, which its file says."""
