@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
     from pyfast.train import files
     from pyfast.train.reports import comparing, comparison_plots
 
-    folders = [Path(name) for name in arguments.folders]
+    folders = _folders(arguments.folders)
     found, unfinished = _runs(folders)
     if not found:
         raise UserError(f"{folders[0]}: expected a finished run, there is none")
@@ -75,6 +75,17 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"pyfast: left out, not finished: {folder}", file=sys.stderr)
     print(json.dumps(result, ensure_ascii=False, indent=2) if arguments.json else text)
     return 0
+
+
+def _folders(names: list[str]) -> list[Path]:
+    """Return what may be a run or a sweep; a pattern such as SWEEP/* finds its files too."""
+    paths = [Path(name) for name in names]
+    files = [path for path in paths if path.is_file()]
+    if len(files) == len(paths):
+        raise UserError(f"{paths[0]}: expected the folder of a run or of a sweep, got a file")
+    for path in files:
+        print(f"pyfast: left out, a file and no run: {path}", file=sys.stderr)
+    return [path for path in paths if path not in files]
 
 
 def _runs(folders: list[Path]) -> tuple[list[Any], list[Path]]:

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import reprlib
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,28 @@ def sha256(path: Path) -> str:
         while block := stream.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def is_number(value: Any) -> bool:
+    """Tell whether a JSON value is a number that can be counted with and drawn."""
+    return type(value) in (int, float) and abs(value) <= 1e300
+
+
+def digest_of_start(path: Path, size: int) -> str | None:
+    """Return the SHA-256 of a file's first bytes, None where it has not so many."""
+    digest = hashlib.sha256()
+    if not path.exists() or path.stat().st_size < size:
+        return None
+    with path.open("rb") as stream:
+        while block := stream.read(min(1 << 20, size)):
+            digest.update(block)
+            size -= len(block)
+    return digest.hexdigest()
+
+
+def checksum(value: Any) -> str:
+    """Return the CRC-32 of a JSON value, by which its file or line knows that it is as written."""
+    return f"{zlib.crc32(to_json(value).encode()):08x}"
 
 
 def to_json(value: Any, indent: int | None = None) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 from pyfast.train import config as configs
 from pyfast.train.config import Settings
 from pyfast.train.errors import UserError
-from pyfast.train.files import read_json
+from pyfast.train.files import is_number, read_json
 from pyfast.train.runs.layout import MODELS, RUN_MARK, SCORERS
 
 SEED = "run.seed"
@@ -91,8 +91,10 @@ def read_run(folder: Path, kind: type[Settings], case: str | None = None) -> Run
         raise UserError(f"{path}: metrics: expected an object; without the file it is made again")
     for name, value in metrics.items():
         parts = [value.get(key) for key in ENDS] if isinstance(value, dict) else [value]
-        if not all(type(number) in (int, float) for number in parts):
-            raise UserError(f"{path}: metrics.{name}: expected a number, or mean, low and high")
+        if not all(map(is_number, parts)):
+            raise UserError(
+                f"{path}: metrics.{name}: expected a finite number, or such mean, low and high"
+            )
     settings = configs.from_file(kind, folder / "config.json")
     read = read_json(folder / RUN_MARK)
     return Run(folder, settings, case, metrics, read.get("inputs", {}), read.get("models", {}))

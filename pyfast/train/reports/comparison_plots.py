@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from matplotlib.figure import Figure
 
 from pyfast._files import written_whole
 from pyfast.train.data.lines import as_object, lines
+from pyfast.train.errors import UserError
+from pyfast.train.files import is_number
 from pyfast.train.reports.comparing import Row
 from pyfast.train.reports.plots import STYLE
 
@@ -177,12 +180,17 @@ def _curve(folder: Path) -> Curve:
         return found
     for number, text in lines(path, growing=True):
         record = as_object(path, number, text, 'an object like {"step": 1, ...}')
-        at = record.pop("labels", record.get("step"))
-        record.pop("step", None)
+        for name, value in {"step": None, **record}.items():
+            if not is_number(value):
+                raise UserError(
+                    f"{path}:{number}: {name}: expected a finite number, got {reprlib.repr(value)}"
+                )
+        at = record.pop("labels", record["step"])
+        del record["step"]
         for name, value in record.items():
-            mean: Any = value.get("mean") if isinstance(value, dict) else value
-            if type(mean) in (int, float) and type(at) in (int, float):
-                found.setdefault(name, {})[at] = mean
+            if at in found.setdefault(name, {}):
+                raise UserError(f"{path}:{number}: {name} stands there for {at:g} already")
+            found[name][at] = value
     return found
 
 

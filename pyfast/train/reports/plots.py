@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import reprlib
+import sys
 import textwrap
 import warnings
 from collections.abc import Callable, Sequence
@@ -23,7 +24,7 @@ from pyfast._files import written_whole
 from pyfast.train.data.group import Group, group_at, read_groups
 from pyfast.train.data.lines import as_object, lines
 from pyfast.train.errors import UserError
-from pyfast.train.files import read_json
+from pyfast.train.files import is_number, read_json
 from pyfast.train.runs.layout import check_own
 
 BLUE, ORANGE, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "#7f7f7f"
@@ -75,7 +76,7 @@ def plot_run(run: Path, group: int = 0) -> list[Path]:
     with plt.rc_context(STYLE), warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.filterwarnings("ignore", "Glyph")  # a script that the font lacks
         k, selector, kind = _selection(run / "config.json")
-        records = read_metrics(run / "metrics.jsonl")
+        records = read_metrics(run / "metrics.jsonl", every=True)
         drawn.append(_draw(run / "training_curves.png", training_curves, records, k, kind))
         if (run / "eval_after.jsonl").exists():
             answers = [_answers(run / f"eval_{name}.jsonl") for name in ("before", "after")]
@@ -115,20 +116,69 @@ def _selection(path: Path) -> tuple[int, str, str]:
     return k, selector, kind
 
 
-def read_metrics(path: Path) -> list[dict[str, float]]:
-    """Read ``metrics.jsonl``; a line that a kill has cut is left out."""
-    records = []
+def read_metrics(path: Path, *, every: bool = False) -> list[dict[str, float]]:
+    """Read a file of what was measured at steps, and tell on standard error what it lacks.
+
+    Parameters
+    ----------
+    path : Path
+        Such as ``metrics.jsonl``; a last line that a kill has cut is left out, and told.
+    every : bool
+        Whether it has a line for every step from the first one on.
+
+    Returns
+    -------
+    list of dict
+        The lines. A name that some lack and others have is told.
+
+    Raises
+    ------
+    UserError
+        ``file:line: ...`` for what is no finite number, or a step that is not the next one.
+    """
+    records: list[dict[str, float]] = []
     for number, text in lines(path, growing=True):
         record = as_object(path, number, text, 'an object like {"step": 1, ...}')
         for name, value in {"step": None, **record}.items():
-            if type(value) not in (int, float) or not abs(value) <= 1e300:
+            if not is_number(value):
                 raise UserError(
                     f"{path}:{number}: {name}: expected a finite number, got {reprlib.repr(value)}"
                 )
+        if records:
+            _check_next(f"{path}:{number}", records[-1]["step"], record["step"], every)
         records.append({name: float(value) for name, value in record.items()})
     if not records:
         raise UserError(f"{path}: expected a line a step, the file has none")
+    _tell_gaps(path, records)
     return records
+
+
+def _check_next(place: str, before: float, step: float, every: bool) -> None:
+    if step <= before or (every and step != before + 1):
+        wanted = f"{before + 1:g}" if every else f"more than {before:g}, that of the line before"
+        raise UserError(f"{place}: step: expected {wanted}; got {step:g}")
+
+
+def _tell_gaps(path: Path, records: Sequence[dict[str, float]]) -> None:
+    """Say which lines have no value of what others have, and whether the last one is cut."""
+    if not path.read_bytes().endswith(b"\n"):
+        sys.stderr.write(f"pyfast: {path}: the last line is cut, and left out\n")
+    names = dict.fromkeys(name for record in records for name in record)
+    gaps: dict[tuple[float, ...], list[str]] = {}
+    for name in names:
+        steps = tuple(record["step"] for record in records if name not in record)
+        gaps.setdefault(steps, []).append(name)
+    for steps, lacking in gaps.items():
+        if steps:
+            sys.stderr.write(
+                f"pyfast: {path}: {len(steps)} of {len(records)} lines, the first that of step "
+                f"{steps[0]:g}, lack {_listed(lacking)}: gaps in the curves\n"
+            )
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+    return ", ".join(names[:6]) + more
 
 
 def _answers(path: Path) -> list[Group]:
@@ -157,6 +207,7 @@ def _draw(path: Path, draw: Callable[..., Figure], *content: Any) -> Path:
     figure = None
     try:
         figure = draw(*content)
+        _tell_unmeasured(path, figure)
         with written_whole(path) as beside:
             figure.savefig(beside)
     except (ValueError, ArithmeticError, np.linalg.LinAlgError) as error:
@@ -167,6 +218,21 @@ def _draw(path: Path, draw: Callable[..., Figure], *content: Any) -> Path:
         if figure is not None:
             plt.close(figure)
     return path
+
+
+def _tell_unmeasured(path: Path, figure: Figure) -> None:
+    """Say in an empty panel that it is, and on standard error which curves have no number."""
+    for ax in figure.axes:
+        curves = [line for line in ax.lines if line.get_transform() == ax.transData]
+        empty = [line for line in curves if not np.isfinite(np.asarray(line.get_ydata())).any()]
+        if not empty:
+            continue
+        if len(empty) == len(curves):
+            ax.text(0.5, 0.5, "not measured", ha="center", color=GREY, transform=ax.transAxes)
+        labels = [str(line.get_label()) for line in empty]
+        shown = ", ".join(dict.fromkeys(label for label in labels if not label.startswith("_")))
+        title = f"{ax.get_title()}: {shown}" if shown else ax.get_title()
+        sys.stderr.write(f"pyfast: {path.name}: not measured: {title}\n")
 
 
 def training_curves(

@@ -1,6 +1,7 @@
 """Runs side by side, against numbers made by hand."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -74,15 +75,50 @@ def test_what_cannot_be_compared_is_refused(tmp_path, capsys):
     other = make_run(tmp_path / "c", 1, {"m": 1.0}, inputs="y")
     with pytest.raises(UserError, match="has read other data than"):
         comparing.rows_of(read(a, other))
-    bad = make_run(tmp_path / "d", 1, {"m": "1"})
-    with pytest.raises(UserError, match=r"metrics\.m: expected a number"):
-        read(bad)
+    for i, value in enumerate(["1", math.nan, math.inf, 10**400, {"mean": 1.0, "low": math.nan}]):
+        bad = make_run(tmp_path / f"d{i}", 1, {"m": value})
+        with pytest.raises(UserError, match=r"metrics\.m: expected a finite number"):
+            read(bad)
     (tmp_path / "e").mkdir()
     assert cli.main(["compare", str(a), str(tmp_path / "e")]) == 2
     assert "expected a run folder" in capsys.readouterr().err
     (other / "summary.json").unlink()
     assert cli.main(["compare", str(a), str(other)]) == 0
     assert "left out, not finished" in capsys.readouterr().err
+
+
+def test_a_pattern_finds_the_files_of_a_sweep_too(tmp_path, capsys):
+    runs = [make_run(tmp_path / f"seed={seed}", seed, {"m": float(seed)}) for seed in (0, 1)]
+    files = [tmp_path / name for name in ("sweep.json", "seed=0.json", "comparison.png")]
+    for path in files:
+        path.write_text("{}")
+    assert cli.main(["compare", "--json", *map(str, sorted(tmp_path.iterdir()))]) == 0
+    out, err = capsys.readouterr()
+    assert [row["seeds"] for row in json.loads(out)["rows"]] == [[0, 1]]
+    told = [f"pyfast: left out, a file and no run: {path}" for path in sorted(files)]
+    assert err.splitlines() == told
+    assert not (runs[0] / "comparison.json").exists()
+    assert cli.main(["compare", str(files[1])]) == 2
+    assert f"{files[1]}: expected the folder of a run or of a sweep" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"step": 2, "score": NaN}', "score: expected a finite number, got nan"),
+        ('{"step": 2, "score": null}', "score: expected a finite number, got None"),
+        ('{"score": 1}', "step: expected a finite number, got None"),
+        ('{"step": 1, "score": 1}', "score stands there for 1 already"),
+        ('{"step": 2, "sc', "expected an object"),
+    ],
+)
+def test_curves_of_damaged_files_are_refused(tmp_path, capsys, line, message):
+    run = make_run(tmp_path / "a", 0, {"m": 1.0})
+    (run / "evaluation").mkdir()
+    path = run / "evaluation" / "metrics.jsonl"
+    path.write_text(f'{{"step": 1, "score": 0.5}}\n{line}\n')
+    assert cli.main(["compare", str(run), "--out", str(tmp_path / "out")]) == 2
+    assert f"{path}:2: {message}" in capsys.readouterr().err
 
 
 def test_cases_of_one_name_that_differ_are_told_apart(tmp_path):

@@ -157,6 +157,62 @@ def test_a_damaged_run_is_told(run_folder, name, text, message):
     assert "\n" not in str(caught.value)
 
 
+def numbered(run_folder):
+    return [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def write_lines(path, records, end="\n"):
+    path.write_text("\n".join(json.dumps(record) for record in records) + end)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda found: found[:2] + found[3:], r"metrics\.jsonl:3: step: expected 3; got 4"),
+        (lambda found: [*found, found[-1]], r"metrics\.jsonl:6: step: expected 6; got 5"),
+        (lambda found: found[::-1], r"metrics\.jsonl:2: step: expected 6; got 4"),
+    ],
+)
+def test_steps_that_do_not_follow_each_other_are_told(run_folder, change, message):
+    write_lines(run_folder / "metrics.jsonl", change(numbered(run_folder)))
+    with pytest.raises(UserError, match=message):
+        plots.plot_run(run_folder)
+
+
+def test_what_a_file_lacks_is_told(run_folder, capsys):
+    path = run_folder / "metrics.jsonl"
+    plots.plot_run(run_folder)
+    assert capsys.readouterr().err == ""
+    found = numbered(run_folder)
+    del found[1]["loss"], found[3]["loss"], found[3]["scores/std"]
+    write_lines(path, found)
+    plots.plot_run(run_folder)
+    err = capsys.readouterr().err
+    assert f"{path}: 2 of 5 lines, the first that of step 2, lack loss: gaps in the curves" in err
+    assert f"{path}: 1 of 5 lines, the first that of step 4, lack scores/std: gaps" in err
+    write_lines(path, found, end=' \n{"step": 6, "lo')
+    plots.plot_run(run_folder)
+    assert f"{path}: the last line is cut, and left out" in capsys.readouterr().err
+    write_lines(path, found, end=' \n{"step": 6, "lo\n')
+    with pytest.raises(UserError, match=r"metrics\.jsonl:6: expected an object like"):
+        plots.plot_run(run_folder)
+
+
+def test_what_no_line_has_is_told_in_the_picture_too(run_folder, capsys):
+    found = numbered(run_folder)
+    for record in found:
+        del record["loss"], record["rewards/chosen"]
+    figure = plots.training_curves(found, 3)
+    plots._tell_unmeasured(run_folder / "curves.png", figure)
+    texts = [[text.get_text() for text in ax.texts] for ax in figure.axes]
+    assert texts == [["not measured"], [], [], [], [], []]
+    plots.plt.close(figure)
+    assert capsys.readouterr().err.splitlines() == [
+        "pyfast: curves.png: not measured: SWEPO loss",
+        "pyfast: curves.png: not measured: Implicit rewards: chosen",
+    ]
+
+
 def test_principal_plane_is_that_of_the_covariance():
     generator = np.random.default_rng(1)
     points = (generator.normal(size=(50, 4)) * [5, 2, 1, 0.5] + 3).astype(np.float32)

@@ -33,7 +33,7 @@ def plot_run(run: Path) -> list[Path]:
     check_own(run)
     with plt.rc_context(plots.STYLE), warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.filterwarnings("ignore", "Glyph")  # a script that the font lacks
-        records = plots.read_metrics(run / "metrics.jsonl")
+        records = plots.read_metrics(run / "metrics.jsonl", every=True)
         drawn = [_draw(run / "training_curves.png", training_curves, records)]
         if (run / "eval_after.jsonl").exists():
             answers = [_answers(run / f"eval_{name}.jsonl") for name in ("before", "after")]

@@ -38,7 +38,7 @@ def plot_run(run: Path) -> list[Path]:
     check_own(run)
     drawn = []
     with plt.rc_context(STYLE):
-        records = read_metrics(run / "metrics.jsonl")
+        records = read_metrics(run / "metrics.jsonl", every=True)
         drawn.append(_draw(run / "training_curves.png", training_curves, records))
         if (run / FOLDER / CURVE).exists():
             heldout = read_metrics(run / FOLDER / CURVE)
