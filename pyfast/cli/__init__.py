@@ -70,7 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (or the exit would flush into the pipe)
         return DONE
     except KeyboardInterrupt:
-        print(_interrupted(arguments), file=sys.stderr)
+        if _place()[0] == 0:
+            print(_interrupted(arguments), file=sys.stderr)
         return INTERRUPTED
     except SystemExit as stop:
         if stop.code is None or isinstance(stop.code, int):  # --help and --version
@@ -145,8 +146,21 @@ def _drop_unwritten() -> None:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 
+def _place() -> tuple[int, int]:
+    """Return which process of a run this is, and of how many, whatever a launcher has set."""
+    try:
+        return of_environment()
+    except UserError:  # told by the command itself
+        return 0, 1
+
+
 def _interrupted(arguments: list[str]) -> str:
     again = shlex.join(["pyfast", *arguments])
+    if arguments[:1] == ["train"] and _place()[1] > 1:
+        return (
+            "\npyfast: interrupted; to go on from the last checkpoint, run the launcher's command "
+            "again"
+        )
     if arguments[:1] == ["train"]:
         return f"\npyfast: interrupted; to go on from the last checkpoint, run again: {again}"
     return "\npyfast: interrupted"

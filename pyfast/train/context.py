@@ -14,6 +14,7 @@ from pyfast.train.data.tokens import Tokeniser
 from pyfast.train.policy.policy import Policy
 from pyfast.train.processes import ALONE, Team
 from pyfast.train.recipe import Scored, TrainingGroup
+from pyfast.train.runs import kept
 from pyfast.train.seeds import derive
 
 Item = TypeVar("Item")
@@ -117,14 +118,15 @@ class Context:
         self.team.reduce(list(parameters.values()))
 
     def remember(self, name: str, make: Callable[[], Any]) -> Any:
-        """Return a JSON value that was made once in this run, or make it now.
+        """Return a JSON object that was made once in this run, or make it now.
 
         Parameters
         ----------
         name : str
-            Of a file in the run's folder, below ``kept/``; it appears whole.
+            Of a file in the run's folder, below ``kept/`` (`runs.kept`).
         make : callable
-            Makes the value, in every process, which must come to the same one.
+            Makes the object, in every process, which must come to the same one. A list of
+            objects does as well.
         """
         known = self.once(lambda: self._known(name))
         if known:
@@ -137,7 +139,7 @@ class Context:
     def remember_each(
         self, names: Sequence[str], make: Callable[[int], Any], doing: str
     ) -> list[Any]:
-        """Return a JSON value for each name, as `remember`; what is missing is shared out.
+        """Return a JSON object for each name, as `remember`; what is missing is shared out.
 
         Parameters
         ----------
@@ -175,12 +177,10 @@ class Context:
 
     def _known(self, name: str) -> list[Any]:
         path = self._path(name)
-        return [files.read_json(path)] if path.exists() else []
+        return [kept.read(path)] if path.exists() else []
 
     def _keep(self, name: str, value: Any) -> None:
-        path = self._path(name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        files.write_json(path, value)
+        kept.write(self._path(name), value)
 
 
 def _told(group: TrainingGroup) -> list[Any]:

@@ -64,7 +64,9 @@ def run(kind: type[Recipe], settings: Any, inputs: Any, out: Path) -> dict[str, 
         rundir.claim_for(team, out),
         reporting.reporter(settings, out) as report,
     ):
-        if rundir.open_for(team, settings, inputs, steps, out):
+        is_finished = rundir.open_for(team, settings, inputs, steps, out)
+        team.once(lambda: kind.verify(settings, out))
+        if is_finished:
             # killed after the summary, it was not tidied yet
             team.once(lambda: rundir.tidy(out))
             return read_summary(kind, out)

@@ -154,6 +154,13 @@ class Recipe(ABC):
     def evaluate(self, step: int) -> None:
         """Measure the policy after so many steps, once: what is measured already is left."""
 
+    @staticmethod  # noqa: B027  # of most recipes, what reads such a file tells it
+    def verify(settings: Any, out: Path) -> None:
+        """Refuse a run folder with files that differ from what the run has learnt from.
+
+        Of those that going on, or a finished run, would read no more.
+        """
+
     @classmethod
     def elsewhere(cls, settings: Any, data: str, steps: int) -> tuple[Any, Any]:
         """Return settings and inputs with other held-out data alone, to evaluate a run on it.

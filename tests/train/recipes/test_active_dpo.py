@@ -1,9 +1,11 @@
 """ActiveDPO in rounds: what is chosen, asked and learnt, against slow truths; kills and faults."""
 
+import dataclasses
 import importlib.util
 import itertools
 import json
 import math
+import os
 import shutil
 
 import numpy as np
@@ -610,6 +612,72 @@ def test_a_damaged_pool_is_told(make, tmp_path, somebody, what):
         with pytest.raises(UserError, match="no more"):
             run(values, out, oracle__oracle=f"{somebody}:broken")
         assert len(labels.read(out / "labels.jsonl")) == 11
+
+
+def turned(label):
+    """The label as if the other response had been better, with the checksum that it would have."""
+    other = {"a": "b", "b": "a"}[label.answer.choice]
+    return dataclasses.replace(label, answer=labels.Answer(other, label.answer.notes)).to_json()
+
+
+LABELS_CHANGED = {
+    "another answer": lambda found: [turned(found[0]), *(x.to_json() for x in found[1:])],
+    "another answer in the last round": lambda found: [
+        *(x.to_json() for x in found[:-1]), turned(found[-1])
+    ],
+    "one is missing": lambda found: [x.to_json() for x in found[1:]],
+    "the last one is missing": lambda found: [x.to_json() for x in found[:-1]],
+    "all are missing": lambda found: [],
+    "another order": lambda found: [x.to_json() for x in found[::-1]],
+    "twice": lambda found: [*(x.to_json() for x in found), turned(found[0])],
+    "a broken line": lambda found: [
+        found[0].to_json().replace('"answer": ', '"answer":  "', 1),
+        *(x.to_json() for x in found[1:]),
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", [*LABELS_CHANGED, "no file"])
+@pytest.mark.parametrize("state", ["finished", "without its summary"])
+def test_labels_that_changed_after_the_last_step_are_told(
+    finished, tmp_path, monkeypatch, change, state
+):
+    values, done, _ = finished
+    out = tmp_path / "run"
+    shutil.copytree(done, out)
+    if state != "finished":
+        (out / "summary.json").unlink()
+    path = out / "labels.jsonl"
+    found = labels.read(path)
+    if change == "no file":
+        path.unlink()
+    else:
+        path.write_text("".join(f"{line}\n" for line in LABELS_CHANGED[change](found)))
+    with pytest.raises(UserError, match=r"labels\.jsonl"):
+        run(values, out, active__keep_sketches=True)
+    shutil.copy(done / "labels.jsonl", path)
+    run(values, out, active__keep_sketches=True)
+    assert (out / "summary.json").read_bytes() == (done / "summary.json").read_bytes()
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", "7", "null", '"x"', '{"pairs": []}', '[{"a": 1}]'])
+def test_a_kept_file_of_another_shape_is_told_by_the_command(finished, tmp_path, capsys, text):
+    """Of each kind that the recipe keeps, where the run goes on from it."""
+    values, done, _ = finished
+    out, settings = tmp_path / "run", tmp_path / "settings.json"
+    settings.write_text(json.dumps(settings_of(values, active__keep_sketches=True).to_dict()))
+    shutil.copytree(done, out)
+    path = out / "kept" / "round-2" / "labelled.json"
+    for name in ("summary.json", "adapter"):
+        (shutil.rmtree if name == "adapter" else os.unlink)(out / name)
+    path.write_text(text)
+    commands = [
+        ["train", "active-dpo", "--config", str(settings), "--out", str(out)],
+        ["plot", str(out)],
+    ]
+    for command in commands:
+        assert cli.main(command) == 2
+        assert f"error: {path}: expected what the run has kept there" in capsys.readouterr().err
 
 
 @pytest.mark.slow

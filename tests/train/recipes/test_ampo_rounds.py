@@ -164,6 +164,11 @@ def test_a_damaged_pool_is_told(tiny_settings, tmp_path, monkeypatch):
     pool.write_text("".join([rows[1], rows[0], *rows[2:]]))
     with pytest.raises(UserError, match=r"round-1\.jsonl:1: expected the group of 'tell me about"):
         run(settings, out)
+    other = json.loads(rows[1])
+    other["scores"] = other["scores"][::-1]
+    pool.write_text("".join([rows[0], json.dumps(other) + "\n", *rows[2:]]))
+    with pytest.raises(UserError, match=r"round-1\.jsonl: the file has changed since it was writ"):
+        run(settings, out)
     pool.write_text("".join(rows[:2]) + rows[2][: len(rows[2]) // 2])  # a kill while it was written
     run(settings, out)
     assert pool.read_text() == whole

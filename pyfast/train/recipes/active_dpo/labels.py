@@ -6,12 +6,13 @@ only grows, and is never cut back to a checkpoint.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pyfast.train.errors import UserError
-from pyfast.train.files import to_json
+from pyfast.train.files import digest_of_start, to_json
 from pyfast.train.recipes.active_dpo.appending import (
     append,
     checked,
@@ -60,9 +61,39 @@ def read(path: Path) -> list[Label]:
     Raises
     ------
     UserError
-        ``file:line: ...`` for one that is not as it was written.
+        ``file:line: ...`` for one that is not as it was written, or of a question that has one.
     """
-    return [_label(path, number, text) for number, text in whole_lines(path)]
+    found: dict[str, Label] = {}
+    for number, text in whole_lines(path):
+        label = _label(path, number, text)
+        if label.question.key in found:
+            raise UserError(f"{path}:{number}: the question has an answer on a line before")
+        found[label.question.key] = label
+    return list(found.values())
+
+
+def mark(path: Path) -> dict[str, Any]:
+    """Return what tells whether the labels so far are still as they are now."""
+    size = path.stat().st_size
+    return {"bytes": size, "sha256": digest_of_start(path, size)}
+
+
+def verify(path: Path, marks: Mapping[int, Mapping[str, Any]]) -> None:
+    """Refuse a file whose labels are not those that rounds have learnt from.
+
+    Parameters
+    ----------
+    path : Path
+    marks : dict
+        By the round's number, the `mark` of the file when it had the round's labels.
+    """
+    read(path)  # a line that is damaged is told by its number
+    for number, then in sorted(marks.items()):
+        if digest_of_start(path, then["bytes"]) != then["sha256"]:
+            raise UserError(
+                f"{path}: the file has changed since round {number} was learnt from its labels; "
+                "put it back as it was, or begin the run again in another --out"
+            )
 
 
 def _label(path: Path, number: int, text: str) -> Label:

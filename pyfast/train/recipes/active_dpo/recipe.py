@@ -18,19 +18,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pyfast._files import write_folder
-from pyfast.train.config import (
-    from_file,
-)
+from pyfast.train.config import from_file
 from pyfast.train.data import inputs as prompt_inputs
 from pyfast.train.data import order
 from pyfast.train.data.group import Group
 from pyfast.train.errors import UserError
 from pyfast.train.evaluation.answering import AnsweringRecipe
 from pyfast.train.recipe import Scored, TrainingGroup
-from pyfast.train.recipes.active_dpo import acquisition, oracle, rounds
-from pyfast.train.recipes.active_dpo.settings import (
-    ActiveDpoSettings,
-)
+from pyfast.train.recipes.active_dpo import acquisition, labels, oracle, rounds
+from pyfast.train.recipes.active_dpo.settings import ActiveDpoSettings
+from pyfast.train.runs import kept
 from pyfast.train.runs.layout import LABELS
 from pyfast.train.scoring import rewards
 
@@ -123,6 +120,20 @@ class ActiveDpo(AnsweringRecipe):
     def label(settings: ActiveDpoSettings) -> str:
         """Return the method."""
         return settings.active.method
+
+    @staticmethod
+    def verify(settings: ActiveDpoSettings, out: Path) -> None:
+        """Refuse labels that are not those that the rounds so far have learnt from."""
+        rounds_made = {
+            number: out / "kept" / f"round-{number}" / "labelled.json"
+            for number in range(1, settings.active.rounds + 1)
+        }
+        marks = {
+            number: kept.read(path)["labels"]
+            for number, path in rounds_made.items()
+            if path.exists()
+        }
+        labels.verify(out / LABELS, marks)
 
     def schedule(self, step: int) -> tuple[int, int]:
         """Return the steps of a step's round."""
@@ -265,7 +276,8 @@ class ActiveDpo(AnsweringRecipe):
             **rounds.describe(pool, np.array(chosen)),
             **criterion.report,
         }
-        return {"pairs": pairs, "asked": keys, "report": report}
+        mark = self.ctx.once(lambda: labels.mark(self.ctx.folder / LABELS))
+        return {"pairs": pairs, "asked": keys, "report": report, "labels": mark}
 
     def _criterion(self, pool: rounds.Pool, number: int) -> acquisition.Criterion:
         before = [pair for t in range(1, number) for pair in self._round(t)["pairs"]]

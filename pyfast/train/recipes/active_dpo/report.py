@@ -14,7 +14,8 @@ from pyfast.train.data.group import read_groups
 from pyfast.train.errors import UserError
 from pyfast.train.evaluation.answering import answers_file
 from pyfast.train.evaluation.metrics import bootstrap_interval
-from pyfast.train.files import read_json, to_json
+from pyfast.train.files import to_json
+from pyfast.train.runs import kept
 from pyfast.train.seeds import derive
 
 CURVES = Path("evaluation") / "metrics.jsonl"
@@ -80,7 +81,7 @@ def curves(settings: Any, out: Path, ends: Sequence[int]) -> list[dict[str, Any]
     lines: list[dict[str, Any]] = [{"step": 0, "labels": 0}]
     for number, end in enumerate(ends, start=1):
         path = out / "kept" / f"round-{number}" / "labelled.json"
-        report = read_json(path)["report"] if path.exists() else {}
+        report = kept.read(path)["report"] if path.exists() else {}
         if report or answers_file(out, end, ends[-1]).exists():  # on other data without a round
             labels = number * settings.active.labels
             lines.append({"step": end, "labels": labels, "round": number, **report})

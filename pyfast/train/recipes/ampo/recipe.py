@@ -16,7 +16,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from pyfast.train import files
 from pyfast.train.data import inputs as prompt_inputs
 from pyfast.train.data import kept_groups, order
 from pyfast.train.data.group import Group
@@ -29,6 +28,7 @@ from pyfast.train.recipes.ampo.settings import (
     AmpoSettings,
     LossConfig,
 )
+from pyfast.train.runs import kept
 from pyfast.train.scoring import rewards
 
 if TYPE_CHECKING:
@@ -226,8 +226,8 @@ class Ampo(AnsweringRecipe):
     @classmethod
     def summary(cls, settings: Any, inputs: Any, out: Path) -> dict[str, Any]:
         """Compare the answers before and after, and say how many prompts were cut."""
-        found, kept = super().summary(settings, inputs, out), out / "kept" / "cut.json"
-        return {**found, "cut": files.read_json(kept)} if kept.exists() else found
+        found, cut = super().summary(settings, inputs, out), out / "kept" / "cut.json"
+        return {**found, "cut": kept.read(cut)} if cut.exists() else found
 
     @staticmethod
     def plots(out: Path, **options: Any) -> list[Path]:

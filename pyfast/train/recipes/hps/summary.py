@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pyfast.train import files
 from pyfast.train.data.group import Group, read_groups
 from pyfast.train.data.lines import as_object, lines
 from pyfast.train.errors import UserError
@@ -18,6 +17,7 @@ from pyfast.train.evaluation import bleu, blinded, judging
 from pyfast.train.evaluation.metrics import bootstrap_interval
 from pyfast.train.recipes.hps import heldout_pairs
 from pyfast.train.recipes.hps.inputs import Inputs
+from pyfast.train.runs import kept
 from pyfast.train.scoring import rewards
 from pyfast.train.seeds import derive
 
@@ -60,7 +60,7 @@ def complete(found: dict[str, Any], settings: Any, inputs: Inputs, out: Path) ->
         "groups": inputs.counts,
         "pairs": sum(item.chosen is not None for item in inputs.pairs),
         "same_scorer": inputs.same_scorer,
-        "cut": files.read_json(cut) if cut.exists() else {},
+        "cut": kept.read(cut) if cut.exists() else {},
     }
 
 

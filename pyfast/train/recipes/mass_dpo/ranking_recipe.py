@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pyfast.train import files
 from pyfast.train.data import order
 from pyfast.train.evaluation.metrics import bootstrap_interval
 from pyfast.train.recipe import Recipe
 from pyfast.train.recipes.mass_dpo import ranking
 from pyfast.train.recipes.mass_dpo.ranking import RankingInputs
+from pyfast.train.runs import kept
 from pyfast.train.seeds import derive
 
 if TYPE_CHECKING:
@@ -122,12 +122,12 @@ def summarise(settings: Any, inputs: RankingInputs, steps: int, out: Path) -> di
         "high"}}``, bootstrap intervals over prompts, the difference paired by prompt. Also
         ``prompts``, ``split``, ``confidence``, and what was ``cut``.
     """
-    kept = out / "kept" / "cut.json"
+    cut = out / "kept" / "cut.json"
     about = {
         "split": inputs.reported,
         "prompts": len(inputs.splits[inputs.reported]),
         "confidence": settings.evaluation.confidence,
-        "cut": files.read_json(kept) if kept.exists() else {},
+        "cut": kept.read(cut) if cut.exists() else {},
     }
     if not inputs.splits[inputs.reported]:
         return {**about, "metrics": {}, "before": {}, "difference": {}}
