@@ -10,7 +10,7 @@ PIP     := $(BIN)/python -m pip install --disable-pip-version-check -q -c constr
 SOURCES := $(shell find csrc -name '*.?pp') CMakeLists.txt pyproject.toml constraints.txt
 CXX_FILES := $(shell find csrc tests/core -name '*.?pp')
 
-.PHONY: docs pictures demo demo-ampo demo-mass-dpo demo-hps demo-active-dpo test test-examples test-trl test-ray test-verl test-readers test-lowest test-aarch64 wheel wheels wheel-test sdist lint bench sanitize clean
+.PHONY: docs pictures demo demo-ampo demo-mass-dpo demo-hps demo-active-dpo test test-examples test-trl test-ray test-verl test-readers test-lowest test-aarch64 wheel wheels wheel-test sdist lint lint-clang bench sanitize clean
 
 demo: demo-$(RECIPE)  ## align the demo's model: RECIPE=ampo|mass-dpo|hps|active-dpo SEED=0
 
@@ -66,6 +66,7 @@ docs: .venv/dev.done  ## the site, in build/site
 	@mkdir -p build
 	PYTHONPATH=docs $(BIN)/zensical build --clean --strict > build/docs.log 2>&1 || { cat build/docs.log; exit 1; }
 	! grep -i "griffe:\|warning" build/docs.log
+	! grep -rlE ":(math|func|class|meth|mod|attr|data):" build/site --include=*.html
 
 pictures: .venv/dev.done  ## the pictures of the docs, and the page of figures
 	for script in docs/pictures/[a-z]*.py; do $(BIN)/python $$script || exit 1; done
@@ -141,14 +142,19 @@ sdist: .venv-wheel/done
 	rm -rf build/sdist
 	.venv-wheel/bin/python -m build -q --sdist --outdir build/sdist
 
-# One wheel for this Python without a container: zig compiles and links against glibc 2.28.
+# One wheel for this Python without a container: zig's clang compiles and links against glibc 2.28,
+# with its warnings as errors, and the core's tests beside the extension.
 ZIG := $(CURDIR)/.venv-wheel/zig
 wheel: .venv-wheel/done  ## a manylinux_2_28 wheel for this Python, to build/wheels
 	rm -rf build/wheels
 	PATH="$(CURDIR)/.venv-wheel/bin:$$PATH" CC=$(ZIG)/cc CXX=$(ZIG)/c++ .venv-wheel/bin/python -m build -q \
-	  --wheel --no-isolation -C cmake.define.PYFAST_THREADS=std -C build-dir=build/zig --outdir build/wheels/raw
+	  --wheel --no-isolation -C cmake.define.PYFAST_THREADS=std -C cmake.define.PYFAST_DEV=ON \
+	  -C cmake.define.PYFAST_TESTS=ON -C build-dir=build/zig --outdir build/wheels/raw
 	PATH="$(CURDIR)/.venv-wheel/bin:$$PATH" .venv-wheel/bin/auditwheel repair \
 	  --plat manylinux_2_28_$(shell uname -m) -w build/wheels build/wheels/raw/*.whl
+
+lint-clang: wheel  ## clang's warnings, and the core's tests as clang compiles them
+	build/zig/core_tests
 
 wheel-test: wheel  ## that wheel in a bare environment without a compiler, beside torch in both orders
 	rm -rf build/bare

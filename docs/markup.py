@@ -1,6 +1,7 @@
 """A Markdown extension: formulas as MathML, which needs no scripts, and docstrings' words of reST.
 
-``$...$`` and ``$$...$$`` are formulas, as is ``.. math::``; roles (``:func:``) are names.
+``$...$`` and ``$$...$$`` are formulas, as are ``:math:`` and ``.. math::``; other roles
+(``:func:``) are names.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from markdown.preprocessors import Preprocessor
 SPACE = "http://www.w3.org/1998/Math/MathML"
 INLINE = r"(?<![\\$\w])\$(?![\s$])([^$]*[^$\s\\])\$(?![\w$])"
 ROLE = re.compile(r":(?:func|class|meth|mod|attr|data):`~?([^`]+)`")
+FORMULA = re.compile(r":math:`([^`]+)`")
 PARAMETER = re.compile(r"^(\w[\w, ]*) : (.+)\n((?:    .*\n?)+)", re.MULTILINE)
 DIRECTIVE = re.compile(r"^( *)\.\. math:: *(.*(?:\n\1 +.*|\n *(?=\n\1 ))*)", re.MULTILINE)
 
@@ -61,7 +63,8 @@ class Docstrings(Preprocessor):
 
     def run(self, lines: list[str]) -> list[str]:
         """Turn roles, ``.. math::`` and the ``::`` before a literal block."""
-        text = DIRECTIVE.sub(self._display, ROLE.sub(r"`\1`", "\n".join(lines)))
+        text = FORMULA.sub(r"$\1$", ROLE.sub(r"`\1`", "\n".join(lines)))
+        text = DIRECTIVE.sub(self._display, text)
         text = PARAMETER.sub(self._parameter, text)
         return re.sub(r"(?<=[\w)`.])::$", ":", text, flags=re.MULTILINE).split("\n")
 

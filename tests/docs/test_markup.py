@@ -11,14 +11,19 @@ pytest.importorskip("markdown")
 PATH = Path(__file__).parents[2] / "docs" / "markup.py"
 
 
+def load(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return module
+
+
 @pytest.fixture
 def page():
     import markdown
 
-    spec = importlib.util.spec_from_file_location("markup", PATH)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["markup"] = module
-    spec.loader.exec_module(module)
+    module = load(PATH)
     return lambda text: markdown.markdown(text, extensions=[module.Markup(), "tables"])
 
 
@@ -53,6 +58,36 @@ def test_docstrings_need_no_rest(page):
     assert ":func:" not in html
     assert "::" not in html
     assert "End." in html
+
+
+def test_formulas_within_a_docstrings_line(page):
+    html = page("with :math:`\\bar r` the mean, :math:`[R \\le k] /\n\\log_2(1 + R)`, and *not* x.")
+    assert html.count("<math") == 2
+    assert ":math:" not in html
+
+
+def test_defaults_are_those_of_the_signature(tmp_path):
+    griffe = pytest.importorskip("griffe")
+    parameters = load(PATH.with_name("parameters.py"))
+    (tmp_path / "sample.py").write_text(
+        'def f(a, b="y", c=1, d=2, e=3, *rest, **more):\n'
+        '    """Do.\n\n    Parameters\n    ----------\n    a : int\n        One.\n'
+        '    b : {"x", "y"}\n        Two.\n    c, d\n        Both.\n    e : int\n        Three.\n'
+        '    *rest, **more\n        Others.\n    """\n',
+    )
+    module = griffe.load(
+        "sample",
+        search_paths=[tmp_path],
+        docstring_parser="numpy",
+        extensions=griffe.load_extensions(parameters.Parameters),
+    )
+    (section,) = (s for s in module["f"].docstring.parsed if s.kind.value == "parameters")
+    told = [(p.name, str(p.annotation), p.value and str(p.value)) for p in section.value]
+    assert told[0] == ("a", "int", None)
+    assert told[1][::2] == ("b", "'y'")  # not the first of the two
+    assert told[2] == ("c, d", "None", None)  # neither has the other's type or default
+    assert told[3] == ("e", "int", "3")
+    assert told[4] == ("*rest, **more", "None", None)
 
 
 def test_parameters_that_several_functions_share_are_a_list(page):
