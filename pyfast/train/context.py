@@ -118,15 +118,14 @@ class Context:
         self.team.reduce(list(parameters.values()))
 
     def remember(self, name: str, make: Callable[[], Any]) -> Any:
-        """Return a JSON object that was made once in this run, or make it now.
+        """Return a JSON value that was made once in this run, or make it now.
 
         Parameters
         ----------
         name : str
             Of a file in the run's folder, below ``kept/`` (`runs.kept`).
         make : callable
-            Makes the object, in every process, which must come to the same one. A list of
-            objects does as well.
+            Makes the value, in every process, which must come to the same one.
         """
         known = self.once(lambda: self._known(name))
         if known:
@@ -139,7 +138,7 @@ class Context:
     def remember_each(
         self, names: Sequence[str], make: Callable[[int], Any], doing: str
     ) -> list[Any]:
-        """Return a JSON object for each name, as `remember`; what is missing is shared out.
+        """Return a JSON value for each name, as `remember`; what is missing is shared out.
 
         Parameters
         ----------

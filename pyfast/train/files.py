@@ -7,7 +7,6 @@ import importlib.util
 import json
 import os
 import reprlib
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -84,11 +83,6 @@ def digest_of_start(path: Path, size: int) -> str | None:
             digest.update(block)
             size -= len(block)
     return digest.hexdigest()
-
-
-def checksum(value: Any) -> str:
-    """Return the CRC-32 of a JSON value, by which its file or line knows that it is as written."""
-    return f"{zlib.crc32(to_json(value).encode()):08x}"
 
 
 def to_json(value: Any, indent: int | None = None) -> str:

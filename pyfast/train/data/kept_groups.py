@@ -13,7 +13,6 @@ from tqdm import tqdm
 from pyfast.train.data.group import Group, group_at
 from pyfast.train.errors import UserError
 from pyfast.train.evaluation.metrics import sample_metrics
-from pyfast.train.files import sha256
 
 if TYPE_CHECKING:
     from pyfast.train.context import Context
@@ -67,7 +66,7 @@ def make(
     UserError
         If a line is damaged, or of another prompt, or a file that was whole has changed.
     """
-    from pyfast.train.runs import checkpoint  # loads torch, which reading settings does without
+    from pyfast.train.runs import checkpoint, kept  # torch, which reading settings does without
 
     groups = KeptGroups(path)
     if ctx.once(lambda: _whole_lines(path)):
@@ -93,12 +92,7 @@ def make(
             groups.add(f"{text}\n".encode())
         bar.update(len(some))
     bar.close()
-    whole = ctx.once(lambda: sha256(path))
-    if ctx.remember(f"{path.stem}-whole", lambda: {"sha256": whole}) != {"sha256": whole}:
-        raise UserError(
-            f"{path}: the file has changed since it was written; put it back as it was, or begin "
-            "the run again in another --out"
-        )
+    ctx.once(lambda: kept.seal(path))
     return groups
 
 

@@ -1,27 +1,27 @@
-"""What a run makes once and keeps: JSON files that tell whether they are as they were written.
+"""What a run makes once and keeps: files that tell whether they are as they were written.
 
 A run goes on from them, so one that somebody has changed would be learnt from, or counted, in
-silence. Each object holds a checksum: of itself, or of the whole list that it stands in.
+silence. Beside each lies its SHA-256, under its name and ``.sha256``.
 """
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
+from pyfast._files import written_whole
 from pyfast.train.errors import UserError
-from pyfast.train.files import checksum, read_json, write_json
-
-_CHECK = "check"
+from pyfast.train.files import read_json, sha256, to_json
 
 
 def write(path: Path, value: Any) -> None:
-    """Write an object, or a list of objects, whole or not at all."""
-    digest = checksum(value)
-    is_one = isinstance(value, dict)
-    parts = [{**part, _CHECK: digest} for part in ([value] if is_one else value)]
+    """Write a JSON value, whole or not at all."""
+    content = (to_json(value, indent=2) + "\n").encode()
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, parts[0] if is_one else parts)
+    _write_digest(path, hashlib.sha256(content).hexdigest())  # first: no file is without one
+    with written_whole(path) as beside:
+        beside.write_bytes(content)
 
 
 def read(path: Path) -> Any:
@@ -32,13 +32,37 @@ def read(path: Path) -> Any:
     UserError
         With the file, if it is not as it was written.
     """
-    value = read_json(path)
-    parts = [value] if isinstance(value, dict) else value
-    if isinstance(parts, list) and all(isinstance(part, dict) for part in parts):
-        found = {repr(part.pop(_CHECK, None)) for part in parts}
-        if parts and found == {repr(checksum(value))}:
-            return value
-    raise UserError(
+    if not _digest_path(path).exists():
+        raise _changed(path)
+    verify(path)
+    return read_json(path)
+
+
+def seal(path: Path) -> None:
+    """Keep a file's digest, or refuse the file if there is one and it is another."""
+    if _digest_path(path).exists():
+        verify(path)
+    else:
+        _write_digest(path, sha256(path))
+
+
+def verify(path: Path) -> None:
+    """Refuse a file that is not as its digest says."""
+    if _digest_path(path).read_bytes().strip() != sha256(path).encode():
+        raise _changed(path)
+
+
+def _digest_path(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
+
+
+def _write_digest(path: Path, digest: str) -> None:
+    with written_whole(_digest_path(path)) as beside:
+        beside.write_text(digest + "\n", encoding="ascii")
+
+
+def _changed(path: Path) -> UserError:
+    return UserError(
         f"{path}: expected what the run has kept there, as it was written; put the file back as it "
         "was, or begin the run again in another --out"
     )

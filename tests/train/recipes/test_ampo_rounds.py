@@ -167,7 +167,7 @@ def test_a_damaged_pool_is_told(tiny_settings, tmp_path, monkeypatch):
     other = json.loads(rows[1])
     other["scores"] = other["scores"][::-1]
     pool.write_text("".join([rows[0], json.dumps(other) + "\n", *rows[2:]]))
-    with pytest.raises(UserError, match=r"round-1\.jsonl: the file has changed since it was writ"):
+    with pytest.raises(UserError, match=r"round-1\.jsonl: expected what the run has kept there"):
         run(settings, out)
     pool.write_text("".join(rows[:2]) + rows[2][: len(rows[2]) // 2])  # a kill while it was written
     run(settings, out)

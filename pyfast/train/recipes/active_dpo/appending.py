@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -12,12 +13,12 @@ from typing import Any, BinaryIO
 from pyfast._files import fsync
 from pyfast.train.data.lines import as_object, lines
 from pyfast.train.errors import UserError
-from pyfast.train.files import checksum, to_json
+from pyfast.train.files import to_json
 
 
 def checked(record: dict[str, Any]) -> str:
     """Return a record as a line of JSON with a checksum of itself, without the line's end."""
-    return to_json({**record, "check": checksum(record)})
+    return to_json({**record, "check": _check(record)})
 
 
 def unchecked(path: Path, number: int, text: str, wanted: str) -> dict[str, Any]:
@@ -30,9 +31,13 @@ def unchecked(path: Path, number: int, text: str, wanted: str) -> dict[str, Any]
     """
     record = as_object(path, number, text, wanted)
     check = record.pop("check", None)
-    if check != checksum(record):
+    if check != _check(record):
         raise UserError(f"{path}:{number}: expected {wanted}: its checksum differs")
     return record
+
+
+def _check(record: dict[str, Any]) -> str:
+    return f"{zlib.crc32(to_json(record).encode()):08x}"
 
 
 def whole_lines(path: Path) -> list[tuple[int, str]]:
