@@ -197,7 +197,17 @@ def test_a_selector_between_data_and_loss(tmp_path, tiny_model):
     assert len(row["response_ids"]) == 3
 
 
-def test_rejected_lists_and_a_loss_of_ones_own(tmp_path, tiny_model, pairs):
+def listed(rejected):
+    return {"rejected": rejected}
+
+
+def numbered(rejected):
+    """S-DPO's columns."""
+    return {f"rejected{i}": text for i, text in enumerate([*rejected, None, None, None][:4], 1)}
+
+
+@pytest.mark.parametrize("columns", [listed, numbered])
+def test_rejected_responses_and_a_loss_of_ones_own(tmp_path, tiny_model, pairs, columns):
     seen = []
 
     def mine(policy_logps, ref_logps, *, offsets, beta):
@@ -205,7 +215,7 @@ def test_rejected_lists_and_a_loss_of_ones_own(tmp_path, tiny_model, pairs):
         return (policy_logps - ref_logps)[offsets[:-1]].neg().mean() * beta
 
     rows = [
-        {"prompt": row["prompt"], "chosen": row["chosen"], "rejected": [row["rejected"]] * (1 + i)}
+        {k: row[k] for k in ("prompt", "chosen")} | columns([row["rejected"]] * (1 + i))
         for i, row in enumerate(pairs.select(range(4)))
     ]
     trained(
