@@ -30,7 +30,9 @@ def main(name, path, steps=20, k=3, groups_per_step=2):
     optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-3)
 
     groups = []
-    for line in Path(path).read_text(encoding="utf-8").splitlines():
+    for line in Path(path).read_bytes().split(b"\n"):  # a text may hold other line ends
+        if not line.strip():
+            continue
         row = json.loads(line)
         # The best response, and the k lowest: `opt_select` chooses better, given embeddings.
         picked = select.bottom_k(row["scores"], k=k)

@@ -66,6 +66,8 @@ def tokenize(
     prompt = record.prompt
     if isinstance(prompt, str):
         end = tokenizer.eos_token
+        if end is None:
+            raise ValueError("tokenizer: expected one with an end token (eos_token), got none")
         texts = [str(y) if str(y).endswith(end) else str(y) + end for y in record.responses]
         alone, whole = encode(prompt), [encode(prompt + text) for text in texts]
     else:

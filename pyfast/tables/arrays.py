@@ -13,6 +13,21 @@ from pyfast import _arguments as args
 Floats = NDArray[np.float32] | NDArray[np.float64]
 
 
+def check_table(table: Any) -> None:
+    """Refuse the batches that `datasets` and Ray Data give where nobody asked them for Arrow's.
+
+    Raises
+    ------
+    TypeError
+        With what to ask for.
+    """
+    if not isinstance(table, pa.Table):
+        raise TypeError(
+            f"table: expected a pyarrow.Table, got {type(table).__name__} (datasets gives one "
+            'after with_format("arrow"), with batched=True; Ray Data with batch_format="pyarrow")'
+        )
+
+
 def whole(table: pa.Table, name: str) -> pa.Array:
     """Return a column as one array (without a copy if it has one chunk).
 

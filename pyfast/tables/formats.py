@@ -62,12 +62,22 @@ def read(row: Mapping[str, Any]) -> Record:
     """
     kind = find(row, row)
     try:
-        return kind.read(row)
+        record = kind.read(row)
     except (KeyError, TypeError, AttributeError) as error:
         what = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise ValueError(
             f"expected a row of the format {kind.name!r}, got one with {what}"
         ) from None
+    _check_texts("prompt", [record.prompt])
+    _check_texts("responses", record.responses)
+    return record
+
+
+def _check_texts(name: str, texts: Sequence[Any]) -> None:
+    """Refuse what is neither a text nor chat messages: null would be trained on, or fail later."""
+    for text in texts:
+        if not isinstance(text, str) and not is_messages(text):
+            raise ValueError(f"{name}: expected a text or chat messages, got {text!r}")
 
 
 # --- the formats ---------------------------------------------------------------------------------
@@ -77,8 +87,15 @@ def _rest(row: Mapping[str, Any], *taken: str) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name not in taken}
 
 
+def _listed(name: str, value: Any) -> list[Any]:
+    """Return a list; of a text or a message its letters or fields would be taken."""
+    if isinstance(value, (str, bytes, Mapping)):
+        raise ValueError(f"{name}: expected a list, got {value!r}")
+    return list(value)
+
+
 def _read_groups(row: Mapping[str, Any]) -> Record:
-    responses = list(row["responses"])
+    responses = _listed("responses", row["responses"])
     scores = row.get("scores")
     if scores is not None and len(scores) != len(responses):
         raise ValueError(f"scores: expected one for each of {len(responses)}, got {len(scores)}")
@@ -128,7 +145,7 @@ def _score_columns(record: Record, negatives: list[int]) -> dict[str, Any]:
 
 def _read_list(row: Mapping[str, Any]) -> Record:
     rest = _rest(row, "prompt", "chosen", "rejected")
-    return _against(row["prompt"], row["chosen"], list(row["rejected"]), rest)
+    return _against(row["prompt"], row["chosen"], _listed("rejected", row["rejected"]), rest)
 
 
 def _write_list(record: Record) -> list[dict[str, Any]]:
@@ -188,7 +205,7 @@ def _write_pairs(record: Record) -> list[dict[str, Any]]:
 
 def _read_ranked(row: Mapping[str, Any]) -> Record:
     """NeMo: completions of a context, each with its rank (0 is best) and, if known, its reward."""
-    completions = list(row["completions"])
+    completions = _listed("completions", row["completions"])
     ranks = [completion["rank"] for completion in completions]
     responses = [completion["completion"] for completion in completions]
     rewards = [completion.get("reward") for completion in completions]
@@ -254,7 +271,10 @@ def _read_alpaca(row: Mapping[str, Any]) -> Record:
     prompt = f"{row['instruction']}\n{given}" if given else row["instruction"]
     rejected = row["rejected"]
     return _against(
-        prompt, row["chosen"], [rejected] if isinstance(rejected, str) else list(rejected), rest
+        prompt,
+        row["chosen"],
+        [rejected] if isinstance(rejected, str) else _listed("rejected", rejected),
+        rest,
     )
 
 
@@ -275,7 +295,7 @@ def _read_swift(row: Mapping[str, Any]) -> Record:
     if not prompt or chosen["role"] != "assistant":
         raise ValueError("messages: expected a prompt and then the assistant's chosen response")
     rejected = row["rejected_response"]
-    listed = [rejected] if isinstance(rejected, str) else list(rejected)
+    listed = [rejected] if isinstance(rejected, str) else _listed("rejected_response", rejected)
     answers: list[Text] = [[{"role": "assistant", "content": text}] for text in listed]
     return _against(prompt, [chosen], answers, _rest(row, "messages", "rejected_response"))
 
@@ -291,7 +311,7 @@ def _write_swift(record: Record) -> list[dict[str, Any]]:
 
 def _read_ultrafeedback(row: Mapping[str, Any]) -> Record:
     """UltraFeedback: an instruction, and completions with an overall score each."""
-    completions = list(row["completions"])
+    completions = _listed("completions", row["completions"])
     responses = [completion["response"] for completion in completions]
     scores = [float(completion["overall_score"]) for completion in completions]
     return Record(

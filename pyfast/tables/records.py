@@ -109,8 +109,19 @@ def is_messages(value: Any) -> bool:
 
 
 def as_text(value: Text) -> str:
-    """Return a response as text: of messages, what the last one says."""
-    return value if isinstance(value, str) else str(value[-1]["content"])
+    """Return a response as text: of messages, what the last one says.
+
+    Raises
+    ------
+    ValueError
+        If that is no text (null beside calls of tools, or parts with pictures).
+    """
+    if isinstance(value, str):
+        return value
+    content = value[-1].get("content")
+    if not isinstance(content, str):
+        raise ValueError(f"content: expected a text in the last message, got {content!r}")
+    return content
 
 
 def as_messages(value: Text, role: str) -> list[dict[str, Any]]:

@@ -58,6 +58,7 @@ def sample(table: pa.Table, sampler: Sampler) -> pa.Table:
     ValueError
         If the column is missing, a prompt is empty, or the sampler gives something else.
     """
+    arrays.check_table(table)
     prompts = arrays.whole(table, "prompt").to_pylist()
     for row, prompt in enumerate(prompts):
         if not prompt:
@@ -102,6 +103,7 @@ def score(table: pa.Table, function: Score, *, name: str = "scores") -> pa.Table
         If a column is missing, or the function gives another number of scores or one that is not
         finite; with the row.
     """
+    arrays.check_table(table)
     prompts = arrays.whole(table, "prompt").to_pylist()
     responses = arrays.whole(table, "responses").to_pylist()
     found = []
@@ -137,6 +139,7 @@ def embed(table: pa.Table, encoder: Encoder, *, name: str = "embeddings") -> pa.
     ValueError
         If the column is missing, or the encoder gives something else, or not finite numbers.
     """
+    arrays.check_table(table)
     responses = arrays.whole(table, "responses").to_pylist()
     texts = [text for row in responses for text in row]
     with np.errstate(over="ignore"):  # it is refused below
@@ -191,6 +194,7 @@ def select(
     ValueError, TypeError
         If a column is missing or does not fit; the message names it, and the row or group.
     """
+    arrays.check_table(table)
     if selector not in SELECTORS:
         raise ValueError(f"selector: expected one of {', '.join(SELECTORS)}; got {selector!r}")
     if isinstance(k, bool) or not isinstance(k, int) or k < 1:
@@ -242,6 +246,7 @@ def export(table: pa.Table, *, format: str = "list") -> pa.Table:
     ValueError
         If a row cannot be read or written; with the row.
     """
+    arrays.check_table(table)
     if format not in formats.FORMATS:
         raise ValueError(f"format: expected one of {', '.join(formats.FORMATS)}; got {format!r}")
     fitting = [name for name in table.column_names if name not in _PER_RESPONSE]

@@ -282,3 +282,10 @@ def test_two_processes_read_a_stream(tmp_path, tiny_model):
     (first, _), (second, _) = run(tmp_path, "two", 2, tiny_model, True)
     for name, value in first.items():
         assert torch.equal(value, second[name])
+
+
+def test_a_tokenizer_without_an_end_token_is_refused(tiny_model):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.eos_token = None
+    with pytest.raises(ValueError, match="tokenizer: expected one with an end token"):
+        tokenize_rows(rows(), tokenizer)

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 
 from pyfast.tables import FORMATS, find, read
@@ -150,6 +152,38 @@ def test_choices_of_what_is_not_there_are_refused(changes, message):
     row = {"prompt": "p", "responses": ["a", "b", "c"], "scores": [0.1, 0.5, 0.9]} | changes
     with pytest.raises(ValueError, match=message):
         read(row).chosen_first()
+
+
+@pytest.mark.parametrize("wrong", [None, 5, {"role": "user", "content": "x"}, []], ids=repr)
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("groups", ("prompt",)),
+        ("groups", ("responses", 1)),
+        ("list", ("chosen",)),
+        ("list", ("rejected", 1)),
+        ("numbered", ("chosen",)),
+        ("pairs", ("chosen",)),
+        ("nemo", ("context",)),
+        ("nemo", ("completions", 1, "completion")),
+        ("alpaca", ("instruction",)),
+        ("alpaca", ("chosen",)),
+        ("sharegpt", ("chosen", "value")),
+        ("swift", ("rejected_response",)),
+        ("ultrafeedback", ("completions", 1, "response")),
+    ],
+    ids=str,
+)
+def test_what_is_no_text_is_no_response(name, place, wrong):
+    """Null was chosen where its score was the best, and written as the text "None"."""
+    row = copy.deepcopy(ROWS[name])
+    *way, last = place
+    inner = row
+    for step in way:
+        inner = inner[step]
+    inner[last] = wrong
+    with pytest.raises(ValueError, match="expected"):
+        FORMATS["alpaca"].write(read(row).chosen_first())
 
 
 def test_a_score_of_what_is_left_out_may_be_missing():

@@ -253,3 +253,11 @@ def test_rows_of_several_sizes_lose_no_column(first):
         known = stages.export(table, format=format).column(name).to_pylist()
         assert None in known, format
         assert any(value is not None for value in known), format
+
+
+@pytest.mark.parametrize("stage", ["sample", "score", "embed", "select", "export"])
+def test_batches_of_another_kind_are_refused_with_what_to_ask_for(groups, stage):
+    arguments = {"sample": [list], "score": [len], "embed": [list]}.get(stage, [])
+    for batch in (groups.to_pydict(), groups.to_pylist(), groups.to_batches()[0]):
+        with pytest.raises(TypeError, match=r"table: expected a pyarrow\.Table, got .*with_format"):
+            getattr(stages, stage)(batch, *arguments)
