@@ -33,6 +33,8 @@ WANTED = {
     "hf_kernels": r"slopes of a group add up to \de-\d\d",
 }
 """What an example prints, at least."""
+ON_REQUEST = ("axolotl",)
+"""Runs where it is named: its pins bring several GB of packages for GPUs."""
 OWN_PINS = ("verl", "axolotl")
 """Packages that ask for other versions than constraints.txt."""
 VARIABLES = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
@@ -46,8 +48,9 @@ def main(wheel: str, *names: str) -> None:
     shutil.rmtree(BUILD / "runs", ignore_errors=True)
     (BUILD / "logs").mkdir(parents=True, exist_ok=True)
     files = made_up(BUILD / "files")
-    failed = [name for name in names or WANTED if not passes(name, wheel, files)]
-    print(f"{len(names or WANTED) - len(failed)} passed, {len(failed)} failed")
+    wanted = names or [name for name in WANTED if name not in ON_REQUEST]
+    failed = [name for name in wanted if not passes(name, wheel, files)]
+    print(f"{len(wanted) - len(failed)} passed, {len(failed)} failed")
     if failed:
         raise SystemExit(f"failed: {', '.join(failed)}; see {BUILD / 'logs'}")
 
