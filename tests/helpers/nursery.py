@@ -73,6 +73,18 @@ NURSERY = """
             seen += 1
         Context.reduce = changed
 
+    def slow(seconds):
+        # Each word with the other processes comes late.
+        speak = processes.Team._call
+        def call(self, *arguments, **options):
+            time.sleep(seconds)
+            speak(self, *arguments, **options)
+        processes.Team._call = call
+
+    def stands_in(folder):
+        # Files of relative names are others here.
+        os.chdir(folder)
+
     def writes(path):
         # Note what this process changes of a folder's files.
         names = ("os.rename", "os.remove", "os.truncate", "os.mkdir", "os.rmdir", "shutil.rmtree")
@@ -95,6 +107,8 @@ NURSERY = """
                     RANK=str(rank), WORLD_SIZE=str(count), LOCAL_RANK=str(rank),
                     MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
                 )
+            if "cwd" in order:
+                os.chdir(order["cwd"])
             if "touch" in order and rank == 0:
                 kill_at(order["touch"], order["signal"], order.get("path", "/run-"))
             if order.get("bad", [None])[0] == rank:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 
@@ -12,8 +13,9 @@ from peak_memory import MEASURED
 
 from pyfast import cli
 from pyfast._files import locked
-from pyfast.train.errors import UserError
-from pyfast.train.processes import of_environment
+from pyfast.train.errors import ProcessesError, UserError
+from pyfast.train.processes import of_environment, team
+from pyfast.train.recipes.ampo import AmpoSettings
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
@@ -77,6 +79,67 @@ def test_two_processes_give_what_one_gives(finished, recipe):
     assert max(differences.values()) < 1e-5, differences
 
 
+@pytest.mark.parametrize("recipe", ["active-dpo", "mass-dpo"])
+def test_three_of_which_one_is_slow(nursery, of_recipe, finished, recipe):
+    """Two processes' work for three: 5 groups in steps of 3 and 2, answers in uneven shares."""
+    one, out = finished(recipe, 1), of_recipe(recipe) / "run-by-3"
+    statuses, logs = nursery.run_together(out, processes=3, bad=[2, "slow", 0.01])
+    assert statuses == [0, 0, 0], logs
+    differences = largest_differences(one, contents(out))
+    assert max(differences.values()) < 1e-5, differences
+
+
+@pytest.mark.parametrize("changed", ["a score", "its last line"])
+def test_one_that_reads_other_content_under_the_same_name_is_refused(nursery, of_recipe, changed):
+    folder = of_recipe("hps")
+    elsewhere = folder / f"elsewhere-{changed.replace(' ', '-')}"
+    elsewhere.mkdir()
+    rows = (folder / "groups.jsonl").read_text().splitlines(keepends=True)
+    other = rows[:-1] if changed == "its last line" else [rows[0].replace("0.0", "0.5"), *rows[1:]]
+    assert other != rows
+    for place, lines in ((folder, rows), (elsewhere, other)):
+        (place / "mine.jsonl").write_text("".join(lines))
+    values = json.loads((folder / "config.json").read_text())
+    values["data"]["groups"] = "mine.jsonl"
+    config = folder / "relative.json"
+    config.write_text(json.dumps(values))
+    nursery.config, out = config, folder / f"run-other-{changed.replace(' ', '-')}"
+    bad = [1, "stands_in", str(elsewhere)]
+    statuses, logs = nursery.run_together(out, bad=bad, cwd=str(folder))
+    assert statuses == [2, 2], logs
+    assert "the settings, or the files that they name: process 1 of the run has not" in logs[0]
+    assert not (out / "checkpoint").exists()
+
+
+def test_a_port_that_is_taken_is_told(monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        for name, value in (
+            ("RANK", "0"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "127.0.0.1"),
+            ("MASTER_PORT", str(taken.getsockname()[1])),
+        ):  # fmt: skip
+            monkeypatch.setenv(name, value)
+        message = r"process 0 of 2 cannot join the others: .*(EADDRINUSE|in use)"
+        with pytest.raises(ProcessesError, match=message), team(AmpoSettings()):
+            pass
+
+
+def test_ctrl_c_is_told_once_and_names_the_launcher(monkeypatch, capsys):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_run", stop)
+    assert cli.main(["train", "ampo"]) == 130
+    assert "run again: pyfast train ampo" in capsys.readouterr().err
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, told in (("0", True), ("1", False)):
+        monkeypatch.setenv("RANK", rank)
+        assert cli.main(["train", "ampo"]) == 130
+        err = capsys.readouterr().err
+        assert ("run the launcher's command again" in err) is told
+
+
 @pytest.mark.parametrize(("killed", "word"), [(0, 45), (1, 20)])
 def test_one_is_killed_the_others_stop_and_the_run_goes_on(
     nursery, of_recipe, finished, killed, word
@@ -138,11 +201,15 @@ def test_the_first_alone_writes(nursery, of_recipe, recipe):
     assert "writes" not in logs[1]
 
 
+@pytest.mark.parametrize(
+    "recipe",
+    ["mass-dpo", *(pytest.param(x, marks=pytest.mark.slow) for x in RECIPES if x != "mass-dpo")],
+)
 def test_a_checkpoint_of_two_is_gone_on_from_by_one_and_the_other_way_round(
-    nursery, of_recipe, finished
+    nursery, of_recipe, finished, recipe
 ):
-    one = finished("mass-dpo", 1)
-    folder = of_recipe("mass-dpo")
+    one = finished(recipe, 1)
+    folder = of_recipe(recipe)
     for before, after in ((2, 1), (1, 2)):
         out = folder / f"run-from-{before}-to-{after}"
         bad = [0, "otherwise" if before == 2 else "stops", 2]

@@ -1,12 +1,13 @@
 """A round's responses from a real small server that loads the round's adapter."""
 
 import json
+import os
 import shutil
 
 import pytest
 import torch
 from lora_server import LoraServer
-from nursery import contents
+from nursery import KILL, Nursery, contents
 
 from pyfast.tables import http_client
 from pyfast.train import config as configs
@@ -93,6 +94,48 @@ def test_a_server_that_fails_or_dies_in_a_round(values, server, tmp_path, one_th
     assert train(values, out) == whole
     again = [body for path, body in server.requests[asked:] if path == "/v1/load_lora_adapter"]
     assert len(again) == 1  # the first round's answers were kept
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("processes", [1, 2])
+def test_killed_in_a_served_round_it_ends_the_same(values, server, tmp_path, one_thread, processes):
+    """Before a batch of answers is written, between the lines of a round, after the adapter's end.
+
+    What is on the disk is not sampled again, and everything has the bytes that it would have had.
+    """
+    values["sampling"]["responses"] = 16  # two prompts a batch
+    config = tmp_path / "served.json"
+    config.write_text(json.dumps(values))
+    nursery = Nursery(tmp_path, config, "active-dpo")
+    try:
+        statuses, logs = nursery.run_together(tmp_path / "run-whole", processes=processes)
+        assert statuses == [0] * processes, logs
+        whole = contents(tmp_path / "run-whole")
+        seeds = seeds_of(server)
+        assert len(set(seeds)) == len(seeds) == 10
+        server.requests.clear()
+        out = tmp_path / "run-killed"
+        for path, touch in (
+            ("round-1/.answers-2.tmp", 1),
+            ("round-2/.answers-4.tmp", 1),
+            ("round-2/.labelled.tmp", 1),
+        ):
+            statuses, logs = nursery.run_together(out, processes=processes, touch=touch, path=path)
+            assert statuses[0] == -KILL, logs
+        statuses, logs = nursery.run_together(out, processes=processes)
+        assert statuses == [0] * processes, logs
+        assert contents(out) == whole
+        asked = seeds_of(server)
+        assert set(asked) == set(seeds)
+        # only what was not on the disk: at most the batches that the processes had at once
+        assert len(asked) - len(seeds) <= 2 * 2 * processes
+    finally:
+        nursery.close()
+
+
+def seeds_of(server):
+    asked = [body for path, body in server.requests if path == "/v1/completions"]
+    return [body["seed"] for body in asked if body["temperature"]]
 
 
 def test_a_server_that_lost_the_adapter(values, server, tmp_path, one_thread):
