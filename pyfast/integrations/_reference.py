@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from accelerate.utils import is_peft_model
+from datasets.fingerprint import Hasher, generate_random_fingerprint
 from torch import Tensor
-from trl.trainer.utils import use_adapter
+from trl.trainer.utils import hash_module, use_adapter
 
+from pyfast.integrations._still import row_logits, still_logits
 from pyfast.models.causal_lm import in_evaluation
 
-_TOKENS = 8
 _EXACT, _HALF = 1e-3, 5e-2
 """How far logits may be apart, as a part of their length: in float32, and in half precision."""
+_WHERE = ("_name_or_path", "transformers_version", "base_model_name_or_path", "revision")
+"""What a configuration says of where a model is from."""
 
 
 def check_adapters(model: Any) -> None:
@@ -44,7 +48,7 @@ def probe(model: Any) -> Tensor | None:
     if not isinstance(model, torch.nn.Module):
         return None
     with in_evaluation(model), torch.no_grad():
-        return _logits(model)
+        return row_logits(model)
 
 
 def starts_elsewhere(adapter: Any) -> bool:
@@ -95,18 +99,7 @@ def check_reference(model: Any, reference: Any, given: Tensor | None, *, half: b
     with _as_reference(model, reference) as judge, in_evaluation(judge):
         moving = [(n, p) for n, p in judge.named_parameters() if p.requires_grad]
         moving = [] if reference is not None else [(n, p) for n, p in moving if not _kept(n)]
-        with torch.set_grad_enabled(bool(moving)):
-            logits = _logits(judge)
-    if moving and logits.requires_grad:
-        slopes = torch.autograd.grad(
-            logits.float().sum(), [p for _, p in moving], allow_unused=True
-        )
-        moved = [n for (n, _), s in zip(moving, slopes, strict=True) if s is not None]
-        if moved:
-            raise ValueError(
-                "model: training would change the reference too, which has no copy of "
-                f"{moved[0]}: train no biases of the model itself, or give the reference yourself"
-            )
+        logits = still_logits(judge, moving)
     if given is None:
         return
     apart = float((logits.detach().float().cpu() - given.float().cpu()).norm())
@@ -117,6 +110,36 @@ def check_reference(model: Any, reference: Any, given: Tensor | None, *, half: b
             f"are {apart:.1e} of their length apart): give the reference yourself, fold an adapter "
             "into the weights first, or save the model and load it again"
         )
+
+
+def what_scores(model: Any, collator: Any, *, logits: bool) -> tuple[str, ...]:
+    """Return what tells by which model, and of which tokens, log-probs of a data set's rows are.
+
+    Weights alone do not: of two models with the same, one may have another ``rope_theta``, cap
+    logits elsewhere or scale its adapter otherwise, and a collator cuts rows.
+
+    Parameters
+    ----------
+    model : module
+    collator : callable
+        Rows -> batch.
+    logits : bool
+        Whether a row may be read, for what neither weights nor configuration say.
+    """
+    configs = [model.config.to_dict()]
+    configs += [adapter.to_dict() for adapter in getattr(model, "peft_config", {}).values()]
+    said = [
+        json.dumps({k: v for k, v in c.items() if k not in _WHERE}, sort_keys=True, default=str)
+        for c in configs
+    ]
+    seen = probe(model) if logits else None
+    if seen is not None:
+        said.append(f"{seen.dtype} {Hasher.hash(seen.float().cpu().numpy().tobytes())}")
+    try:
+        cut = Hasher.hash(collator)
+    except Exception:  # whatever cannot be pickled raises what it likes: then nothing is found
+        cut = generate_random_fingerprint()
+    return (hash_module(model), cut, *said)
 
 
 def _kept(name: str) -> bool:
@@ -133,10 +156,3 @@ def _as_reference(model: Any, reference: Any) -> Iterator[Any]:
             yield model
     else:
         yield model
-
-
-def _logits(model: Any) -> Tensor:
-    embeddings = model.get_input_embeddings().weight
-    tokens = torch.arange(1, _TOKENS + 1, device=embeddings.device) % embeddings.shape[0]
-    logits: Tensor = model(input_ids=tokens[None], use_cache=False).logits
-    return logits

@@ -90,26 +90,44 @@ class ScoringForward:
 
     def __init__(self, unwrap: Callable[[Any], Any], share: Any = "auto") -> None:
         self._unwrap, self._share = unwrap, share
-        self._scorers: dict[int, GroupScorer] = {}
+        self._scorers: dict[int, _Scoring] = {}
 
     def __call__(self, model: Any, groups: Sequence[Any]) -> Tensor:
         """Return log pi(y|x) of every response, those of the first group first."""
-        self.scorer(model)
-        logps: Tensor = model(groups=groups)
-        return logps
-
-    def scorer(self, model: Any) -> GroupScorer:
-        """Return the scorer of a model, whose forward pass reaches it from then on."""
         bare = self._unwrap(model)
         if id(bare) not in self._scorers:
-            scorer = self._scorers[id(bare)] = GroupScorer(bare, share=self._share)
-            forward = bare.forward
+            self._scorers[id(bare)] = _Scoring(bare, GroupScorer(bare, share=self._share))
+        with self._scorers[id(bare)]:
+            logps: Tensor = model(groups=groups)
+        return logps
 
-            def scoring_forward(*args: Any, groups: Any = None, **kwargs: Any) -> Any:
-                return scorer.logps(groups) if groups is not None else forward(*args, **kwargs)
 
-            bare.forward = scoring_forward
-        return self._scorers[id(bare)]
+class _Scoring:
+    """While it is entered, the forward pass of a model scores groups.
+
+    Not for longer: a model that keeps a function of its scorer cannot be pickled, and a deep copy
+    of it would go on with the weights of what it is a copy of.
+    """
+
+    def __init__(self, model: Any, scorer: GroupScorer) -> None:
+        self._model, self._scorer = model, scorer
+        self._forward: Any = None
+        self._own = False
+        self._function = self._scored  # one and the same object: compilers compile it once
+
+    def _scored(self, *args: Any, groups: Any = None, **kwargs: Any) -> Any:
+        return self._forward(*args, **kwargs) if groups is None else self._scorer.logps(groups)
+
+    def __enter__(self) -> None:
+        self._own = "forward" in vars(self._model)
+        self._forward = self._model.forward
+        self._model.forward = self._function
+
+    def __exit__(self, *error: object) -> None:
+        if self._own:
+            self._model.forward = self._forward
+        else:
+            del self._model.forward
 
 
 def batch_loss(

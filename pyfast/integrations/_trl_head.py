@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import threading
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -33,7 +34,8 @@ def fast_head() -> Iterator[None]:
     stock `trl.DPOTrainer`. Losses, gradients and metrics are TRL's within rounding; nothing but the
     product with the head, and what is made of it, is done otherwise. What was changed is put back
     at the end, after an error too. It holds for the whole process, and so for all its threads.
-    The entropy comes without a gradient, which no part of DPO asks for.
+    Where a loss has the entropy in it (GRPO's ``entropy_coef``), the entropy's gradient is made by
+    TRL's own function.
 
     Raises
     ------
@@ -52,23 +54,47 @@ def fast_head() -> Iterator[None]:
             f"fast_head: expected TRL {' or '.join(KNOWN)}, got {trl.__version__}; "
             "MultiPreferenceTrainer works with more versions"
         )
-    theirs = getattr(utils, _FUNCTION, None)
-    if theirs is None:
+    if getattr(utils, _FUNCTION, None) is None:
         raise RuntimeError(
             f"fast_head: TRL {trl.__version__} has no fused head here (it needs Triton)"
         )
-    changed: dict[str, Any] = {_FUNCTION: _Head(theirs)}
-    if hasattr(utils, _COMPACT):
-        changed[_COMPACT] = _scored_only
-    before = {name: getattr(utils, name) for name in changed}
-    for name, value in changed.items():
-        setattr(utils, name, value)
+    _enter()
     try:
         yield
     finally:
-        for name, value in changed.items():
-            if getattr(utils, name) is value:
-                setattr(utils, name, before[name])
+        _leave()
+
+
+_lock = threading.Lock()
+_within = 0
+_changed: dict[str, tuple[Any, Any]] = {}
+"""What is replaced, by name: what it was, and what it is."""
+
+
+def _enter() -> None:
+    """Replace TRL's functions, if no other `fast_head` has done so: they need not end in order."""
+    global _within
+    with _lock:
+        if _within == 0:
+            theirs = getattr(utils, _FUNCTION)
+            _changed[_FUNCTION] = (theirs, _Head(theirs))
+            if hasattr(utils, _COMPACT):
+                _changed[_COMPACT] = (getattr(utils, _COMPACT), _scored_only)
+            for name, (_, ours) in _changed.items():
+                setattr(utils, name, ours)
+        _within += 1
+
+
+def _leave() -> None:
+    """Put TRL's functions back when the last `fast_head` ends, where they are still ours."""
+    global _within
+    with _lock:
+        _within -= 1
+        if _within == 0:
+            for name, (theirs, ours) in _changed.items():
+                if getattr(utils, name) is ours:
+                    setattr(utils, name, theirs)
+            _changed.clear()
 
 
 def _scored_only(device: Any) -> bool:
@@ -118,7 +144,10 @@ class _Head:
         entropy = None
         if "entropy" in outputs:
             found = sequence_logps(*each, details=True, validate=False, **how)
-            logps, entropy = found.logps, found.entropy[:, 0]
+            logps = found.logps
+            entropy = _Entropy.apply(  # type: ignore[no-untyped-call]
+                found.entropy[:, 0], self.theirs, *asked[:-1]
+            )
         else:
             logps = sequence_logps(*each, validate=False, **how)
         with torch.no_grad():
@@ -131,6 +160,40 @@ class _Head:
                 doubtful = (~top).nonzero()[:, 0]
                 top[doubtful] = seen.likeliest(doubtful) == targets[doubtful]
         return logps, entropy, None, mean, top
+
+
+class _Entropy(torch.autograd.Function):
+    """An entropy that is known, with TRL's own gradient: most losses never ask for it."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, theirs: Any, *asked: Any) -> Tensor:
+        """Return the entropy, and keep what its gradient is made of."""
+        hidden, weight, bias, targets, *ctx.how = asked
+        ctx.save_for_backward(hidden, weight, bias, targets)
+        ctx.theirs = theirs
+        kind = hidden.device.type
+        half = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        ctx.autocast = {"device_type": kind, "dtype": half, "enabled": half is not None}
+        return value.detach()
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> Any:
+        """Return the gradients of hidden, weight and bias."""
+        *inputs, targets = ctx.saved_tensors
+        wanted = (*ctx.needs_input_grad[2:5],)
+        found: list[Tensor | None] = [None, None, None]
+        with torch.enable_grad(), torch.autocast(**ctx.autocast):
+            own = [
+                x if x is None else x.detach().requires_grad_(w)
+                for x, w in zip(inputs, wanted, strict=True)
+            ]
+            _, entropy, *_ = ctx.theirs.apply(*own, targets, *ctx.how, ("entropy",))
+        places = [i for i, w in enumerate(wanted) if w]
+        asked: Any = [own[i] for i in places]
+        slopes = torch.autograd.grad(entropy, asked, slope, allow_unused=True)
+        for i, gradient in zip(places, slopes, strict=True):
+            found[i] = gradient
+        return (None, None, *found, *(None for _ in (targets, *ctx.how)))
 
 
 class _Logits:

@@ -15,6 +15,7 @@ from trl.trainer.utils import use_adapter
 from pyfast import losses
 from pyfast.integrations._reference import check_reference, complete_copy, probe
 from pyfast.integrations._scoring import check_whole, loss_of
+from pyfast.integrations._still import refuse_taken_weights
 from pyfast.models.shared_prompt import GroupScorer
 
 _SETTINGS = {
@@ -94,6 +95,8 @@ class GroupLossGRPOTrainer(GRPOTrainer):
         if own and not (self.is_deepspeed_enabled or self.is_fsdp_enabled):
             if had_adapter and "ref" not in bare.peft_config:
                 given = None  # the reference is the model without it
+                if reference_model is None:
+                    refuse_taken_weights(bare)
             half = self.args.bf16 or self.args.fp16 or bare.dtype != torch.float32
             check_reference(bare, reference_model, given, half=half)
 

@@ -25,6 +25,7 @@ from pyfast.integrations._scoring import (
     check_share,
     loss_of,
 )
+from pyfast.integrations._still import check_adapter_off
 from pyfast.models.causal_lm import in_evaluation
 
 __all__ = ["GroupCollator", "GroupTrainer", "GroupTrainerMixin", "tokenize_rows"]
@@ -78,8 +79,9 @@ class GroupTrainerMixin(LossAlone, _Base):
     Raises
     ------
     ValueError
-        If there is no reference, a collator or `compute_metrics` is given, one process has several
-        GPUs (use ``torchrun``), or accelerate is told to dispatch batches, which tears groups.
+        If there is no reference, or training would change it, a collator or `compute_metrics` is
+        given, labels are to be smoothed, one process has several GPUs (use ``torchrun``), or
+        accelerate is told to dispatch batches, which tears groups.
 
     Notes
     -----
@@ -116,6 +118,11 @@ class GroupTrainerMixin(LossAlone, _Base):
         settings = others.get("args", args[1] if len(args) > 1 else None)
         _check_dispatch(settings, others.get("train_dataset"), others.get("eval_dataset"))
         super().__init__(*args, **others)
+        if self.args.label_smoothing_factor:
+            raise ValueError(
+                "args.label_smoothing_factor: expected 0.0, got "
+                f"{self.args.label_smoothing_factor!r}: the loss is set by `loss`"
+            )
         if self.args.n_gpu > 1:
             raise ValueError("args: expected one GPU a process (torchrun), because groups vary")
         self._group_metrics: dict[str, dict[str, list[float]]] = {
@@ -125,7 +132,7 @@ class GroupTrainerMixin(LossAlone, _Base):
             self.accelerator.unwrap_model, keep_torch_compile=False
         )
         self._scoring = ScoringForward(unwrap, self._share)
-        self.ref_model = ref_model
+        self.ref_model, self._reference_seen = ref_model, False
         if ref_model is not None:
             if ref_model is self.model:
                 raise ValueError("ref_model: expected another model than the one that is trained")
@@ -173,6 +180,7 @@ class GroupTrainerMixin(LossAlone, _Base):
             with torch.no_grad():
                 return self._scoring(self.ref_model, inputs["groups"])
         if is_peft_model(bare):
+            self._see_reference(bare)
             with torch.no_grad(), in_evaluation(bare), bare.disable_adapter():
                 return self._scoring(bare, inputs["groups"])
         raise ValueError(
@@ -180,13 +188,38 @@ class GroupTrainerMixin(LossAlone, _Base):
             'to switch off (a loss with reward="simpo" needs neither)'
         )
 
+    def _see_reference(self, bare: Any) -> None:
+        """See to it, once, that the adapter off is a reference, and stays one."""
+        if self._reference_seen or self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            return  # parts of it are with other processes
+        check_adapter_off(bare)
+        self._reference_seen = True
+
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> Any:
+        """Evaluate, with the loss's metrics of these rows beside the loss, by the same prefix."""
+        found = self._group_metrics["eval"]
+        found.clear()
+        output = super().evaluation_loop(
+            dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+        )
+        means = {f"{metric_key_prefix}_{name}": sum(v) / len(v) for name, v in found.items()}
+        output.metrics.update(means)
+        found.clear()
+        return output
+
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log the loss's metrics too, as means since they were logged last."""
-        mode = "eval" if any(name.startswith("eval_") for name in logs) else "train"
-        prefix = "eval_" if mode == "eval" else ""
-        found = self._group_metrics[mode]
-        logs = logs | {f"{prefix}{name}": sum(v) / len(v) for name, v in found.items()}
-        found.clear()
+        if self.model.training:
+            found = self._group_metrics["train"]
+            logs = logs | {name: sum(v) / len(v) for name, v in found.items()}
+            found.clear()
         super().log(logs, *args, **kwargs)
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.dpo_trainer import DPOTrainer
-from trl.trainer.utils import hash_module, use_adapter
+from trl.trainer.utils import use_adapter
 
 from pyfast.integrations._groups import GroupCollator, Selector, prepare
 from pyfast.integrations._reference import (
@@ -30,6 +30,7 @@ from pyfast.integrations._reference import (
     complete_copy,
     probe,
     starts_elsewhere,
+    what_scores,
 )
 from pyfast.integrations._scoring import (
     Loss,
@@ -48,6 +49,7 @@ _UNREAD = {
     "loss_type": ["sigmoid"],
     "loss_weights": None,
     "label_smoothing": 0.0,
+    "label_smoothing_factor": 0.0,
     "f_divergence_type": "reverse_kl",
     "ld_alpha": None,
     "use_weighting": False,
@@ -138,7 +140,11 @@ quantization_config, peft_config
         if self._reference_unseen:
             check_adapters(model)
             self._given = probe(model)
+        own = {id(m) for m in _causal(model, ref_model) if "forward" in vars(m)}
         super().__init__(model, ref_model, args, data_collator=data_collator, **others)
+        for module in _causal(self.model, self.ref_model):
+            if id(module) not in own:
+                _give_forward_back(module)
         if getattr(self, "aux_loss_enabled", False):
             raise ValueError(
                 "args.router_aux_loss_coef: expected 0, because the router's loss is not computed"
@@ -212,8 +218,10 @@ quantization_config, peft_config
         if not self._needs_reference:
             return dataset
         self._see_reference()
-        key = (dataset._fingerprint, hash_module(self.ref_model or self.model), repr(self._share))
-        fingerprint = [Hasher.hash(key)]
+        whole = not (self.is_deepspeed_enabled or self.is_fsdp_enabled)
+        with self.accelerator.autocast():
+            model = what_scores(self.ref_model or self.model, self.data_collator, logits=whole)
+        fingerprint = [Hasher.hash((dataset._fingerprint, model, repr(self._share)))]
         broadcast_object_list(fingerprint)  # one cache, whatever a process hashes
         cache = dataset._get_cache_file_path(fingerprint[0])
         # of a data set in memory each process has a folder of its own; nodes may share no disk
@@ -268,6 +276,11 @@ quantization_config, peft_config
         self._record(mode, metrics, inputs)
         return (loss, None) if return_outputs else loss
 
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate, without metrics that a `predict` has left."""
+        self._metrics["eval"].clear()
+        return super().evaluation_loop(*args, **kwargs)
+
     def _record(self, mode: str, metrics: dict[str, Any], inputs: Any) -> None:
         """Keep what is logged, as means over the processes."""
         self._keep(self._metrics[mode], metrics)
@@ -275,6 +288,19 @@ quantization_config, peft_config
             size = torch.tensor(inputs["input_ids"].numel(), device=self.accelerator.device)
             self._total_train_tokens += self.accelerator.gather(size).sum().item()
         self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
+
+
+def _causal(*models: Any) -> list[torch.nn.Module]:
+    """Return what TRL gives its head to, of what is loaded: the model inside a peft model."""
+    loaded: list[Any] = [m for m in models if isinstance(m, torch.nn.Module)]
+    return [m.get_base_model() if is_peft_model(m) else m for m in loaded]
+
+
+def _give_forward_back(model: Any) -> None:
+    """Take TRL's head out of a model: it is not used here, and deep copies would share it."""
+    others = ("_hf_hook", "_original_forward")  # of accelerate
+    if "forward" in vars(model) and not any(hasattr(model, name) for name in others):
+        del model.forward
 
 
 def _as_it_is(rows: Any) -> Any:

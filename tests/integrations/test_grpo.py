@@ -146,6 +146,9 @@ def test_a_reference_that_would_be_another_model_is_refused(tmp_path, tiny_model
     adapter = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights="pissa")
     with pytest.raises(ValueError, match="another model than it was"):
         make(tmp_path, tiny_model, lora=adapter)
+    given = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model), adapter)
+    with pytest.raises(ValueError, match="init_lora_weights='pissa' has changed the weights"):
+        make(tmp_path, tiny_model, lora=False, model=given)
     model = AutoModelForCausalLM.from_pretrained(tiny_model)
     model.model.layers[0].self_attn.q_proj.bias = torch.nn.Parameter(torch.zeros(32))
     adapter = LoraConfig(r=2, target_modules=["q_proj"], bias="lora_only")

@@ -1,6 +1,8 @@
 """Hugging Face's own Trainer with groups: the steps of a loop by hand."""
 
+import copy
 import os
+import pickle
 import subprocess
 import sys
 
@@ -147,6 +149,74 @@ def test_references_of_every_kind_and_evaluation(tmp_path, tiny_model, data):
     assert all(not p.requires_grad for p in reference.parameters())
 
 
+def test_every_evaluation_has_metrics_of_its_own_rows(tmp_path, tiny_model, data):
+    parts = {"a": data.select(range(3)), "b": data.select(range(3, 8))}
+    trainer = Ordered(
+        model_of(tiny_model), settings(tmp_path), train_dataset=data, eval_dataset=parts,
+        loss="swepo",
+    )  # fmt: skip
+    trainer.train()
+    first = trainer.evaluate()
+    for name, part in parts.items():
+        for prefix in ("test", "eval"):  # by itself, after another set that nothing has logged
+            trainer.predict(data)
+            found = trainer.evaluate(part, metric_key_prefix=prefix)
+            assert trainer.state.log_history[-1][f"{prefix}_loss"] == found[f"{prefix}_loss"]
+            for what in ("loss", "rewards/margins"):
+                assert found[f"{prefix}_{what}"] == first[f"eval_{name}_{what}"]
+    assert first["eval_a_rewards/margins"] != first["eval_b_rewards/margins"]
+    assert not any(name.startswith("eval_rewards") for name in first)
+    assert "test_rewards/margins" in trainer.predict(data).metrics
+
+
+@pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
+def test_a_copy_of_a_trained_model_is_a_model_of_its_own(tmp_path, tiny_model, data, lora):
+    more = {} if lora else {"ref_model": AutoModelForCausalLM.from_pretrained(tiny_model)}
+    trainer = Ordered(model_of(tiny_model, lora), settings(tmp_path), train_dataset=data, **more)
+    trainer.train()
+    copies = [copy.deepcopy(trainer.model), pickle.loads(pickle.dumps(trainer.model))]
+    for one in copies:
+        with torch.no_grad():
+            one.get_output_embeddings().weight.zero_()
+            assert not one(input_ids=torch.tensor([[4, 5, 6]])).logits.any()
+    assert trainer.model(input_ids=torch.tensor([[4, 5, 6]])).logits.any()
+
+
+def with_bias(where):
+    model = AutoModelForCausalLM.from_pretrained(where)
+    for layer in model.model.layers:
+        layer.self_attn.q_proj.bias = torch.nn.Parameter(torch.zeros(32))
+    return get_peft_model(model, LoraConfig(r=2, target_modules="all-linear", bias="lora_only"))
+
+
+def with_embeddings(where):
+    model = model_of(where)
+    model.get_input_embeddings().weight.requires_grad_(True)
+    return model
+
+
+def with_pissa(where):
+    model = AutoModelForCausalLM.from_pretrained(where)
+    how = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights="pissa_niter_2")
+    return get_peft_model(model, how)
+
+
+def with_new_tokens(where):
+    model = AutoModelForCausalLM.from_pretrained(where)
+    how = LoraConfig(r=2, target_modules=["q_proj"], trainable_token_indices=[4, 5])
+    return get_peft_model(model, how)
+
+
+@pytest.mark.parametrize("way", [with_bias, with_embeddings, with_pissa])
+def test_an_adapter_off_that_is_no_reference_is_refused(tmp_path, tiny_model, data, way):
+    trainer = Ordered(way(tiny_model), settings(tmp_path), train_dataset=data)
+    with pytest.raises(ValueError, match=r"model: .*give the reference yourself"):
+        trainer.train()
+    reference = AutoModelForCausalLM.from_pretrained(tiny_model)
+    Ordered(way(tiny_model), settings(tmp_path), train_dataset=data, ref_model=reference).train()
+    Ordered(with_new_tokens(tiny_model), settings(tmp_path), train_dataset=data).train()
+
+
 def test_dropout_is_not_the_references(tmp_path, tiny_model, data):
     model = AutoModelForCausalLM.from_pretrained(tiny_model, attention_dropout=0.5)
     model = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear"))
@@ -209,6 +279,8 @@ def test_what_does_not_fit_is_told(tmp_path, tiny_model, data):
         make(data_collator=print)
     with pytest.raises(ValueError, match="compute_metrics: expected None"):
         make(compute_metrics=print)
+    with pytest.raises(ValueError, match=r"label_smoothing_factor: expected 0\.0, got 0\.1"):
+        make(changes={"label_smoothing_factor": 0.1})
     with pytest.raises(ValueError, match="accelerator_config: expected dispatch_batches=False"):
         make(changes={"accelerator_config": {"dispatch_batches": True}})
     bare = model_of(tiny_model, lora=False)

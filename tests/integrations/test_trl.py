@@ -1,8 +1,12 @@
 """MultiPreferenceTrainer beside TRL's DPOTrainer, and what that one has no word for."""
 
+import copy
+import math
+import pickle
+
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, load_from_disk
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
@@ -238,6 +242,7 @@ def test_rejected_responses_and_a_loss_of_ones_own(tmp_path, tiny_model, pairs, 
     [
         ({"loss_type": "ipo"}, {}, "args.loss_type: expected"),
         ({"label_smoothing": 0.1}, {}, "args.label_smoothing: expected 0.0"),
+        ({"label_smoothing_factor": 0.1}, {}, r"args.label_smoothing_factor: expected 0\.0"),
         ({}, {"loss": "dpoo"}, "loss: expected one of"),
         ({}, {"compute_metrics": len}, "compute_metrics: expected None"),
         ({}, {"selector": lambda row: [0, 0]}, "selector: expected distinct positions"),
@@ -258,6 +263,58 @@ def test_what_cannot_be_is_refused(tmp_path, tiny_model, changes, more, message)
             more=more,
             **changes,
         )
+
+
+@pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
+def test_a_copy_of_a_trained_model_is_a_model_of_its_own(tmp_path, tiny_model, pairs, lora):
+    changes = {"lora": lora, "max_steps": 1, "gradient_checkpointing": False}
+    trainer, _ = trained(
+        MultiPreferenceTrainer, tmp_path, pairs, tiny_model, more={"loss": "dpo"}, **changes
+    )
+    copies = [copy.deepcopy(trainer.model), pickle.loads(pickle.dumps(trainer.model))]
+    for one in copies:
+        with torch.no_grad():
+            one.get_output_embeddings().weight.zero_()
+            assert not one(input_ids=torch.tensor([[4, 5, 6]])).logits.any()
+    assert trainer.model(input_ids=torch.tensor([[4, 5, 6]])).logits.any()
+
+
+def test_precomputed_references_are_of_this_model_and_these_tokens(
+    tmp_path, tiny_model, pairs, monkeypatch
+):
+    pairs.save_to_disk(str(tmp_path / "rows"))
+    computed = []
+    column = MultiPreferenceTrainer._reference_column
+    monkeypatch.setattr(
+        MultiPreferenceTrainer,
+        "_reference_column",
+        lambda self, *how: computed.append(1) or column(self, *how),
+    )
+
+    def first_loss(changed=(), **changes):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_pretrained(tiny_model, **dict(changed))
+        trainer = MultiPreferenceTrainer(
+            model,
+            args=config(tmp_path, max_steps=1, precompute_ref_log_probs=True, **changes),
+            train_dataset=load_from_disk(str(tmp_path / "rows")),
+            processing_class=AutoTokenizer.from_pretrained(tiny_model),
+            loss="dpo",
+        )
+        trainer.train()
+        return trainer.state.log_history[0]["loss"]
+
+    end = {"truncation_mode": "keep_end"}
+    ways = [
+        {"max_length": 9, **end},
+        {"max_length": 6, **end},
+        {"max_length": None},
+        {"max_length": None, "changed": {"rms_norm_eps": 5.0}},
+    ]
+    for number, way in enumerate(ways):
+        for _ in range(2):  # the second time it is there
+            assert first_loss(**way) == pytest.approx(math.log(2), abs=1e-5), way
+            assert len(computed) == number + 1
 
 
 @pytest.mark.parametrize("keep", ["keep_start", "keep_end"])

@@ -57,6 +57,13 @@ def test_what_was_changed_is_put_back():
     with pytest.raises(KeyError):
         fails()
     assert functions() == before
+    one, other = fast_head(), fast_head()  # as two threads would have them
+    one.__enter__()
+    other.__enter__()
+    one.__exit__(None, None, None)
+    assert functions()[0] is not before[0]
+    other.__exit__(None, None, None)
+    assert functions() == before
 
 
 def made_up(dtype=torch.float32, bias=True):
@@ -80,7 +87,7 @@ class Plain:
         z = (z if shift is None else z + shift) * scale
         z = (z if softcap is None else softcap * torch.tanh(z / softcap)) / temperature
         logps = z.log_softmax(1)
-        entropy = -(logps.exp() * logps).sum(1).detach()
+        entropy = -(logps.exp() * logps).sum(1)
         own = logps[torch.arange(len(z)), targets]
         return own, entropy, None, z.mean(1).detach(), z.argmax(1) == targets
 
@@ -90,7 +97,10 @@ class Plain:
 @pytest.mark.parametrize("scale", [1.0, 0.3])
 @pytest.mark.parametrize("softcap", [None, 5.0])
 @pytest.mark.parametrize("bias", [True, False])
-def test_all_outputs_and_gradients_are_theirs(monkeypatch, bias, softcap, scale, temperature):
+@pytest.mark.parametrize("bonus", [True, False])
+def test_all_outputs_and_gradients_are_theirs(
+    monkeypatch, bonus, bias, softcap, scale, temperature
+):
     monkeypatch.setattr(_trl_head, "_TILE", 10)
     theirs = utils._ChunkedLogProbFunction
     found = []
@@ -103,7 +113,11 @@ def test_all_outputs_and_gradients_are_theirs(monkeypatch, bias, softcap, scale,
         logps, *rest = head.apply(
             hidden, weight, shift, targets, temperature, 32, softcap, scale, outputs
         )
-        (logps * torch.arange(len(logps))).sum().backward()
+        places = torch.arange(len(logps))
+        loss = (logps * places).sum()
+        if bonus:  # of the entropy, as GRPO has it
+            loss = loss + 3 * (rest[0] * places.flip(0)).sum()
+        loss.backward()
         gradients = [x.grad for x in (hidden, weight, shift) if x is not None]
         found.append([logps, *(x for x in rest if x is not None), *gradients])
     assert len(found[0]) == len(found[1]) == len(found[2])
