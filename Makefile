@@ -142,19 +142,22 @@ sdist: .venv-wheel/done
 	rm -rf build/sdist
 	.venv-wheel/bin/python -m build -q --sdist --outdir build/sdist
 
-# One wheel for this Python without a container: zig's clang compiles and links against glibc 2.28,
-# with its warnings as errors, and the core's tests beside the extension.
+# One wheel for this Python without a container: zig compiles and links against glibc 2.28.
 ZIG := $(CURDIR)/.venv-wheel/zig
 wheel: .venv-wheel/done  ## a manylinux_2_28 wheel for this Python, to build/wheels
 	rm -rf build/wheels
 	PATH="$(CURDIR)/.venv-wheel/bin:$$PATH" CC=$(ZIG)/cc CXX=$(ZIG)/c++ .venv-wheel/bin/python -m build -q \
-	  --wheel --no-isolation -C cmake.define.PYFAST_THREADS=std -C cmake.define.PYFAST_DEV=ON \
-	  -C cmake.define.PYFAST_TESTS=ON -C build-dir=build/zig --outdir build/wheels/raw
+	  --wheel --no-isolation -C cmake.define.PYFAST_THREADS=std -C build-dir=build/zig --outdir build/wheels/raw
 	PATH="$(CURDIR)/.venv-wheel/bin:$$PATH" .venv-wheel/bin/auditwheel repair \
 	  --plat manylinux_2_28_$(shell uname -m) -w build/wheels build/wheels/raw/*.whl
 
-lint-clang: wheel  ## clang's warnings, and the core's tests as clang compiles them
-	build/zig/core_tests
+# Another compiler's warnings are errors too: the clang that zig brings, or CLANG=clang++.
+CLANG ?= $(ZIG)/c++
+lint-clang: .venv-wheel/done  ## the core and the extension by clang, and the core's tests
+	PATH="$(CURDIR)/.venv-wheel/bin:$$PATH" cmake -S . -B build/clang -G Ninja -DCMAKE_CXX_COMPILER=$(CLANG) \
+	  -DPYFAST_DEV=ON -DPYFAST_TESTS=ON -Dpybind11_DIR=$$(.venv-wheel/bin/python -m pybind11 --cmakedir)
+	.venv-wheel/bin/cmake --build build/clang
+	build/clang/core_tests
 
 wheel-test: wheel  ## that wheel in a bare environment without a compiler, beside torch in both orders
 	rm -rf build/bare
