@@ -37,6 +37,21 @@ def check_share(share: Any) -> Any:
     return share
 
 
+def check_noise(args: Any, share: Any) -> None:
+    """Refuse NEFTune's noise where prompts are shared: it is scaled by the length of a row.
+
+    Raises
+    ------
+    ValueError
+    """
+    if getattr(args, "neftune_noise_alpha", None) is not None and share is not False:
+        raise ValueError(
+            "args.neftune_noise_alpha: expected None, or share=False: the noise shrinks with the "
+            "length of a row, which is a whole group's where the prompt is shared; got "
+            f"{args.neftune_noise_alpha!r}"
+        )
+
+
 def check_whole(trainer: type) -> None:
     """Stop where another package has taken TRL's trainer apart.
 

@@ -22,6 +22,7 @@ from pyfast.integrations._scoring import (
     LossAlone,
     ScoringForward,
     batch_loss,
+    check_noise,
     check_share,
     loss_of,
 )
@@ -123,6 +124,7 @@ class GroupTrainerMixin(LossAlone, _Base):
                 "args.label_smoothing_factor: expected 0.0, got "
                 f"{self.args.label_smoothing_factor!r}: the loss is set by `loss`"
             )
+        check_noise(self.args, self._share)
         if self.args.n_gpu > 1:
             raise ValueError("args: expected one GPU a process (torchrun), because groups vary")
         self._group_metrics: dict[str, dict[str, list[float]]] = {

@@ -37,6 +37,7 @@ from pyfast.integrations._scoring import (
     LossAlone,
     ScoringForward,
     batch_loss,
+    check_noise,
     check_share,
     check_whole,
     loss_of,
@@ -128,6 +129,7 @@ quantization_config, peft_config
         self._needs_reference = self._loss_kwargs.get("reward") != "simpo"
         if args is not None:
             _refuse_unread(args)
+            check_noise(args, share)
         if others.get("compute_metrics") is not None:
             raise ValueError("compute_metrics: expected None, because no logits are made")
         if data_collator is None:

@@ -281,6 +281,9 @@ def test_what_does_not_fit_is_told(tmp_path, tiny_model, data):
         make(compute_metrics=print)
     with pytest.raises(ValueError, match=r"label_smoothing_factor: expected 0\.0, got 0\.1"):
         make(changes={"label_smoothing_factor": 0.1})
+    with pytest.raises(ValueError, match="neftune_noise_alpha: expected None, or share=False"):
+        make(changes={"neftune_noise_alpha": 5.0})
+    make(changes={"neftune_noise_alpha": 5.0}, share=False)
     with pytest.raises(ValueError, match="accelerator_config: expected dispatch_batches=False"):
         make(changes={"accelerator_config": {"dispatch_batches": True}})
     bare = model_of(tiny_model, lora=False)
