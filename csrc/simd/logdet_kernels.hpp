@@ -57,29 +57,29 @@ void squared_norms(const T* x, index rows, index stride, index d, double* out) {
   for (; i < rows; ++i) squares<T, 1>(x + i * stride, stride, d, out + i);
 }
 
-constexpr int kRoughLanes = PYFAST_VECTOR_BYTES / 4;
-constexpr int kRoughRows = PYFAST_VECTOR_BYTES == 16 ? 2 : 4;  // all sums of a tile in registers
-constexpr int kRoughCols = 3;
-constexpr index kRoughPiece = 256;             // of a row beside many columns
-constexpr index kRoughRun = 64 * kRoughLanes;  // of a row beside few; a lane sums 64 products
+constexpr int kFloatLanes = PYFAST_VECTOR_BYTES / 4;
+constexpr int kFloatRows = PYFAST_VECTOR_BYTES == 16 ? 2 : 4;  // all sums of a tile in registers
+constexpr int kFloatCols = 3;
+constexpr index kFloatPiece = 256;             // of a row beside many columns
+constexpr index kFloatRun = 64 * kFloatLanes;  // of a row beside few; a lane sums 64 products
 
 inline float sum_of(Floats v) {
-  float lanes[kRoughLanes];
+  float lanes[kFloatLanes];
   store(lanes, v);
-  for (int half = kRoughLanes / 2; half > 0; half /= 2) {
+  for (int half = kFloatLanes / 2; half > 0; half /= 2) {
     for (int l = 0; l < half; ++l) lanes[l] += lanes[l + half];
   }
   return lanes[0];
 }
 
-// Adds one piece of kRoughRows x Cols pairs to their sums, each in Parts registers. Meanwhile the
+// Adds one piece of kFloatRows x Cols pairs to their sums, each in Parts registers. Meanwhile the
 // pieces that come later are called towards the core.
 template <int Cols, int Parts>
-inline void rough_tile(const float* const* rows, const float* const* later, const float* columns,
+inline void float_tile(const float* const* rows, const float* const* later, const float* columns,
                        index column_stride, index length, bool fresh, Floats* totals) {
-  constexpr int width = Parts * kRoughLanes;
-  Floats sums[kRoughRows][Cols][Parts];
-  for (int r = 0; r < kRoughRows; ++r) {
+  constexpr int width = Parts * kFloatLanes;
+  Floats sums[kFloatRows][Cols][Parts];
+  for (int r = 0; r < kFloatRows; ++r) {
     for (int c = 0; c < Cols; ++c) {
       for (int p = 0; p < Parts; ++p) sums[r][c][p] = Floats{};
     }
@@ -87,9 +87,9 @@ inline void rough_tile(const float* const* rows, const float* const* later, cons
   const auto add = [&](const float* const* a, index at, const float* b, index b_stride) {
     for (int p = 0; p < Parts; ++p) {
       Floats right[Cols];
-      for (int c = 0; c < Cols; ++c) right[c] = load(b + c * b_stride + p * kRoughLanes, 0.0f);
-      for (int r = 0; r < kRoughRows; ++r) {
-        const Floats left = held(load(a[r] + at + p * kRoughLanes, 0.0f));
+      for (int c = 0; c < Cols; ++c) right[c] = load(b + c * b_stride + p * kFloatLanes, 0.0f);
+      for (int r = 0; r < kFloatRows; ++r) {
+        const Floats left = held(load(a[r] + at + p * kFloatLanes, 0.0f));
         for (int c = 0; c < Cols; ++c) sums[r][c][p] = quickly_fused(left, right[c], sums[r][c][p]);
       }
     }
@@ -97,49 +97,49 @@ inline void rough_tile(const float* const* rows, const float* const* later, cons
   index t = 0;
   for (; t + width <= length; t += width) {
     if (later != nullptr && t % 16 == 0) {
-      for (int r = 0; r < kRoughRows; ++r) __builtin_prefetch(later[r] + t, 0, 2);
+      for (int r = 0; r < kFloatRows; ++r) __builtin_prefetch(later[r] + t, 0, 2);
     }
     add(rows, t, columns + t, column_stride);
   }
   if (t < length) {
-    float a_end[kRoughRows * width], b_end[Cols * width];
-    const float *ends[kRoughRows], *column[Cols];
-    for (int r = 0; r < kRoughRows; ++r) ends[r] = a_end + r * width;
+    float a_end[kFloatRows * width], b_end[Cols * width];
+    const float *ends[kFloatRows], *column[Cols];
+    for (int r = 0; r < kFloatRows; ++r) ends[r] = a_end + r * width;
     for (int c = 0; c < Cols; ++c) column[c] = columns + c * column_stride;
-    pad(rows, t, kRoughRows, length - t, width, a_end);
+    pad(rows, t, kFloatRows, length - t, width, a_end);
     pad(column, t, Cols, length - t, width, b_end);
     add(ends, 0, b_end, width);
   }
-  for (int r = 0; r < kRoughRows; ++r) {
+  for (int r = 0; r < kFloatRows; ++r) {
     for (int c = 0; c < Cols; ++c) {
       Floats sum = sums[r][c][0];
       for (int p = 1; p < Parts; ++p) sum += sums[r][c][p];
-      Floats& total = totals[r * kRoughMostColumns + c];
+      Floats& total = totals[r * kFloatDotsColumns + c];
       total = fresh ? sum : total + sum;
     }
   }
 }
 
 // A piece of one tile's rows beside all columns.
-inline void rough_strip(const float* const* rows, const float* const* later, const float* columns,
+inline void float_strip(const float* const* rows, const float* const* later, const float* columns,
                         index n_columns, index column_stride, index length, bool fresh,
                         Floats* totals) {
-  for (; n_columns >= kRoughCols; n_columns -= kRoughCols) {
-    rough_tile<kRoughCols, 1>(rows, later, columns, column_stride, length, fresh, totals);
-    columns += kRoughCols * column_stride;
-    totals += kRoughCols;
+  for (; n_columns >= kFloatCols; n_columns -= kFloatCols) {
+    float_tile<kFloatCols, 1>(rows, later, columns, column_stride, length, fresh, totals);
+    columns += kFloatCols * column_stride;
+    totals += kFloatCols;
     later = nullptr;  // called already
   }
   if (n_columns == 2) {
-    rough_tile<2, 1>(rows, later, columns, column_stride, length, fresh, totals);
+    float_tile<2, 1>(rows, later, columns, column_stride, length, fresh, totals);
   } else if (n_columns == 1) {
-    rough_tile<1, 2>(rows, later, columns, column_stride, length, fresh, totals);
+    float_tile<1, 2>(rows, later, columns, column_stride, length, fresh, totals);
   }
 }
 
 // A piece of a tile of rows, and which comes after it: the tile's next piece if columns are few;
 // if not, the next tile's, so that a piece of all columns stays in the first-level cache.
-struct RoughPlace {
+struct FloatPlace {
   index tile, piece;
   void step(bool few, index tiles, index pieces) {
     if (few) {
@@ -150,34 +150,34 @@ struct RoughPlace {
   }
 };
 
-void rough_dots(const float* const* rows, index n_rows, const float* columns, index n_columns,
+void float_dots(const float* const* rows, index n_rows, const float* columns, index n_columns,
                 index column_stride, index d, float* out, index out_stride) {
-  const bool few = n_columns <= kRoughCols, many = n_columns > 2 * kRoughCols;
-  const index size = many ? kRoughPiece : kRoughRun;
+  const bool few = n_columns <= kFloatCols, many = n_columns > 2 * kFloatCols;
+  const index size = many ? kFloatPiece : kFloatRun;
   const index pieces = d <= size ? 1 : (d + size - 1) / size;
-  const index tiles = (n_rows + kRoughRows - 1) / kRoughRows;
-  const float* padded[kRoughMostRows];  // the last row again and again to fill the last tile
-  for (index i = 0; i < tiles * kRoughRows; ++i) padded[i] = rows[i < n_rows ? i : n_rows - 1];
-  Floats totals[kRoughMostRows * kRoughMostColumns];
-  RoughPlace now{0, 0}, then{0, 0};
+  const index tiles = (n_rows + kFloatRows - 1) / kFloatRows;
+  const float* padded[kFloatDotsRows];  // the last row again and again to fill the last tile
+  for (index i = 0; i < tiles * kFloatRows; ++i) padded[i] = rows[i < n_rows ? i : n_rows - 1];
+  Floats totals[kFloatDotsRows * kFloatDotsColumns];
+  FloatPlace now{0, 0}, then{0, 0};
   then.step(few, tiles, pieces);
   for (index s = 0; s < tiles * pieces; ++s) {
-    const float *here[kRoughRows], *later[kRoughRows];
+    const float *here[kFloatRows], *later[kFloatRows];
     const bool more = many && s + 1 < tiles * pieces;  // if not, the hardware does better alone
     const index from = now.piece * size;
-    for (int r = 0; r < kRoughRows; ++r) {
-      here[r] = padded[now.tile * kRoughRows + r] + from;
-      later[r] = more ? padded[then.tile * kRoughRows + r] + then.piece * size : nullptr;
+    for (int r = 0; r < kFloatRows; ++r) {
+      here[r] = padded[now.tile * kFloatRows + r] + from;
+      later[r] = more ? padded[then.tile * kFloatRows + r] + then.piece * size : nullptr;
     }
-    rough_strip(here, more ? later : nullptr, columns + from, n_columns, column_stride,
+    float_strip(here, more ? later : nullptr, columns + from, n_columns, column_stride,
                 d - from < size ? d - from : size, from == 0,
-                totals + now.tile * kRoughRows * kRoughMostColumns);
+                totals + now.tile * kFloatRows * kFloatDotsColumns);
     now.step(few, tiles, pieces);
     then.step(few, tiles, pieces);
   }
   for (index i = 0; i < n_rows; ++i) {
     for (index j = 0; j < n_columns; ++j) {
-      out[i * out_stride + j] = sum_of(totals[i * kRoughMostColumns + j]);
+      out[i * out_stride + j] = sum_of(totals[i * kFloatDotsColumns + j]);
     }
   }
 }

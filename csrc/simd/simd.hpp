@@ -48,7 +48,7 @@ struct NearestSums {
   T first, second;
 };
 
-constexpr index kRoughMostRows = 16, kRoughMostColumns = 12;
+constexpr index kFloatDotsRows = 16, kFloatDotsColumns = 12;
 constexpr index kPanelWidth = 16;
 // out[i * out_stride + j] = sum_t (x_i[t] - x_j[t])^2 for the pairs of n rows with from <= i < to
 // and j < i, and across the diagonal from them; zeros on the diagonal and past the n-th column of
@@ -163,9 +163,9 @@ struct Kernels {
   void (*squared_norms_f64)(const double* x, index rows, index stride, index d, double* out);
 
   // out[i * out_stride + j] = about sum_t rows[i][t] columns[j * column_stride + t], for at most
-  // kRoughMostRows x kRoughMostColumns pairs: in float, as is fastest, so the bits differ between
+  // kFloatDotsRows x kFloatDotsColumns pairs: in float, as is fastest, so the bits differ between
   // levels. On its way to the sum a product meets at most 75 + d / 256 roundings.
-  void (*rough_dots)(const float* const* rows, index n_rows, const float* columns, index n_columns,
+  void (*float_dots)(const float* const* rows, index n_rows, const float* columns, index n_columns,
                      index column_stride, index d, float* out, index out_stride);
   // out[i * out_stride + c] = about sum_t a[i * a_stride + t] panel[t * kPanelWidth + c] for n rows
   // of d numbers and kPanelWidth columns: in float, as is fastest. On its way to the sum a product
@@ -180,8 +180,8 @@ struct Kernels {
   void (*add_stripe)(const StripePiece& piece);
   void (*add_products)(const ProductTile& tile);
 
-  // Of d x d matrices, row-major (simd/factor_kernels.hpp).
-  void (*add_square)(const double* w, index d, double* high, double* low);
+  // Sums of twice the digits, and d x d matrices, row-major (simd/factor_kernels.hpp).
+  void (*add_scaled)(double a, const double* x, index count, double* high, double* low);
   void (*factorise)(double* a, index d);
   void (*forward)(const double* factor, index d, double* x);
   void (*backward)(const double* factor, index d, double* x, double* out);

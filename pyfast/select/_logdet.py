@@ -172,13 +172,14 @@ def logdet(
 
     No d x d matrix: a partial Cholesky factorisation with a ridge. A candidate is read again only
     when the value it had, an upper bound by submodularity, is above the best value known, and
-    then catches up with the picks it has missed. Float32 problems are sieved with float32
+    then catches up with the picks it has missed. Float32 problems are bounded by float32
     products and their error bounds first, unless they are tiny, which changes no bit of the
     result. So are float64's own sums: where they do not surely tell the best apart, candidates are
     worked out with 192 bits or more, as many as the lengths ask for.
 
     Memory per group in work: 2 n (m + k + 4) + (m + k) (m + k + d + 640) float64, with m vectors in
-    `state`; the result holds (m + k) d more. Where digits run out, 5 (m + k) more for each
+    `state`; the result holds (m + k) d more. For k > d, and for k > d / 3 and n >= 8 d, up to 512
+    dimensions also 5 d^2 + 2 (m + k) d. Where digits run out, 5 (m + k) more for each
     candidate that is worked out (20 at worst), and (m + k) d. With ``exact=True`` also, of the
     largest group, n (d + 10 n + 10 k + 5 m) float64 (20 instead of 5 at worst).
 

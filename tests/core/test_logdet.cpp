@@ -81,7 +81,7 @@ TEST(logdet_ties_go_to_the_lowest_index_and_picks_are_distinct) {
   CHECK(std::set<index>(found.picks.begin(), found.picks.end()).size() == 30);
 }
 
-// The float rows are many enough to be sieved, the double rows never are.
+// The float rows are many enough for bounds in float, the double rows never are.
 TEST(logdet_gives_the_same_bits_for_float_rows_and_any_threads) {
   std::vector<float> narrow;
   for (const double x : uniform(400 * 700, 5, -1, 1)) narrow.push_back(float(x));
@@ -97,8 +97,8 @@ TEST(logdet_gives_the_same_bits_for_float_rows_and_any_threads) {
   }
 }
 
-// From 2^13 numbers on float rows are sieved; blocks are of 16 rows, strides of 12 picks, and tiles
-// and pieces of the kernels of 4 rows, 3 columns, 256 and 512 numbers.
+// From 2^13 numbers on float rows are bounded in float; blocks are of 16 rows, strides of 12 picks,
+// and tiles and pieces of the kernels of 4 rows, 3 columns, 256 and 512 numbers.
 TEST(logdet_gives_the_same_bits_just_around_every_threshold) {
   const index sizes[][3] = {{8191, 1, 5},  {8192, 1, 5},  {64, 127, 30}, {64, 128, 30},
                             {64, 129, 30}, {16, 512, 16}, {17, 513, 14}, {15, 768, 13},
@@ -150,7 +150,7 @@ TEST(logdet_gives_the_same_bits_from_threads_that_share_one_problem) {
   }
 }
 
-// One solver for problems large and small, sieved and not, of floats and doubles.
+// One solver for problems large and small, bounded in float and not, of floats and doubles.
 TEST(logdet_keeps_nothing_of_the_problem_before) {
   LogDetGreedy greedy;
   Work work;

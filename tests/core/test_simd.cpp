@@ -81,19 +81,19 @@ bool same_squares(void (*squares)(const T*, index, index, index, double*)) {
   return true;
 }
 
-// Rows in any order, columns any distance apart, each product as near as rough_error says, and
+// Rows in any order, columns any distance apart, each product as near as float_dot_error says, and
 // nothing written beside the block.
 bool rough_enough(const simd::Kernels& kernels) {
   for (const index d : {1, 7, 8, 17, 63, 255, 256, 257, 511, 513, 1025, 3000}) {
-    for (index rows = 1; rows <= simd::kRoughMostRows; ++rows) {
-      const index cols = 1 + (d + 5 * rows) % simd::kRoughMostColumns, apart = d + 5;
+    for (index rows = 1; rows <= simd::kFloatDotsRows; ++rows) {
+      const index cols = 1 + (d + 5 * rows) % simd::kFloatDotsColumns, apart = d + 5;
       const std::vector<double> x = uniform(std::size_t(16 * d), unsigned(d), -1, 1),
                                 y = uniform(std::size_t(cols * apart), unsigned(d + 1), -1, 1);
       const std::vector<float> a(x.begin(), x.end()), b(y.begin(), y.end());
       std::vector<const float*> at;
       for (index i = 0; i < rows; ++i) at.push_back(&a[std::size_t((7 * i + d) % 16 * d)]);
       std::vector<float> out(std::size_t(rows * (cols + 2)), NAN);
-      kernels.rough_dots(at.data(), rows, b.data(), cols, apart, d, out.data(), cols + 2);
+      kernels.float_dots(at.data(), rows, b.data(), cols, apart, d, out.data(), cols + 2);
       for (index i = 0; i < rows; ++i) {
         for (index j = 0; j < cols + 2; ++j) {
           const double found = out[std::size_t(i * (cols + 2) + j)];
@@ -108,7 +108,8 @@ bool rough_enough(const simd::Kernels& kernels) {
             of_v += double(v[t]) * double(v[t]);
             of_w += double(w[t]) * double(w[t]);
           }
-          if (!(std::abs(found - want) <= rough_error(d) * std::sqrt(of_v * of_w))) return false;
+          if (!(std::abs(found - want) <= float_dot_error(d) * std::sqrt(of_v * of_w)))
+            return false;
         }
       }
     }
@@ -210,8 +211,11 @@ bool factors_are_right(const simd::Kernels& k, index d) {
   for (unsigned seed = 0; seed < 5; ++seed) {
     std::vector<double> w = uniform(std::size_t(d), seed, -1, 1);
     w[0] = seed == 0 ? 0x1.0p30 : 0x1.0p-30;  // its square takes half of the digits of the rest
-    k.add_square(w.data(), d, high.data(), low.data());
-    plainest.add_square(w.data(), d, same_high.data(), same_low.data());
+    for (index i = 0; i < d; ++i) {
+      const index at = i * d + i;
+      k.add_scaled(w[i], &w[i], d - i, &high[at], &low[at]);
+      plainest.add_scaled(w[i], &w[i], d - i, &same_high[at], &same_low[at]);
+    }
   }
   if (high != same_high || low != same_low || low[0] != 4 * 0x1.0p-60) return false;
   std::vector<double> a = high, same = high;

@@ -9,7 +9,7 @@
 
 namespace pyfast {
 
-static_assert(kRoughRows == simd::kRoughMostRows && kRoughColumns == simd::kRoughMostColumns);
+static_assert(kFloatRows == simd::kFloatDotsRows && kFloatColumns == simd::kFloatDotsColumns);
 
 namespace {
 
@@ -80,12 +80,12 @@ void RowCandidates<T>::dots(const index* rows, index n_rows, const float* column
 }
 
 template <class T>
-void RowCandidates<T>::rough_dots(const index* rows, index n_rows, const float* columns,
+void RowCandidates<T>::float_dots(const index* rows, index n_rows, const float* columns,
                                   index n_columns, index apart, float* out, index stride) const {
   if constexpr (std::is_same_v<T, float>) {
-    const float* at[kRoughRows];
+    const float* at[kFloatRows];
     for (index r = 0; r < n_rows; ++r) at[r] = x_.row(rows[r]);
-    simd::kernels().rough_dots(at, n_rows, columns, n_columns, apart, x_.cols, out, stride);
+    simd::kernels().float_dots(at, n_rows, columns, n_columns, apart, x_.cols, out, stride);
   }
 }
 

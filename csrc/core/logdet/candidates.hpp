@@ -12,11 +12,14 @@ namespace pyfast {
 
 constexpr index kPart = 512;  // simd.hpp's chunk of a double sum
 
-// |rough dot - dot| <= rough_error(d) |v| |w| + d kRoughLeast, in exact arithmetic: w is rounded,
-// and then a product meets at most 75 + d / 256 roundings (simd.hpp). A few more are to spare.
-constexpr double rough_error(index d) { return (80 + static_cast<double>(d) / 250) / (1 << 24); }
-constexpr index kRoughRows = 16, kRoughColumns = 12;  // the most of one call
-constexpr double kRoughLeast = 0x1.0p-124;            // floats that are flushed to zero
+// |float dot - dot| <= float_dot_error(d) |v| |w| + d kFloatLeast, in exact arithmetic: w is
+// rounded, and then a product meets at most 75 + d / 256 roundings (simd.hpp). A few more are to
+// spare.
+constexpr double float_dot_error(index d) {
+  return (80 + static_cast<double>(d) / 250) / (1 << 24);
+}
+constexpr index kFloatRows = 16, kFloatColumns = 12;  // the most of one call
+constexpr double kFloatLeast = 0x1.0p-124;            // floats that are flushed to zero
 
 // |sum of simd.hpp - dot| <= roundings 2^-53 |v| |w| unless a product is flushed to zero.
 constexpr double sum_roundings(index d) {
@@ -49,11 +52,11 @@ class Candidates {
                     double* out, index stride) const = 0;
 
   // Whether the vectors are floats. Then columns may be too, `apart` numbers from one to the next;
-  // `rough_dots` are the cheaper products in float, of at most kRoughRows and kRoughColumns.
+  // `float_dots` are the cheaper products in float, of at most kFloatRows and kFloatColumns.
   virtual bool narrow() const { return false; }
   virtual void copy(index, float*) const {}
   virtual void dots(const index*, index, const float*, index, index, double*, index) const {}
-  virtual void rough_dots(const index*, index, const float*, index, index, float*, index) const {}
+  virtual void float_dots(const index*, index, const float*, index, index, float*, index) const {}
 };
 
 // v_i = x_i.
@@ -72,7 +75,7 @@ class RowCandidates final : public Candidates {
   void copy(index i, float* out) const override;
   void dots(const index* rows, index n_rows, const float* columns, index n_columns, index apart,
             double* out, index stride) const override;
-  void rough_dots(const index* rows, index n_rows, const float* columns, index n_columns,
+  void float_dots(const index* rows, index n_rows, const float* columns, index n_columns,
                   index apart, float* out, index stride) const override;
 
  private:

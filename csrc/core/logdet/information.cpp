@@ -16,23 +16,6 @@ constexpr index kWidth = simd::kPanelWidth;
 
 double roundings(index d) { return 3.125 * static_cast<double>(d) + 16; }
 
-// high + low += a x, exactly but for what is below the digits of both: a product of two doubles is
-// the sum of two doubles (Dekker 1971), and so is a sum of two (Knuth).
-void add_scaled(double a, const double* x, index count, double* __restrict high,
-                double* __restrict low) {
-  constexpr double kSplit = 0x1.0p27 + 1;
-  const double widened = kSplit * a, a_high = widened - (widened - a), a_low = a - a_high;
-  for (index j = 0; j < count; ++j) {
-    const double b = x[j], product = a * b, wide = kSplit * b;
-    const double b_high = wide - (wide - b), b_low = b - b_high;
-    const double rest =
-        ((a_high * b_high - product) + a_high * b_low + a_low * b_high) + a_low * b_low;
-    const double before = high[j], sum = before + product, added = sum - before;
-    low[j] += ((before - (sum - added)) + (product - added)) + rest;
-    high[j] = sum;
-  }
-}
-
 }  // namespace
 
 index InformationMatrix::panels() const { return (d_ + kWidth - 1) / kWidth; }
@@ -54,7 +37,10 @@ void InformationMatrix::start(index d, double ridge, Work& work) {
 }
 
 void InformationMatrix::add(const double* w, double length) {
-  simd::kernels().add_square(w, d_, high_.data(), low_.data());
+  for (index i = 0; i < d_; ++i) {  // what is above the diagonal
+    const index at = i * d_ + i;
+    simd::kernels().add_scaled(w[i], w + i, d_ - i, high_.data() + at, low_.data() + at);
+  }
   kappa_ += length;
   ++count_;
 }
@@ -73,6 +59,12 @@ void InformationMatrix::factorise() {
     roots_[s] = std::sqrt(factor_[s * d_ + s]);
   }
   simd::kernels().factorise(factor_.data(), d_);
+}
+
+void InformationMatrix::solve(double* v, std::vector<double>& room) const {
+  room.resize(static_cast<std::size_t>(d_));
+  simd::kernels().forward(factor_.data(), d_, v);
+  simd::kernels().backward(factor_.data(), d_, v, room.data());
 }
 
 double InformationMatrix::residual(double* v) const {
@@ -99,6 +91,7 @@ InformationMatrix::Refined InformationMatrix::refined(const double* v,
   room.resize(static_cast<std::size_t>(4 * d_));
   double *y = room.data(), *sizes = y + d_, *high = sizes + d_, *low = high + d_;
   std::copy_n(v, d_, y);
+  const auto add_scaled = simd::kernels().add_scaled;
   simd::kernels().forward(factor_.data(), d_, y);
   simd::kernels().backward(factor_.data(), d_, y, sizes);
   std::fill_n(low, d_, 0.0);
@@ -142,7 +135,7 @@ void InformationMatrix::invert() {
   // Roundings of a product on its way to a sum (simd.hpp) and of both its factors, and a little for
   // those of the inverse, which has the digits of a double.
   const double of_products = 264 + static_cast<double>(d_) / 256;
-  rough_error_ = 1.1 * of_products * 0x1.0p-24 * std::sqrt(squares);
+  float_error_ = 1.1 * of_products * 0x1.0p-24 * std::sqrt(squares);
 }
 
 void InformationMatrix::prepare(Rows& rows, Work& work) const {
@@ -160,7 +153,7 @@ void InformationMatrix::bounds(Rows& rows, index count, const double* lengths, d
   }
   simd::kernels().squared_norms_f32(rows.products.row(0), count, width, width, rows.squares.data());
   for (index i = 0; i < count; ++i) {
-    const double length = std::sqrt(rows.squares[i]) + rough_error_ * lengths[i];
+    const double length = std::sqrt(rows.squares[i]) + float_error_ * lengths[i];
     out[i] = length * length / ridge_ * (1 + 1e-6);
   }
 }

@@ -19,7 +19,7 @@
 //
 // The bound first: the same in float, for many rows at once, by the inverse of L. Each entry of
 // L^{-1} v_i is off by the roundings of its products, so its length is off by no more than
-// rough_error() |v_i|.
+// float_dot_error() |v_i|.
 #pragma once
 
 #include <vector>
@@ -44,6 +44,7 @@ class InformationMatrix {
 
   // Brings the factor up to date; the others are of the latest factor.
   void factorise();
+  void solve(double* v, std::vector<double>& room) const;               // makes A^{-1} v of v
   double residual(double* v) const;                                     // makes L^{-1} v of v
   double close_error(double* solved, std::vector<double>& room) const;  // of what residual() made
 
@@ -72,7 +73,7 @@ class InformationMatrix {
   index panels() const;
 
   index d_ = 0, count_ = 0, factorised_ = -1, inverted_ = -1;
-  double ridge_ = 1, kappa_ = 0, rough_error_ = 0;
+  double ridge_ = 1, kappa_ = 0, float_error_ = 0;
   std::vector<double> high_, low_, factor_, inverse_, roots_;  // roots_: sqrt(A_ss)
   AlignedRows<float>
       panels_;  // a row for each 16 rows of L^{-1}: their first numbers, their second

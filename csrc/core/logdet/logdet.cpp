@@ -34,7 +34,7 @@ double LogDetGreedy::solve(const LogDetProblem& problem, const LogDetAnswer& ans
   double before = std::numeric_limits<double>::infinity();
   for (index step = 0; step < problem.k; ++step) {
     const index i = next(work);
-    double gain = std::log1p(settled_[i]);
+    double gain = std::log1p(values_[i]);
     // A tie's second member may be larger, by the tolerance; by rounding alone it may not.
     if (gain > before && gain <= before * (1 + kLogDetFine)) gain = before;
     before = gain;
@@ -79,7 +79,7 @@ void LogDetGreedy::start(Work& work) {
   chosen_ = before.count;
   capacity_ = before.count + problem_->k;
   lengths_.resize(static_cast<std::size_t>(n));
-  settled_.resize(static_cast<std::size_t>(n));
+  values_.resize(static_cast<std::size_t>(n));
   resize(factor_, capacity_ * capacity_, work);
   pivots_.resize(static_cast<std::size_t>(capacity_));
   multipliers_.resize(static_cast<std::size_t>(capacity_));
@@ -103,12 +103,11 @@ void LogDetGreedy::start(Work& work) {
   tops_.assign(static_cast<std::size_t>((n + kTop - 1) / kTop),
                std::numeric_limits<double>::infinity());
   longest_ = std::max(longest_, *std::max_element(lengths_.begin(), lengths_.end()));
-  // Its bounds pay for fewer picks too where there are many short rows.
-  const bool pays = capacity_ > d ? d <= InformationMatrix::kWidest
-                                  : d <= 128 && n >= 16 * d && 256 * capacity_ >= d * d;
-  dense_ = regular_ && pays && candidates_->whole();
+  // It pays for fewer picks too where there are many rows, that are short beside the picks.
+  const bool pays = capacity_ > d || (n >= 8 * d && 3 * capacity_ >= d);
+  dense_ = regular_ && pays && d <= InformationMatrix::kWidest && candidates_->whole();
   exact_.start(n, std::min(capacity_, dense_ ? d : capacity_), lengths_);
-  start_sieve();
+  start_float_bounds();
   if (dense_) start_dense(work);
 }
 
@@ -160,7 +159,7 @@ void LogDetGreedy::start_before(Work& work) {
     for (index q = 0; q < s; ++q) factor_[q * capacity_ + s] = before.factor[s * before.count + q];
   }
   chosen_lengths_ = longest_ = 0;
-  sieve_errors_.assign(1, 0.0);
+  float_errors_.assign(1, 0.0);
   errors_.assign(1, kRoundOff * (8 + candidates_->roundings()));
   kappas_.assign(1, 0.0);
   sizes_.clear();
@@ -179,56 +178,53 @@ void LogDetGreedy::start_before(Work& work) {
 }
 
 index LogDetGreedy::next(Work& work) {
-  floor_ = 0;
+  best_ = 0;
   const double spare = shown_ == chosen_ ? 11 * errors_[shown_] : 0;  // 2.75 error_of()
   spare_of_length_ = by_information() ? 0 : spare;
   spare_of_bound_ = by_information() ? 3 * information_.error() : spare * kappas_[shown_];
   const bool told = by_information() ? std::isfinite(spare_of_bound_) : shown_ == chosen_;
   if (dense_ && told && chosen_ > 0) {
-    list_dense(work);
-    evaluate_dense(work);
-    bound_dense(work);
-    evaluate_dense(work);
+    next_dense(work);
   } else if (dense_) {
     spare_of_bound_ = 0;  // all are up to date, or doubles tell nothing
   } else if (chosen_ > 0) {
-    Layer& first = sieved_ ? sieve_ : exact_;
+    Layer& first = float_bounded_ ? float_bounds_ : exact_;
     list_likely(first);
     bring_forward(first, work);
     list(first);
     bring_forward(first, work);
-    if (sieved_) {
+    if (float_bounded_) {
       list(exact_);
       bring_forward(exact_, work);
     }
   }
-  return settle(work);
+  return decide(work);
 }
 
 // Workers see it when they see it: it saves work and changes nothing else.
-void LogDetGreedy::raise_floor(double value) {
-  double floor = floor_.load(std::memory_order_relaxed);
-  while (floor < value && !floor_.compare_exchange_weak(floor, value, std::memory_order_relaxed)) {
+void LogDetGreedy::raise_best(double value) {
+  double best = best_.load(std::memory_order_relaxed);
+  while (best < value && !best_.compare_exchange_weak(best, value, std::memory_order_relaxed)) {
   }
 }
 
-// The floor is the best value by now, as nearly as doubles know it.
-index LogDetGreedy::settle(Work& work) {
+// best_ is the best value by now, as nearly as doubles know it.
+index LogDetGreedy::decide(Work& work) {
   contenders_.clear();
-  each_that_may_win(floor_, [&](index i) { contenders_.push_back(i); });
-  was_wide_ = !settled(work);
-  if (was_wide_) settle_wide(work);
+  each_that_may_win(best_, [&](index i) { contenders_.push_back(i); });
+  was_wide_ = !doubles_decide(work);
+  if (was_wide_) decide_wide(work);
   double best = 0;
-  for (const index i : contenders_) best = std::max(best, settled_[i]);
+  for (const index i : contenders_) best = std::max(best, values_[i]);
   for (const index i : contenders_) {
-    if (settled_[i] >= best * (1 - kLogDetTie)) return i;
+    if (values_[i] >= best * (1 - kLogDetTie)) return i;
   }
   throw std::range_error("the state's factor is not that of its vectors");
 }
 
 // Whether doubles tell the contenders apart, which are cut down to those that they do not rule out.
 // Nothing here depends on what was worked out before.
-bool LogDetGreedy::settled(Work& work) {
+bool LogDetGreedy::doubles_decide(Work& work) {
   if (!regular_ || (by_information() ? !std::isfinite(information_.error()) : shown_ < chosen_)) {
     return false;
   }
@@ -249,7 +245,7 @@ bool LogDetGreedy::settled(Work& work) {
     const index i = contenders_[c];
     if (exact_.residual[i] + margins_[c] < sure * (1 - kLogDetTie)) continue;
     fine = fine && margins_[c] <= kLogDetFine * sure;
-    settled_[i] = exact_.residual[i];
+    values_[i] = exact_.residual[i];
     contenders_[left++] = i;
   }
   contenders_.resize(static_cast<std::size_t>(left));
@@ -275,7 +271,7 @@ void LogDetGreedy::start_wide(Work& work) {
 
 // Works out the contenders in more digits, those of the largest bounds first, until no bound is as
 // large as the best: the contenders are those worked out, ascending.
-void LogDetGreedy::settle_wide(Work& work) {
+void LogDetGreedy::decide_wide(Work& work) {
   start_wide(work);
   std::stable_sort(contenders_.begin(), contenders_.end(),
                    [&](index i, index j) { return bound_[i] > bound_[j]; });
@@ -292,12 +288,12 @@ void LogDetGreedy::settle_wide(Work& work) {
         static_cast<double>(end - done) * static_cast<double>(candidates_->dims() + chosen_) * 64;
     work.each(end - done, operations / kVectors, [&](index c, int, Work& own) {
       const index i = contenders_[done + c];
-      settled_[i] = wide_->residual(i, own);
+      values_[i] = wide_->residual(i, own);
     });
     for (; done < end; ++done) {
       const index i = contenders_[done];
-      bound_[i] = std::min(bound_[i], settled_[i] * (1 + 4 * kRoundOff));
-      best = std::max(best, settled_[i]);
+      lower(i, values_[i] * (1 + 4 * kRoundOff), chosen_);
+      best = std::max(best, values_[i]);
     }
   }
   contenders_.resize(static_cast<std::size_t>(done));
@@ -312,7 +308,7 @@ void LogDetGreedy::count_in(double length) {
   sizes_.push_back(std::sqrt(1 + length));
   errors_.push_back(kRoundOff * (static_cast<double>(8 + count) + candidates_->roundings()));
   kappas_.push_back(kappas_.back() + 1 + length);
-  sieve_errors_.push_back(rough_error(candidates_->dims()) * std::sqrt(chosen_lengths_));
+  float_errors_.push_back(float_dot_error(candidates_->dims()) * std::sqrt(chosen_lengths_));
   if (regular_ && shown_ == count - 1 && errors_.back() * kappas_.back() <= kMostError) {
     shown_ = count;
   }
@@ -334,8 +330,8 @@ void LogDetGreedy::choose(index i, Work& work) {
     factor_row(i, row, work);
     for (index q = 0; q < chosen_; ++q) factor_[q * capacity_ + chosen_] = row[q];
   }
-  pivots_[chosen_] = std::sqrt(1 + settled_[i]);
-  if (sieved_ && !sieve_tells(lengths_[i], settled_[i])) sieved_ = false;
+  pivots_[chosen_] = std::sqrt(1 + values_[i]);
+  if (float_bounded_ && !floats_tell(lengths_[i], values_[i])) float_bounded_ = false;
   if (narrow_) {
     candidates_->copy(i, narrow_column(chosen_));
   } else {
@@ -343,9 +339,10 @@ void LogDetGreedy::choose(index i, Work& work) {
   }
   count_in(lengths_[i]);
   if (dense_) {
-    rooms_[0].vector.resize(static_cast<std::size_t>(d));
-    candidates_->copy(i, rooms_[0].vector.data());
-    information_.add(rooms_[0].vector.data(), lengths_[i]);
+    multipliers_.resize(static_cast<std::size_t>(std::max(capacity_, d)));
+    candidates_->copy(i, multipliers_.data());
+    add_fall(chosen_, multipliers_.data());
+    information_.add(multipliers_.data(), lengths_[i]);
   }
   bound_[i] = kTaken;
   ++chosen_;

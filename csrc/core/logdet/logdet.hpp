@@ -64,12 +64,12 @@ struct LogDetAnswer {
 };
 
 // Solves one problem after another in the same memory: per candidate before.count + k + 4 numbers,
-// twice as many with a sieve, and (k x dims) for the chosen vectors, all float64; for float rows
-// (before.count + k) x (dims + 1280) in float instead of the last. Where digits run out, for each
-// candidate that is worked out (3 + words) (before.count + k) numbers more, and another dims for
-// each chosen vector.
+// twice as many with bounds in float, and (k x dims) for the chosen vectors, all float64; of float
+// rows (before.count + k) x (dims + 1280) in float instead of the last. Where digits run out, for
+// each candidate that is worked out (3 + words) (before.count + k) numbers more, and another dims
+// for each chosen vector.
 //
-// Problems of float rows are sieved unless they are tiny: products in float give each r_i an
+// Problems of float rows are bounded first unless they are tiny: products in float give each r_i an
 // interval that holds it for certain, and only those that may be the largest are worked out in
 // float64. The picks, and every number that is returned, are the same bits as without. So is it
 // with the digits beyond float64: those of few candidates are ever asked for.
@@ -92,6 +92,11 @@ class LogDetGreedy {
     double* of(index i) { return coefficients.get() + i * stride; }
   };
 
+  struct Room {  // a worker's
+    InformationMatrix::Rows rows;
+    std::vector<double> vector, lengths, bounds, spread;
+  };
+
   // logdet.cpp: the greedy selection.
   void start(Work& work);
   void measure(Work& work);
@@ -102,19 +107,22 @@ class LogDetGreedy {
   void choose(index i, Work& work);
   void count_in(double length);
   void write(const LogDetAnswer& answer, Work& work);
-  index settle(Work& work);
-  bool settled(Work& work);
-  void settle_wide(Work& work);
+  index decide(Work& work);
+  bool doubles_decide(Work& work);
+  void decide_wide(Work& work);
   void start_wide(Work& work);
 
+  // r_i is at most `value` as of so many chosen vectors, and as of more.
+  void lower(index i, double value, index known);
+
   // What may still win: blocks of candidates are passed over by the largest bound in them.
-  bool may_win(index i, double floor) const;
+  bool may_win(index i, double best) const;
   template <class Take>
-  void each_that_may_win(double floor, Take&& take);
-  void raise_floor(double value);
+  void each_that_may_win(double best, Take&& take);
+  void raise_best(double value);
 
   // residuals.cpp: bounds and residuals by the k x k factor.
-  void start_sieve();
+  void start_float_bounds();
   void list(const Layer& layer);
   bool fits_floats() const;
   void list_likely(const Layer& layer);
@@ -126,8 +134,8 @@ class LogDetGreedy {
   void absorb(Layer& layer, index i, index from, index to, double* products);
   void substitute(double* products, index known, index to, double* u, double& residual) const;
   void factor_row(index i, std::vector<double>& row, Work& work);
-  double sieve_error(index i) const;
-  bool sieve_tells(double length, double residual) const;
+  double float_error(index i) const;
+  bool floats_tell(double length, double residual) const;
   double at_least(index i) const;
   double error_of(index i, double residual, index known) const;
   double close_error_of(index i);
@@ -136,8 +144,14 @@ class LogDetGreedy {
   // dense.cpp: the same by the d x d information matrix, for more picks than dimensions.
   void start_dense(Work& work);
   bool by_information() const { return dense_ && chosen_ >= candidates_->dims(); }
-  void list_dense(Work& work);
-  void bound_dense(Work& work);
+  void add_fall(index s, const double* w);
+  void list_dense(index most, Work& work);
+  void list_open();
+  void next_dense(Work& work);
+  void ask_inverse(Work& work);
+  void take_rows(const index* block, index rows, Room& room, Work& work);
+  void take_falls(Work& work);
+  void take_fall(index i, const float* products, index first, double length);
   void evaluate_dense(Work& work);
   bool refined(Work& work);
 
@@ -147,24 +161,24 @@ class LogDetGreedy {
   index chosen_ = 0;    // vectors so far, those of the state included
   index shown_ = 0;     // of them to doubles and floats: those before e kappa grows too large
   index capacity_ = 0;  // all there will be
-  bool narrow_ = false, sieved_ = false, dense_ = false, wants_factor_ = false;
+  bool narrow_ = false, float_bounded_ = false, dense_ = false, wants_factor_ = false;
   bool regular_ = true;  // no square nears the ends of double's range
 
   std::vector<double> lengths_;  // ratio_ v_i^T v_i
   std::vector<double> bound_;    // no r_i is above it; kTaken once chosen
   std::vector<double> tops_;     // of each block of kTop candidates: no bound is above it
-  std::vector<double> settled_;  // r_i of the contenders, and then of the pick
-  std::vector<double> least_;    // nor below this, if the sieve is up to date with it
+  std::vector<double> values_;   // r_i of the contenders, and then of the pick
+  std::vector<double> least_;    // nor below this, if float_bounds_ is up to date with it
   double spare_of_length_ = 0, spare_of_bound_ = 0;  // what may_win() allows for
-  std::atomic<double> floor_{0};                     // the largest r_i is at least this
+  std::atomic<double> best_{0};                      // the largest r_i is at least this
   Layer exact_;
-  Layer sieve_;                        // from float products; unused unless sieved_
+  Layer float_bounds_;                 // from float products; unused unless float_bounded_
   std::vector<double> factor_;         // L^T: row q holds entry q of every chosen u
   std::vector<double> pivots_;         // diagonal of L
   std::vector<double> columns_;        // the newly chosen vectors; unused if narrow_
   std::vector<float> narrow_columns_;  // the same as floats, after the old ones rounded
   index narrow_stride_ = 0;            // from one to the next
-  std::vector<double> sieve_errors_;   // per sqrt(lengths_[i]), as of the first s chosen vectors
+  std::vector<double> float_errors_;   // per sqrt(lengths_[i]), as of the first s chosen vectors
   double chosen_lengths_ = 0;          // the sum of the chosen vectors' lengths_
   std::vector<double> sizes_;          // sqrt(M_ss) of the chosen ones
   std::vector<double> errors_;         // e, as of the first s chosen vectors
@@ -175,17 +189,19 @@ class LogDetGreedy {
   std::vector<double> margins_;      // by which their residuals may be off
   std::vector<double> multipliers_;  // y of one candidate
   std::unique_ptr<WideResiduals> wide_;
-  bool was_wide_ = false;                      // how the latest pick was settled
+  bool was_wide_ = false;                      // how the latest pick was decided
   std::vector<std::vector<double>> products_;  // one per worker
 
-  struct Room {  // a worker's
-    InformationMatrix::Rows rows;
-    std::vector<double> vector, lengths, bounds, spread;
-  };
   InformationMatrix information_;
-  bool bounded_ = false;       // whether floats hold what its bounds are made of
-  std::vector<index> asked_;   // as of how many vectors its inverse was, that bounded each
-  std::vector<double> close_;  // error of the residuals that information_ made
+  bool floats_fit_ = false;          // whether floats hold what its bounds are made of
+  std::vector<double> falls_;        // y of the first d chosen vectors: see dense.cpp
+  AlignedRows<float> fall_panels_;   // y / sqrt(ratio_) of each, as panel_dots takes them
+  std::vector<double> fall_errors_;  // of products with it, over |v|
+  index falls_from_ = 0;             // those before are not known well enough
+  double fresh_ = 0;                 // residual of a pick when that was looked at last
+  std::vector<index> as_of_;         // how many chosen vectors each bound_ has seen
+  std::vector<index> asking_;        // for a bound by the inverse
+  std::vector<double> close_;        // error of the residuals that information_ made
   std::vector<Room> rooms_;
 };
 
@@ -193,24 +209,29 @@ constexpr double kTaken = -1;  // the bound of a chosen one
 constexpr index kTop = 64;
 
 // Whether i may be the pick, or tie with it, by what doubles make of its residual: that is at most
-// 2 error_of() above what i is bound by, and the floor at most what they make of the best.
-inline bool LogDetGreedy::may_win(index i, double floor) const {
+// 2 error_of() above what i is bound by, and `best` at most what they make of the best.
+inline bool LogDetGreedy::may_win(index i, double best) const {
   if (bound_[i] == kTaken) return false;
   const double spare = spare_of_length_ * lengths_[i] + spare_of_bound_ * bound_[i];
-  return bound_[i] + spare >= floor * (1 - kLogDetTie);
+  return bound_[i] + spare >= best * (1 - kLogDetTie);
+}
+
+inline void LogDetGreedy::lower(index i, double value, index known) {
+  bound_[i] = std::min(bound_[i], value);
+  if (dense_) as_of_[i] = std::max(as_of_[i], known);
 }
 
 template <class Take>
-void LogDetGreedy::each_that_may_win(double floor, Take&& take) {
+void LogDetGreedy::each_that_may_win(double best, Take&& take) {
   const auto n = static_cast<index>(bound_.size());
   const double spare = spare_of_length_ * longest_;
   for (index first = 0; first < n; first += kTop) {
     double& top = tops_[first / kTop];
-    if (top * (1 + spare_of_bound_) + spare < floor * (1 - kLogDetTie)) continue;
+    if (top * (1 + spare_of_bound_) + spare < best * (1 - kLogDetTie)) continue;
     const index end = std::min(first + kTop, n);
     top = *std::max_element(bound_.begin() + first, bound_.begin() + end);
     for (index i = first; i < end; ++i) {
-      if (may_win(i, floor)) take(i);
+      if (may_win(i, best)) take(i);
     }
   }
 }

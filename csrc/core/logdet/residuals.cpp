@@ -9,16 +9,17 @@ namespace pyfast {
 
 namespace {
 
-constexpr index kBlock = kRoughRows;      // rows brought forward together, by at most
-constexpr index kStride = kRoughColumns;  // chosen vectors shown to them at once, by at most
-constexpr index kLikely = 4;              // rows brought up to date before a floor is known
+constexpr index kBlock = kFloatRows;      // rows brought forward together, by at most
+constexpr index kStride = kFloatColumns;  // chosen vectors shown to them at once, by at most
+constexpr index kLikely = 4;              // rows brought up to date before best_ is near the best
 
-// A sieve is worth its second pass from this many numbers on, and safe between these lengths: no
-// float product overflows, and what is flushed to zero is nothing beside the longest.
-constexpr index kSieveFrom = 1 << 13;
+// Bounds in float are worth a second pass from this many numbers on, and safe between these
+// lengths: no float product overflows, and what is flushed to zero is nothing beside the longest.
+constexpr index kFloatsFrom = 1 << 13;
 constexpr double kFloatShortest = 1e-20, kFloatLongest = 1e30;
-constexpr double kVectors = 16;       // multiplications that a vector unit does in a nanosecond
-constexpr double kSieveError = 1.04;  // what an error of L of kMostError makes of the sieve's own
+constexpr double kVectors = 16;  // multiplications that a vector unit does in a nanosecond
+constexpr double kFactorError =
+    1.04;  // what an error of L of kMostError makes of that of a float bound
 
 }  // namespace
 
@@ -39,12 +40,12 @@ bool LogDetGreedy::fits_floats() const {
   return regular_ && longest / ratio_ > kFloatShortest && longest_ / ratio_ < kFloatLongest;
 }
 
-void LogDetGreedy::start_sieve() {
+void LogDetGreedy::start_float_bounds() {
   const LogDetState& before = problem_->before;
   const index n = candidates_->count(), d = candidates_->dims();
-  sieved_ = narrow_ && !dense_ && n * d >= kSieveFrom && fits_floats();
-  if (!sieved_) return;
-  sieve_.start(n, capacity_, lengths_);
+  float_bounded_ = narrow_ && !dense_ && n * d >= kFloatsFrom && fits_floats();
+  if (!float_bounded_) return;
+  float_bounds_.start(n, capacity_, lengths_);
   least_.resize(static_cast<std::size_t>(n));
   for (index s = 0; s < before.count; ++s) {
     std::copy_n(before.vectors + s * d, d, narrow_column(s));
@@ -52,9 +53,9 @@ void LogDetGreedy::start_sieve() {
 }
 
 // No more, once its interval is as wide as the value, which holds from then on.
-bool LogDetGreedy::sieve_tells(double length, double residual) const {
+bool LogDetGreedy::floats_tell(double length, double residual) const {
   const double root = std::sqrt(std::max(length - residual, 0.0));
-  return 2 * root * kSieveError * sieve_errors_.back() * std::sqrt(length) <= residual;
+  return 2 * root * kFactorError * float_errors_.back() * std::sqrt(length) <= residual;
 }
 
 // How far the residual of a candidate that knows so many vectors may be off: logdet.hpp's bound.
@@ -82,19 +83,19 @@ double LogDetGreedy::at_least(index i) const {
   if (exact_.known[i] == chosen_) {
     return exact_.residual[i] - error_of(i, exact_.residual[i], chosen_);
   }
-  return sieved_ && sieve_.known[i] == chosen_ ? least_[i] : kTaken;
+  return float_bounded_ && float_bounds_.known[i] == chosen_ ? least_[i] : kTaken;
 }
 
 // Lists those that may win and that the layer is not up to date with.
 void LogDetGreedy::list(const Layer& layer) {
   listed_.clear();
-  each_that_may_win(floor_, [&](index i) {
+  each_that_may_win(best_, [&](index i) {
     if (layer.known[i] < shown_ && exact_.known[i] < shown_) listed_.push_back(i);
   });
 }
 
 // Lists the largest bounds of all that are cheap to bring up to date (the largest, if there is
-// none): once those are, the floor is nearly the best.
+// none): once those are, best_ is nearly the best.
 void LogDetGreedy::list_likely(const Layer& layer) {
   const index n = candidates_->count();
   index top[kLikely];
@@ -112,7 +113,7 @@ void LogDetGreedy::list_likely(const Layer& layer) {
   listed_.assign(top, top + count);
 }
 
-// Brings the listed ones forward until each is up to date or known not to beat the floor.
+// Brings the listed ones forward until each is up to date or known not to be the best.
 void LogDetGreedy::bring_forward(Layer& layer, Work& work) {
   const auto count = static_cast<index>(listed_.size());
   if (count == 0) return;
@@ -136,18 +137,17 @@ void LogDetGreedy::bring_forward(Layer& layer, Work& work) {
 void LogDetGreedy::catch_up(Layer& layer, index* rows, index count, std::vector<double>& products,
                             Work& work) {
   for (;;) {
-    const double floor = floor_.load(std::memory_order_relaxed);
-    count =
-        std::remove_if(rows, rows + count,
-                       [&](index i) { return layer.known[i] == shown_ || !may_win(i, floor); }) -
-        rows;
+    const double best = best_.load(std::memory_order_relaxed);
+    count = std::remove_if(rows, rows + count,
+                           [&](index i) { return layer.known[i] == shown_ || !may_win(i, best); }) -
+            rows;
     if (count == 0) return;
     const index from = layer.known[rows[0]];
     const index to = std::min(shown_, from + kStride);
     index behind = 0;
     while (behind < count && layer.known[rows[behind]] < to) ++behind;
     advance(layer, rows, behind, from, to, products, work);
-    for (index r = 0; r < behind; ++r) raise_floor(at_least(rows[r]));
+    for (index r = 0; r < behind; ++r) raise_best(at_least(rows[r]));
   }
 }
 
@@ -157,11 +157,11 @@ void LogDetGreedy::advance(Layer& layer, const index* rows, index count, index f
   const index d = candidates_->dims(), missed = to - from;
   work.spend(count * missed * (d + to));
   products.resize(static_cast<std::size_t>(count * missed));
-  if (&layer == &sieve_) {
-    float rough[kBlock * kStride];
-    candidates_->rough_dots(rows, count, narrow_column(from), missed, narrow_stride_, rough,
+  if (&layer == &float_bounds_) {
+    float floats[kBlock * kStride];
+    candidates_->float_dots(rows, count, narrow_column(from), missed, narrow_stride_, floats,
                             missed);
-    std::copy_n(rough, count * missed, products.data());
+    std::copy_n(floats, count * missed, products.data());
   } else {
     dots(rows, count, from, to, products.data());
   }
@@ -220,23 +220,23 @@ void LogDetGreedy::absorb(Layer& layer, index i, index from, index to, double* p
   layer.residual[i] = residual;
   layer.known[i] = to;
   if (&layer == &exact_) {
-    bound_[i] = std::min(bound_[i], residual + error_of(i, residual, to));
+    lower(i, residual + error_of(i, residual, to), to);
     return;
   }
-  const double length = lengths_[i], root = std::sqrt(length - residual), error = sieve_error(i);
+  const double length = lengths_[i], root = std::sqrt(length - residual), error = float_error(i);
   const double low = std::max(root - error, 0.0), high = root + error;
   const double most = length - low * low, margin = error_of(i, most, to);
-  bound_[i] = std::min(bound_[i], most + margin);
+  lower(i, most + margin, to);
   least_[i] = length - high * high - 3 * margin;  // below what doubles make of it, too
 }
 
-// How far the sieve's u_i may be from u_i: L^{-1}, which shortens every vector (but for the error
-// of L itself, see kMostError), times the errors of its products, at most rough_error |v_i| |w_s|
-// each but for what is flushed to zero.
-double LogDetGreedy::sieve_error(index i) const {
-  const index known = sieve_.known[i];
-  return kSieveError * (sieve_errors_[known] * std::sqrt(lengths_[i]) +
-                        ratio_ * kRoughLeast * static_cast<double>(candidates_->dims() * known));
+// How far u_i of floats may be from u_i: L^{-1}, which shortens every vector (but for the error
+// of L itself, see kMostError), times the errors of its products, at most float_dot_error |v_i|
+// |w_s| each but for what is flushed to zero.
+double LogDetGreedy::float_error(index i) const {
+  const index known = float_bounds_.known[i];
+  return kFactorError * (float_errors_[known] * std::sqrt(lengths_[i]) +
+                         ratio_ * kFloatLeast * static_cast<double>(candidates_->dims() * known));
 }
 
 }  // namespace pyfast

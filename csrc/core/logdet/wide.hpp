@@ -1,4 +1,4 @@
-// Floating-point numbers of N 64-bit words, for what double cannot settle: a sum that loses all of
+// Floating-point numbers of N 64-bit words, for what double cannot tell: a sum that loses all of
 // a double's digits, or lies outside its range. Each operation rounds towards zero, with a relative
 // error below 2^(4 - 64 N). The exponent has 64 bits: nothing here overflows or is flushed to zero.
 #pragma once
