@@ -72,8 +72,10 @@ py::tuple opt_select_groups(const py::array& embeddings, const py::array& reward
     const auto rows = [&](index b) {
       return b < groups.count ? rows_of(x, d, groups, b) : MatrixView<T>{};
     };
-    std::vector<OptSelect<T>> workers(
-        static_cast<std::size_t>(std::min<index>(threads, groups.count)), OptSelect<T>(options));
+    std::vector<OptSelect<T>> workers;
+    while (static_cast<index>(workers.size()) < std::min<index>(threads, groups.count)) {
+      workers.emplace_back(options);
+    }
     const double each = static_cast<double>(d) / 8 + 8 * static_cast<double>(n_init);
     return select_groups(groups, each, threads, [&](index b, int worker, Work& work) {
       // What this worker will probably be given next.

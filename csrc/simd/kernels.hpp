@@ -311,6 +311,7 @@ const Kernels PYFAST_JOIN(kernels_, PYFAST_SIMD_LEVEL) = {
     forward,
     backward,
     invert,
+    panel_squares,
 };
 
 }  // namespace pyfast::simd

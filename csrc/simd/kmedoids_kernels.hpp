@@ -63,6 +63,23 @@ index within(const unsigned char* codes, const unsigned char* limits, index coun
 
 constexpr index kTile = 64;  // of mirrored()
 
+// to[c * to_stride + r] = from[r * stride + c] for 4 x 4 numbers.
+inline void turn4(const float* from, index stride, float* to, index to_stride) {
+#if defined(__SSE2__)
+  __m128 a = _mm_loadu_ps(from), b = _mm_loadu_ps(from + stride);
+  __m128 c = _mm_loadu_ps(from + 2 * stride), d = _mm_loadu_ps(from + 3 * stride);
+  _MM_TRANSPOSE4_PS(a, b, c, d);
+  _mm_storeu_ps(to, a);
+  _mm_storeu_ps(to + to_stride, b);
+  _mm_storeu_ps(to + 2 * to_stride, c);
+  _mm_storeu_ps(to + 3 * to_stride, d);
+#else
+  for (index r = 0; r < 4; ++r) {
+    for (index c = 0; c < 4; ++c) to[c * to_stride + r] = from[r * stride + c];
+  }
+#endif
+}
+
 // to[i * kTile + j] = from[j * stride + i] for kTile x kTile numbers.
 inline void turn(const double* from, index stride, double* to) {
   for (index i = 0; i < kTile; ++i) {
@@ -72,20 +89,7 @@ inline void turn(const double* from, index stride, double* to) {
 inline void turn(const float* from, index stride, float* to) {
   for (index j = 0; j < kTile; j += 4) {
     for (index i = 0; i < kTile; i += 4) {
-      const float* at = from + j * stride + i;
-#if defined(__SSE2__)
-      __m128 a = _mm_loadu_ps(at), b = _mm_loadu_ps(at + stride);
-      __m128 c = _mm_loadu_ps(at + 2 * stride), d = _mm_loadu_ps(at + 3 * stride);
-      _MM_TRANSPOSE4_PS(a, b, c, d);
-      _mm_storeu_ps(to + i * kTile + j, a);
-      _mm_storeu_ps(to + (i + 1) * kTile + j, b);
-      _mm_storeu_ps(to + (i + 2) * kTile + j, c);
-      _mm_storeu_ps(to + (i + 3) * kTile + j, d);
-#else
-      for (index r = 0; r < 4; ++r) {
-        for (index c = 0; c < 4; ++c) to[(i + c) * kTile + j + r] = at[r * stride + c];
-      }
-#endif
+      turn4(from + j * stride + i, stride, to + i * kTile + j, kTile);
     }
   }
 }

@@ -96,6 +96,8 @@ bool roots(float* squares, index n, index stride, float* row_largest) {
   return all_good && expected == 0;
 }
 
+constexpr index kWideBytes = 4096;
+
 // What points i .. end - 1 add to the costs of the candidates that fill Wide registers: to every
 // slot's (`joined`), and to their own slot's.
 template <int Wide, class T>
@@ -177,6 +179,59 @@ inline typename VectorOf<T>::type add_run(const SwapCosts<T>& in, index i, index
   return finish_costs<Wide>(in, from, costs, least);
 }
 
+// The same for so many candidates at once that each row is read as memory gives it fastest: in
+// order, with the next one on its way.
+template <class T>
+inline void add_wide_run(const SwapCosts<T>& in, index i, index from, index count, T* costs,
+                         T* least) {
+  constexpr int per_part = Lanes<T>::per_part;
+  const index end = i + kSwapRun < in.points ? i + kSwapRun : in.points;
+  T* const sums = i == 0 ? costs : in.runs;
+  T joined[kWideBytes / sizeof(T)];
+  for (index c = 0; c < count; ++c) joined[c] = 0;
+  for (index s = 0; s < in.k; ++s) {
+    for (index c = 0; c < count; ++c) sums[s * in.stride + from + c] = 0;
+  }
+  for (index point = i; point < end; ++point) {
+    const auto weight = in.weights[point] - typename VectorOf<T>::type{};
+    const auto first = in.first[point] - typename VectorOf<T>::type{};
+    const auto second = in.second[point] - typename VectorOf<T>::type{};
+    const T* to = in.to + point * in.stride + from;
+    T* of_slot = sums + in.slots[point] * in.stride + from;
+    for (index c = 0; c < count; c += per_part) {
+      __builtin_prefetch(to + in.stride + c);
+      const auto d = load(to + c, T{});
+      const auto with = smaller(d, first);
+      store(joined + c, load(joined + c, T{}) + weight * with);
+      store(of_slot + c, load(of_slot + c, T{}) + weight * (smaller(d, second) - with));
+    }
+  }
+  for (index c = 0; c < count; ++c) {
+    least[from + c] = i == 0 ? joined[c] : least[from + c] + joined[c];
+  }
+  for (index s = 0; s < in.k && i > 0; ++s) {
+    T* const all = costs + s * in.stride + from;
+    for (index c = 0; c < count; ++c) all[c] += sums[s * in.stride + from + c];
+  }
+}
+
+template <class T>
+T swap_costs_of_many(const SwapCosts<T>& in, index from, index count, T* costs, T* least) {
+  typedef typename VectorOf<T>::type Vector;
+  constexpr index width = Lanes<T>::count, wide = kWideBytes / static_cast<index>(sizeof(T));
+  for (index i = 0; i < in.points; i += kSwapRun) {
+    for (index c = 0; c < count; c += wide) {
+      add_wide_run(in, i, from + c, count - c < wide ? count - c : wide, costs, least);
+    }
+  }
+  T all = T(__builtin_huge_val());
+  for (index c = 0; c < count; c += width) {
+    const Vector lowest = finish_costs<kParts>(in, from + c, costs, least);
+    for (int l = 0; l < Lanes<T>::per_part; ++l) all = lowest[l] < all ? lowest[l] : all;
+  }
+  return all;
+}
+
 // Run by run, whose rows stay in the second-level cache and in the table of pages while all
 // candidates pass by.
 template <class T>
@@ -184,6 +239,9 @@ T swap_costs(const SwapCosts<T>& problem, index from, index count, T* costs, T* 
   const SwapCosts<T> in = problem;  // a copy that no store can change
   typedef typename VectorOf<T>::type Vector;
   constexpr index width = Lanes<T>::count;
+  if (in.points > kSwapRun && count > 2 * width) {
+    return swap_costs_of_many(in, from, count, costs, least);
+  }
   Vector lowest = T(__builtin_huge_val()) - Vector{};
   for (index i = 0; i < in.points; i += kSwapRun) {
     index c = 0;

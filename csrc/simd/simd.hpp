@@ -89,6 +89,20 @@ struct ProductTile {
   float* out;
 };
 
+// The squared distances of the points of two panels of d numbers each: norms_i + norms_j - 2 x_i .
+// x_j, or -1 if that times `apart` is less than the sum of the norms. They go to out[i * stride +
+// j] for the first `rows` points of a and all of b, and to mirrored[j * stride + i] for the first
+// `columns` of b.
+struct PanelSquares {
+  const float *a, *b;
+  index d;
+  const float *a_norms, *b_norms;
+  float apart;
+  index rows, columns;
+  float *out, *mirrored;
+  index stride;
+};
+
 constexpr index kPhiloxLanes = 16;
 
 struct Kernels {
@@ -186,6 +200,10 @@ struct Kernels {
   void (*forward)(const double* factor, index d, double* x);
   void (*backward)(const double* factor, index d, double* x, double* out);
   void (*invert)(const double* factor, index d, double* inverse);
+
+  // How many of rows x kPanelWidth pairs got -1. On its way to x_i . x_j a product meets at most
+  // 34 + d / 32 roundings.
+  index (*panel_squares)(const PanelSquares& in);
 };
 
 // The level in use. Throws std::invalid_argument if PYFAST_SIMD names one that is unknown, or that

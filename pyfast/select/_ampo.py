@@ -108,7 +108,7 @@ def opt_select(
 
     Memory, beside the embeddings and for each group being worked on (at most `n_threads` of a
     batch): 200 bytes a point and, in float64, n^2 distances, the rows' n d numbers and up to 2 k n
-    costs of swaps; where float32 distances come first, n (n + d + 4 k) float32 for them, and the
+    costs of swaps; where float32 distances come first, n (n + 2 d + 4 k) float32 for them, and the
     float64 only if something is left open. With ``init="greedy"``, or above 2,048 points, what
     :func:`kmedoids` takes for given distances besides. When that is done, `certify` and `exact`
     take a copy of the embeddings, n (n + d) float64 for each group's bound, and `exact` what it

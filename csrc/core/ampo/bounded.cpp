@@ -99,22 +99,24 @@ typename OptSelect<T>::Set OptSelect<T>::finish_exactly(double tolerance, Work& 
 }
 
 // One start. Best swaps follow Appendix E's sets, all of them: if one is open on the way, the start
-// is searched exactly.
+// is searched exactly; or, false, with a smaller error first.
 template <class T>
-void OptSelect<T>::search_bounded(index run, float tolerance, Work& work) {
+bool OptSelect<T>::search_bounded(index run, float tolerance, Work& work) {
   bounded_.run(start(run, work), options_.search.search, tolerance, work, this);
   if (bounded_.ambiguous() && options_.search.search == Search::best) {
+    if (bounds_.rough()) return false;
     prepare_exact_search(work);
     const Set set = search_exactly(start(run, work), work);
     found_.push_back(
         {static_cast<float>(set.cost * std::max(largest_, 0.0)), true, set.swaps, set.cost});
     found_medoids_.insert(found_medoids_.end(), set.medoids.begin(), set.medoids.end());
-    return;
+    return true;
   }
   found_.push_back({bounded_.cost(), !bounded_.ambiguous(), bounded_.swaps(), -1});
   const std::vector<index>& medoids = bounded_.medoids();
   found_medoids_.insert(found_medoids_.end(), medoids.begin(), medoids.end());
   std::sort(found_medoids_.end() - k_, found_medoids_.end());
+  return true;
 }
 
 template <class T>
@@ -131,7 +133,10 @@ typename OptSelect<T>::Set OptSelect<T>::solve_bounded(Work& work) {
   }
   found_.clear();
   found_medoids_.clear();
-  for (index run = 0; run < options_.search.n_init; ++run) search_bounded(run, tolerance, work);
+  for (index run = 0; run < options_.search.n_init; ++run) {
+    if (search_bounded(run, tolerance, work)) continue;
+    return bounds_.measure(points_, false, {}, work) ? solve_bounded(work) : solve_exactly(work);
+  }
   return finish_exactly(static_cast<double>(tolerance), work);
 }
 

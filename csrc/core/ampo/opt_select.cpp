@@ -134,7 +134,10 @@ typename OptSelect<T>::Set OptSelect<T>::solve_exactly(Work& work) {
 
 template <class T>
 typename OptSelect<T>::Set OptSelect<T>::solve(Work& work) {
-  const bool bounded = even_ && points_.d >= kBoundsFrom && bounds_.measure(points_, ahead_, work);
+  // An eager search may go another way for a larger error; a best one is told where that matters.
+  const bool rough = options_.search.search == Search::best;
+  const bool bounded =
+      even_ && points_.d >= kBoundsFrom && bounds_.measure(points_, rough, ahead_, work);
   return bounded ? solve_bounded(work) : solve_exactly(work);
 }
 
@@ -180,6 +183,7 @@ GroupSelection opt_select(MatrixView<T> embeddings, const double* rewards, index
                                                Work&);                                      \
   template void OptSelect<T>::prepare_exact_search(Work&);                                  \
   template typename OptSelect<T>::Set OptSelect<T>::search_exactly(const index*, Work&);    \
+  template typename OptSelect<T>::Set OptSelect<T>::solve_exactly(Work&);                   \
   template const index* OptSelect<T>::start(index, Work&);                                  \
   template GroupSelection opt_select(MatrixView<T>, const double*, index, bool,             \
                                      const KMedoidsOptions&, Work&);

@@ -62,7 +62,7 @@ class OptSelect final : private ExactCost {
 
   // On bounds first: bounded.cpp.
   Set solve_bounded(Work& work);
-  void search_bounded(index run, float tolerance, Work& work);
+  bool search_bounded(index run, float tolerance, Work& work);
   Set finish_exactly(double tolerance, Work& work);
   double cost(const index* medoids) override;
   double shortest(index i, const index* medoids, float limit) const;

@@ -10,6 +10,8 @@ namespace {
 // Of distances between rows and the first: closer pairs are measured exactly.
 constexpr float kShrunk = 8;
 
+constexpr index kProductsFrom = 192;  // points; fewer are as fast by differences
+
 index padded(index count, index to) { return (count + to - 1) / to * to; }
 
 // Rounds rows to float, less `centre` if there is one; without one, whether they hold the numbers.
@@ -34,20 +36,34 @@ bool narrow(const std::vector<const double*>& rows, index d, const double* centr
 // either row's distance to the first: up to kShrunk of them for pairs not closer than by that
 // factor.
 template <class T>
-bool FloatBounds<T>::measure(const GroupPoints<T>& points, const simd::Ahead& ahead, Work& work) {
+bool FloatBounds<T>::measure(const GroupPoints<T>& points, bool rough, const simd::Ahead& ahead,
+                             Work& work) {
   points_ = &points;
   const index m = points.count(), d = points.d, width = padded(d, 16);
   stride_ = padded(m, AlignedRows<float>::kLine);
   if (stride_ % 256 == 0) stride_ += 16;  // or all rows compete for the same few cache lines
-  const bool exact = narrow_rows(width, work);
-  distances_.resize(static_cast<std::size_t>(m * stride_));
+  if (m * stride_ > room_) distances_ = big_array<float>(room_ = m * stride_);
   row_largest_.resize(static_cast<std::size_t>(m));
-  pair_squares(rows_.data(), m, width, distances_.data(), stride_, ahead, work);
-  const bool good = simd::kernels().roots(distances_.data(), m, stride_, row_largest_.data());
+  rough_ =
+      rough && m >= kProductsFrom && products_.measure(points, distances_.get(), stride_, work);
+  if (rough_) {
+    error_ = ProductSquares::error(d) / 2 + 2 * kFloatRounding;
+    return take_roots() || measure_odd_pairs(work);
+  }
+  const bool exact = narrow_rows(width, work);
+  pair_squares(rows_.data(), m, width, distances_.get(), stride_, ahead, work);
+  const bool good = take_roots();
   const double additions =
       static_cast<double>(std::min<index>(d, 1024)) / 16 + static_cast<double>(d) / 1024 + 5;
   error_ = ((additions + 2) / 2 + 1 + (exact ? 0 : kShrunk)) * kFloatRounding;
   return (exact || measure_close_pairs(work)) && (good || measure_odd_pairs(work));
+}
+
+// Whether all of them are usual numbers.
+template <class T>
+bool FloatBounds<T>::take_roots() {
+  const index m = points_->count();
+  return simd::kernels().roots(distances_.get(), m, stride_, row_largest_.data());
 }
 
 // Rows of float, their length a multiple of 16. Whether they hold the numbers as given.

@@ -24,18 +24,21 @@ struct FreeMemory {
 template <class T>
 using BigArray = std::unique_ptr<T[], FreeMemory>;
 
-// Memory that is not cleared, in large pages where the system has them. Throws std::bad_alloc.
+// Memory that is not cleared; much of it in large pages, where the system has them. Throws
+// std::bad_alloc.
 // Clearing and mapping 100 MB in small pages takes longer than a search pass over it does.
 template <class T>
 BigArray<T> big_array(index count) {
   constexpr std::size_t kPage = std::size_t{1} << 21;
   const auto wanted = static_cast<std::size_t>(count);
   if (count < 0 || wanted > (std::size_t{1} << 62) / sizeof(T)) throw std::bad_alloc();
-  const std::size_t bytes = (wanted * sizeof(T) + kPage - 1) / kPage * kPage;
-  void* memory = std::aligned_alloc(kPage, bytes);
+  const bool much = wanted * sizeof(T) > 2 * kPage;
+  const std::size_t unit = much ? kPage : 64;
+  const std::size_t bytes = std::max<std::size_t>((wanted * sizeof(T) + unit - 1) / unit, 1) * unit;
+  void* memory = std::aligned_alloc(unit, bytes);
   if (memory == nullptr) throw std::bad_alloc();
 #if defined(__linux__)
-  madvise(memory, bytes, MADV_HUGEPAGE);  // advice: nothing depends on it
+  if (much) madvise(memory, bytes, MADV_HUGEPAGE);  // advice: nothing depends on it
 #endif
   return BigArray<T>(static_cast<T*>(memory));
 }

@@ -1,0 +1,144 @@
+// Distances by products, and swaps of many points, in the order that memory is read fastest.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "check.hpp"
+#include "core/distance/product_squares.hpp"
+#include "simd/simd.hpp"
+
+namespace pyfast::test {
+
+namespace {
+
+const char* const kLevels[] = {"baseline", "avx2", "avx512"};
+
+GroupPoints<float> points_of(const std::vector<float>& x, index n, index d) {
+  GroupPoints<float> points;
+  points.d = d;
+  for (index i = 0; i < n; ++i) {
+    points.ids.push_back(i);
+    points.rows.push_back(x.data() + i * d);
+  }
+  return points;
+}
+
+std::vector<float> drawn_points(index n, index d, double away) {
+  const std::vector<double> draws = uniform(std::size_t(n * d), unsigned(n + d), -1, 1);
+  std::vector<float> x;
+  for (const double draw : draws) x.push_back(float(draw + away));
+  return x;
+}
+
+}  // namespace
+
+TEST(squares_by_products_are_as_near_as_they_say) {
+  Work work;
+  for (const index n : {2, 5, 16, 17, 33, 200}) {
+    for (const index d : {1, 15, 40, 130, 700}) {
+      for (const double away : {0.0, 3.0}) {
+        const std::vector<float> x = drawn_points(n, d, away);
+        const GroupPoints<float> points = points_of(x, n, d);
+        const index stride = (n + 15) / 16 * 16;
+        std::vector<float> out(std::size_t(n * stride), -7.0f);
+        ProductSquares squares;
+        if (!squares.measure(points, out.data(), stride, work)) {
+          CHECK(d < 40);  // of few numbers, many pairs are close
+          continue;
+        }
+        for (index i = 0; i < n; ++i) {
+          for (index j = 0; j < stride; ++j) {
+            const float found = out[i * stride + j];
+            if (i == j || j >= n) {
+              CHECK(found == 0);
+            } else if (found != -1) {
+              const double exact = points.distance(i, j) * points.distance(i, j);
+              CHECK_NEAR(double(found), exact, ProductSquares::error(d) * exact);
+            }
+            if (j < n) CHECK(found == out[j * stride + i]);
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(close_pairs_and_numbers_out_of_range_are_told) {
+  Work work;
+  const index n = 48, d = 64;
+  std::vector<float> x = drawn_points(n, d, 0), out(std::size_t(n * n), 0.0f);
+  for (index t = 0; t < d; ++t) x[t] = x[d + t] + 1e-3f;  // the first two points
+  ProductSquares squares;
+  CHECK(squares.measure(points_of(x, n, d), out.data(), n, work));
+  CHECK(out[1] == -1 && out[n] == -1);
+  CHECK(std::count(out.begin(), out.end(), -1.0f) == 2);
+  for (const float scale : {0.0f, 1e-25f, 1e25f}) {
+    std::vector<float> y = x;
+    for (float& number : y) number *= scale;
+    CHECK(!squares.measure(points_of(y, n, d), out.data(), n, work));
+  }
+  for (index i = 0; i < n; ++i) std::copy_n(x.data() + i % 3 * d, d, x.data() + i * d);
+  CHECK(!squares.measure(points_of(x, n, d), out.data(), n, work));
+}
+
+TEST(panels_give_the_same_squares_at_every_level) {
+  for (const index d : {16, 48, 400}) {
+    const std::vector<double> draws = uniform(std::size_t(32 * d), unsigned(d), -1, 1);
+    const std::vector<float> panels(draws.begin(), draws.end()), norms(32, float(d) / 3);
+    std::vector<float> first;
+    for (const char* name : kLevels) {
+      const simd::Kernels* k = simd::find_level(name);
+      if (k == nullptr) continue;
+      for (const index rows : {1, 6, 16}) {
+        std::vector<float> out(16 * 16, -7.0f), mirrored(out);
+        k->panel_squares({panels.data(), panels.data() + 16 * d, d, norms.data(), norms.data(), 4,
+                          rows, 11, out.data(), mirrored.data(), 16});
+        if (first.empty()) first.assign(16 * 16, -7.0f);
+        for (index i = 0; i < 16; ++i) {
+          for (index j = 0; j < 16; ++j) {
+            const float found = out[i * 16 + j];
+            CHECK((found == -7) == (i >= rows));
+            CHECK(mirrored[j * 16 + i] == (i < rows && j < 11 ? found : -7));
+            float& same = first[i * 16 + j];
+            if (i < rows && same == -7) same = found;
+            if (i < rows) CHECK(std::memcmp(&same, &found, sizeof same) == 0);
+          }
+        }
+      }
+    }
+  }
+}
+
+// All candidates at once are priced in another order of loops than a few at a time.
+TEST(prices_of_many_points_are_those_of_a_few_candidates_at_a_time) {
+  const index n = 300, k = 5, stride = 1104;
+  const auto numbers = [](index count, unsigned seed) {
+    const std::vector<double> draws = uniform(std::size_t(count), seed);
+    return std::vector<float>(draws.begin(), draws.end());
+  };
+  const std::vector<float> to = numbers(n * stride, 1), w = numbers(n, 2), first = numbers(n, 3);
+  std::vector<float> second = first, barrier(std::size_t(stride), 0.0f);
+  for (float& d : second) d += 0.25f;
+  std::vector<std::int32_t> slots;
+  for (index i = 0; i < n; ++i) slots.push_back(std::int32_t(i * 7 % k));
+  for (const char* name : kLevels) {
+    const simd::Kernels* kernels = simd::find_level(name);
+    if (kernels == nullptr) continue;
+    std::vector<float> runs(std::size_t(k * stride)), costs(runs), some(runs);
+    std::vector<float> least(std::size_t(stride), 0.0f), some_least(least);
+    const simd::SwapCosts<float> problem{
+        to.data(),      stride,       n,          k, w.data(), first.data(), second.data(),
+        barrier.data(), slots.data(), runs.data()};
+    const float all = kernels->swap_costs_f32(problem, 0, stride, costs.data(), least.data());
+    float lowest = all + 1;
+    for (index c = 0; c < stride; c += 16) {
+      const float own = kernels->swap_costs_f32(problem, c, 16, some.data(), some_least.data());
+      lowest = std::min(lowest, own);
+    }
+    CHECK(all == lowest);
+    CHECK(costs == some);
+    CHECK(least == some_least);
+  }
+}
+
+}  // namespace pyfast::test
