@@ -7,6 +7,8 @@ import re
 import warnings
 from pathlib import Path
 
+import numpy as np
+
 from pyfast import _native
 
 # More is a slip; asking the system for a million threads would end the process.
@@ -164,7 +166,7 @@ def resolve_threads(n_threads: int | None) -> int:
 
 def _checked(n_threads: int) -> int:
     try:
-        if isinstance(n_threads, bool):
+        if isinstance(n_threads, (bool, np.bool_)):
             raise TypeError
         number = operator.index(n_threads)  # numpy's integers too
     except TypeError:

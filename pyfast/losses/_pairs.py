@@ -47,10 +47,10 @@ def choose_pairs(
     if weighting == "hps":
         assert rewards is not None
         negative = negatives(groups, rewards, keep_ties)
+        loser = negative.nonzero().squeeze(1)
+        group = groups.ids[loser]
     else:
-        negative = ~groups.chosen
-    loser = negative.nonzero().squeeze(1)
-    group = groups.ids[loser]
+        loser, group = _all_negatives(groups)
     if weighting == "mean":
         weight = 1 / (groups.sizes - 1).to(dtype)[group]
     elif weighting == "bt":
@@ -66,6 +66,18 @@ def choose_pairs(
         weights = torch.exp(tilt(groups, rewards, gamma, negative))
         weight = (weights[loser] / groups.sum(weights)[group]).to(dtype)
     return Pairs(groups.starts[group], loser, weight)
+
+
+def _all_negatives(groups: Groups) -> tuple[Tensor, Tensor]:
+    """Return the places of all responses but the chosen ones, and their groups.
+
+    Without `nonzero`, for which a GPU would be waited for, and older compilers leave the graph.
+    """
+    starts = groups.starts
+    before = starts - torch.arange(len(starts), device=starts.device)  # negatives before a group
+    number = torch.arange(len(groups.ids) - len(starts), device=starts.device)
+    group = torch.searchsorted(before, number, right=True) - 1  # of equals the last: it has some
+    return number + group + 1, group
 
 
 def negatives(groups: Groups, rewards: Tensor, keep_ties: bool) -> Tensor:
