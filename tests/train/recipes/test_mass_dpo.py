@@ -276,7 +276,9 @@ def test_selected_negatives_are_kept_for_an_epoch_or_for_all(make_policy, tmp_pa
         second = {(0, i): recipe._choose(1, i) for i in range(5)}
         assert (later == picks) == (reselect != "step")
         assert (second == picks) == (reselect == "once")
-        kept = sorted(path.name for path in (tmp_path / reselect / "ctx" / "kept").glob("neg*.json"))
+        kept = sorted(
+            path.name for path in (tmp_path / reselect / "ctx" / "kept").glob("neg*.json")
+        )
         names = {"step": [], "once": ["negatives-0.json"]}
         assert kept == names.get(reselect, ["negatives-0.json", "negatives-1.json"])
 
