@@ -3,8 +3,7 @@
 #include "check.hpp"
 #include "core/ampo/group.hpp"
 
-using namespace pyfast;
-using namespace pyfast::test;
+namespace pyfast::test {
 
 namespace {
 
@@ -101,3 +100,5 @@ TEST(coreset_takes_the_lowest_of_each_cluster) {
   CHECK(s.positive == 6);
   CHECK((s.negatives == Indices{1, 4, 5}));
 }
+
+}  // namespace pyfast::test

@@ -5,7 +5,7 @@
 #include "check.hpp"
 #include "core/json/vectors.hpp"
 
-using namespace pyfast;
+namespace pyfast::test {
 
 namespace {
 
@@ -47,3 +47,5 @@ TEST(json_cut_or_changed_anywhere_is_never_read_beyond_its_end) {
     }
   }
 }
+
+}  // namespace pyfast::test

@@ -6,8 +6,7 @@
 #include "core/distance/exact.hpp"
 #include "core/kmeans/kmeans.hpp"
 
-using namespace pyfast;
-using namespace pyfast::test;
+namespace pyfast::test {
 
 namespace {
 
@@ -71,3 +70,5 @@ TEST(squared_distance_matches_a_plain_sum_for_every_tail) {
     CHECK_NEAR(squared_distance(a.data(), b.data(), d), sum, 1e-13 * sum);
   }
 }
+
+}  // namespace pyfast::test

@@ -12,8 +12,7 @@
 #include "core/naive/kmedoids.hpp"
 #include "core/run/random.hpp"
 
-using namespace pyfast;
-using namespace pyfast::test;
+namespace pyfast::test {
 
 namespace {
 
@@ -195,3 +194,5 @@ TEST(more_starts_never_cost_more_and_threads_do_not_matter) {
     last = one.cost;
   }
 }
+
+}  // namespace pyfast::test

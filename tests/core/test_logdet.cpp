@@ -9,8 +9,7 @@
 #include "core/logdet/wide.hpp"
 #include "core/naive/logdet.hpp"
 
-using namespace pyfast;
-using namespace pyfast::test;
+namespace pyfast::test {
 
 namespace {
 
@@ -361,3 +360,5 @@ TEST(mass_dpo_prefers_probable_and_spread_negatives) {
                {picks.data(), gains.data(), nullptr, nullptr}, work);
   CHECK(gains[0] < 1e-12);
 }
+
+}  // namespace pyfast::test

@@ -4,7 +4,7 @@
 #include "check.hpp"
 #include "core/run/random.hpp"
 
-using namespace pyfast;
+namespace pyfast::test {
 
 // The known answers that Random123 publishes for philox4x32-10.
 TEST(philox_known_answers) {
@@ -44,3 +44,5 @@ TEST(subsets_are_distinct_and_differ_by_stream) {
   CHECK(test::drawn(1000, 10, 3, 0) != test::drawn(1000, 10, 3, 1));
   CHECK(test::drawn(1000, 10, 3, 0) != test::drawn(1000, 10, 4, 0));
 }
+
+}  // namespace pyfast::test

@@ -6,7 +6,7 @@
 #include "check.hpp"
 #include "core/run/work.hpp"
 
-using namespace pyfast;
+namespace pyfast::test {
 
 namespace {
 
@@ -111,3 +111,5 @@ TEST(little_work_stays_on_one_thread) {
   CHECK(work.worth(1e5) == 1 && work.worth(3e6) == 4 && work.worth(1e12) == 8);
   work.each(64, 1e5, [&](index, int worker, Work&) { CHECK(worker == 0); });
 }
+
+}  // namespace pyfast::test
