@@ -60,8 +60,15 @@ def add(commands: Any) -> None:
         metavar="NAME",
         default="list",
         help="groups, list (rejected is a list), numbered (rejected1, rejected2, ...), pairs "
-        "(TRL's), nemo, sharegpt or alpaca (LLaMA-Factory's), swift, ultrafeedback "
-        "(default: %(default)s)",
+        "(TRL's; implicit: the prompt is in both), nemo, sharegpt or alpaca (LLaMA-Factory's), "
+        "swift, ultrafeedback (default: %(default)s)",
+    )
+    export.add_argument(
+        "--drop",
+        metavar="COLUMN",
+        nargs="+",
+        default=[],
+        help="columns to leave out",
     )
     export.set_defaults(run=_export)
 
@@ -138,6 +145,6 @@ def _export(arguments: argparse.Namespace) -> int:
 
     if arguments.format not in FORMATS:
         raise UserError(f"--format: expected one of {', '.join(FORMATS)}; got {arguments.format!r}")
-    settings = {"format": arguments.format}
-    work = Work("export", lambda t: stages.export(t, format=arguments.format), {}, None, settings)
+    settings = {"format": arguments.format, "drop": arguments.drop}
+    work = Work("export", lambda t: stages.export(t, **settings), {}, None, settings)
     return run_work(work, arguments.files, arguments.out)

@@ -40,7 +40,8 @@ class GroupLossGRPOTrainer(GRPOTrainer):
     model, reward_funcs, args, ...
         As for `trl.GRPOTrainer`. `args` must have ``loss_type="dr_grpo"``, ``temperature=1``,
         token-level importance sampling and no masked completions: with these the update is the
-        loss's own. ``args.beta`` is still TRL's KL term, beside the loss.
+        loss's own. ``args.beta`` is still TRL's KL term, ``args.entropy_coef`` its bonus for
+        entropy; both stand beside the loss.
     loss : str or callable
         As for `pyfast.integrations.trl.MultiPreferenceTrainer`; ``beta`` goes into `loss_kwargs`.
     loss_kwargs : dict, optional

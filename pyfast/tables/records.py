@@ -127,3 +127,45 @@ def as_text(value: Text) -> str:
 def as_messages(value: Text, role: str) -> list[dict[str, Any]]:
     """Return a prompt or a response as chat messages."""
     return [{"role": role, "content": value}] if isinstance(value, str) else list(value)
+
+
+# --- what readers and writers of formats share ----------------------------------------------------
+
+
+def without(row: Mapping[str, Any], *taken: str) -> dict[str, Any]:
+    """Return the columns of a row that are none of these."""
+    return {name: value for name, value in row.items() if name not in taken}
+
+
+def beside(record: Record, row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row with the columns that are not ours; none of them is written over."""
+    for name, value in row.items():
+        if record.rest.get(name) not in (None, value):
+            raise ValueError(
+                f"{name}: expected no such column beside the format's own, which would take its "
+                "place; rename it, or drop it"
+            )
+    return record.rest | row
+
+
+def listed(name: str, value: Any) -> list[Any]:
+    """Return a list; of a text or a message its letters or fields would be taken."""
+    if isinstance(value, (str, bytes, Mapping)):
+        raise ValueError(f"{name}: expected a list, got {value!r}")
+    return list(value)
+
+
+def against(prompt: Text, chosen: Text, rejected: list[Text], rest: dict[str, Any]) -> Record:
+    """Return the record of a chosen response and those set against it."""
+    if not rejected:
+        raise ValueError("rejected: expected at least one response")
+    first, others = rest.get("score_chosen"), rest.get("score_rejected")
+    scores = None
+    if first is not None and others is not None:
+        rest = without(rest, "score_chosen", "score_rejected")
+        others = list(others) if isinstance(others, Sequence) else [others]
+        if len(others) != len(rejected):
+            raise ValueError(f"score_rejected: expected {len(rejected)}, got {len(others)}")
+        scores = [float(score) for score in (first, *others)]
+    negatives = list(range(1, len(rejected) + 1))
+    return Record(prompt, [chosen, *rejected], scores, 0, negatives, rest)

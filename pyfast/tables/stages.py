@@ -224,7 +224,7 @@ def select_needs(selector: str) -> dict[str, pa.DataType | None]:
     return {"scores": numbers, "embeddings": pa.list_(pa.list_(pa.float32()))}
 
 
-def export(table: pa.Table, *, format: str = "list") -> pa.Table:
+def export(table: pa.Table, *, format: str = "list", drop: Sequence[str] = ()) -> pa.Table:
     """Turn groups into a preference data set of the chosen and the rejected.
 
     Parameters
@@ -234,6 +234,9 @@ def export(table: pa.Table, *, format: str = "list") -> pa.Table:
         are taken, else the best score against all others.
     format : str
         The format to write.
+    drop : sequence of str
+        Columns to leave out. One named like a column of the format, with another content, is
+        refused: it would be lost.
 
     Returns
     -------
@@ -249,7 +252,10 @@ def export(table: pa.Table, *, format: str = "list") -> pa.Table:
     arrays.check_table(table)
     if format not in formats.FORMATS:
         raise ValueError(f"format: expected one of {', '.join(formats.FORMATS)}; got {format!r}")
-    fitting = [name for name in table.column_names if name not in _PER_RESPONSE]
+    if isinstance(drop, str):
+        raise TypeError(f"drop: expected a list of columns, got {drop!r}")
+    left_out = {*_PER_RESPONSE, *drop}
+    fitting = [name for name in table.column_names if name not in left_out]
     rows = []
     for number, row in enumerate(table.select(fitting).to_pylist()):
         try:

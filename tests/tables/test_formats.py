@@ -29,6 +29,7 @@ ROWS = {
     "list": {"prompt": "Say hello.", "chosen": "hello", "rejected": ["no", "hm"]},
     "numbered": {"prompt": "Say hello.", "chosen": "hello", "rejected1": "no", "rejected2": "hm"},
     "pairs": {"prompt": "Say hello.", "chosen": "hello", "rejected": "no"},
+    "implicit": {"chosen": USER + says("hello"), "rejected": USER + says("no")},
     "nemo": {
         "context": USER,
         "completions": [
@@ -79,7 +80,7 @@ def test_from_each_format_to_each(source, target):
     assert all(row["id"] == 7 for row in rows)
     assert all(find(row, row).name == target for row in rows)
     back = [read(row).chosen_first() for row in rows]
-    if target in ("pairs", "sharegpt", "alpaca", "swift"):
+    if target in ("pairs", "implicit", "sharegpt", "alpaca", "swift"):
         assert len(rows) == len(record.responses) - 1
         found = [shown(back[0])[1][0], *(shown(one)[1][1] for one in back)]
     else:
@@ -113,6 +114,70 @@ def test_a_conversation_in_pairs_is_no_list_of_responses():
     row = {"prompt": USER, "chosen": says("hello"), "rejected": [says("no"), says("hm")]}
     assert find(row, row).name == "list"
     assert len(read(row).responses) == 3
+
+
+@pytest.mark.parametrize("format", ["alpaca", "sharegpt"])
+def test_what_is_said_before_a_prompt_belongs_to_it(format):
+    """LLaMA-Factory has columns for it: as other columns they would be lost from the prompt."""
+    row = ROWS[format] | {"system": "Be kind."}
+    before = [{"role": "system", "content": "Be kind."}]
+    if format == "alpaca":
+        row |= {"input": "Twice.", "history": [["hi", "hey"]]}
+        before += [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hey"}]
+    record = read(row).chosen_first()
+    last = "Say hello.\nTwice." if format == "alpaca" else "Say hello."
+    assert record.prompt == [*before, {"role": "user", "content": last}]
+    assert record.rest == {}
+    for target in ("pairs", "alpaca", "sharegpt", "groups"):
+        (written,) = FORMATS[target].write(record)
+        assert read(written).chosen_first().prompt == record.prompt
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        [{"role": "assistant", "content": "a"}],
+        [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}],
+        [{"role": "system", "content": "a"}, {"role": "assistant", "content": "b"}, *USER],
+    ],
+)
+def test_talks_that_have_no_place_in_alpaca_are_refused(prompt):
+    record = read({"prompt": prompt, "chosen": "c", "rejected": "r"}).chosen_first()
+    with pytest.raises(ValueError, match="user and assistant in turn"):
+        FORMATS["alpaca"].write(record)
+
+
+def test_pairs_whose_prompt_is_in_both():
+    row = ROWS["implicit"] | {"score_chosen": 8.0, "score_rejected": 3.0}
+    record = read(row)
+    assert (record.prompt, record.responses) == (USER, [says("hello"), says("no")])
+    assert FORMATS["implicit"].write(record) == [row]
+    with pytest.raises(ValueError, match="different last messages"):
+        read({"chosen": USER + says("a"), "rejected": USER + says("a")})
+    with pytest.raises(ValueError, match="the same first message"):
+        read({"chosen": says("a"), "rejected": says("b")})
+    with pytest.raises(ValueError, match="columns of a known format"):
+        read({"question": "q", "chosen": "a", "rejected": "b"})
+
+
+@pytest.mark.parametrize("target", FORMATS)
+def test_no_column_is_written_over(target):
+    """A data set's own column of that name would be lost without a word."""
+    row = ROWS["groups"] | {"id": 3}
+    (own, *_) = FORMATS[target].write(read(row).chosen_first())
+    new = [name for name in own if name not in (*ROWS["groups"], "id")]
+    for name in new:
+        with pytest.raises(ValueError, match=f"{name}: expected no such column"):
+            FORMATS[target].write(read(row | {name: "mine"}).chosen_first())
+        FORMATS[target].write(read(row | {name: None}).chosen_first())
+    if target != "groups":
+        assert new
+
+
+def test_half_of_a_pair_of_scores_is_kept():
+    record = read(ROWS["pairs"] | {"score_chosen": 8})
+    assert record.scores is None
+    assert record.rest == {"score_chosen": 8}
 
 
 def test_the_best_score_is_chosen_where_nothing_says_otherwise():

@@ -58,7 +58,7 @@ def by_the_documents(format, row):
     """Return prompt, chosen, rejected and system, by the rules in LLaMA-Factory's data/README."""
     if format == "alpaca":
         query = [row[name] for name in ("instruction", "input") if row[name]]
-        return "\n".join(query), row["chosen"], row["rejected"], ""
+        return "\n".join(query), row["chosen"], row["rejected"], row.get("system", "")
     turns = row["conversations"]
     system = turns[0]["value"] if turns[0]["from"] == "system" else ""
     turns = turns[1:] if system else turns
@@ -74,6 +74,8 @@ def in_llama_factory(format, row):
 
     kind = DatasetAttr("file", "mine", formatting=format, ranking=True)
     kind.chosen, kind.rejected = "chosen", "rejected"  # "columns" of dataset_info.json
+    if "history" in row:
+        kind.system, kind.history = "system", "history"
     arguments = SimpleNamespace(media_dir=".")
     made = get_dataset_converter(format, kind, arguments)(row)
     assert [turn["role"] for turn in made["_response"]] == ["assistant", "assistant"]
@@ -89,10 +91,10 @@ def test_llama_factory(beside, format, reader):
         beside("llamafactory", "torchaudio")
     read = in_llama_factory if reader == "real" else by_the_documents
     assert [read(format, row) for row in rows(TABLE, format)] == [(*w, "") for w in WANTED]
-    if format == "sharegpt":
-        assert [read(format, row) for row in rows(TALKS, format)] == [
-            ("more", "yes", "no", "be kind")
-        ]
+    (talk,) = rows(TALKS, format)
+    assert read(format, talk) == ("more", "yes", "no", "be kind")
+    if format == "alpaca":
+        assert talk["history"] == [["hi", "hello"]]
 
 
 class Tokenizer:
