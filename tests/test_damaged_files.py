@@ -183,12 +183,12 @@ def test_files_that_are_plotted(one_line, run_folder, monkeypatch, name):
     from pyfast.train.reports import plots
 
     # the pictures themselves take a while; the one of this file is made, and none is rendered
-    draw = plots._draw
+    draw = plots.draw
     ours = {"metrics.jsonl": "training_curves.png", "groups.jsonl": "selected_responses.png"}
     picture = ours.get(name, "heldout_scores.png")
     monkeypatch.setattr(plots.Figure, "savefig", lambda self, path: path.write_text("drawn"))
     monkeypatch.setattr(
-        plots, "_draw", lambda path, *rest: draw(path, *rest) if path.name == picture else path
+        plots, "draw", lambda path, *rest: draw(path, *rest) if path.name == picture else path
     )
     path = run_folder / name
     text = path.read_text()

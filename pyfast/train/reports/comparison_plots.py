@@ -21,7 +21,7 @@ from pyfast.train.data.lines import as_object, lines
 from pyfast.train.errors import UserError
 from pyfast.train.files import is_number
 from pyfast.train.reports.comparing import Row
-from pyfast.train.reports.plots import STYLE
+from pyfast.train.reports.drawing import STYLE
 
 Curve = dict[str, dict[float, float]]
 """What a run measured along the way: {metric: {step: value}}."""

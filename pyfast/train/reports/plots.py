@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import reprlib
-import sys
-import textwrap
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import matplotlib
-
-matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -20,33 +14,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from pyfast._files import written_whole
-from pyfast.train.data.group import Group, group_at, read_groups
-from pyfast.train.data.lines import as_object, lines
+from pyfast.train.data.group import Group
 from pyfast.train.errors import UserError
-from pyfast.train.files import is_number, read_json
+from pyfast.train.files import read_json
+from pyfast.train.reports.drawing import BLUE, GREEN, GREY, ORANGE, STYLE, curve, draw, short
+from pyfast.train.reports.measured import group_of, read_metrics, scored_groups
 from pyfast.train.runs.layout import check_own
-
-BLUE, ORANGE, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "#7f7f7f"
-STYLE: dict[Any, Any] = {
-    "figure.dpi": 120,
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.alpha": 0.25,
-    "legend.frameon": False,
-    "figure.constrained_layout.use": True,
-}
-
 
 MANY = 60
 """Held-out prompts beyond which they are drawn without their texts."""
-
-_DENSE = 400
-"""Steps beyond which a curve is drawn with its running mean."""
 
 
 def plot_run(run: Path, group: int = 0) -> list[Path]:
@@ -77,16 +53,16 @@ def plot_run(run: Path, group: int = 0) -> list[Path]:
         warnings.filterwarnings("ignore", "Glyph")  # a script that the font lacks
         k, selector, kind = _selection(run / "config.json")
         records = read_metrics(run / "metrics.jsonl", every=True)
-        drawn.append(_draw(run / "training_curves.png", training_curves, records, k, kind))
+        drawn.append(draw(run / "training_curves.png", training_curves, records, k, kind))
         if (run / "eval_after.jsonl").exists():
-            answers = [_answers(run / f"eval_{name}.jsonl") for name in ("before", "after")]
+            answers = [scored_groups(run / f"eval_{name}.jsonl") for name in ("before", "after")]
             if [g.prompt for g in answers[0]] != [g.prompt for g in answers[1]]:
                 raise UserError(f"{run}: eval_before.jsonl and eval_after.jsonl have other prompts")
-            drawn.append(_draw(run / "heldout_scores.png", score_distributions, *answers))
+            drawn.append(draw(run / "heldout_scores.png", score_distributions, *answers))
         shown = group_of(run / "groups.jsonl", group)
         if shown.embeddings is not None:
             path = run / "selected_responses.png"
-            drawn.append(_draw(path, response_map, shown, selector))
+            drawn.append(draw(path, response_map, shown, selector))
     return drawn
 
 
@@ -116,125 +92,6 @@ def _selection(path: Path) -> tuple[int, str, str]:
     return k, selector, kind
 
 
-def read_metrics(path: Path, *, every: bool = False) -> list[dict[str, float]]:
-    """Read a file of what was measured at steps, and tell on standard error what it lacks.
-
-    Parameters
-    ----------
-    path : Path
-        Such as ``metrics.jsonl``; a last line that a kill has cut is left out, and told.
-    every : bool
-        Whether it has a line for every step from the first one on.
-
-    Returns
-    -------
-    list of dict
-        The lines. A name that some lack and others have is told.
-
-    Raises
-    ------
-    UserError
-        ``file:line: ...`` for what is no finite number, or a step that is not the next one.
-    """
-    records: list[dict[str, float]] = []
-    for number, text in lines(path, growing=True):
-        record = as_object(path, number, text, 'an object like {"step": 1, ...}')
-        for name, value in {"step": None, **record}.items():
-            if not is_number(value):
-                raise UserError(
-                    f"{path}:{number}: {name}: expected a finite number, got {reprlib.repr(value)}"
-                )
-        if records:
-            _check_next(f"{path}:{number}", records[-1]["step"], record["step"], every)
-        records.append({name: float(value) for name, value in record.items()})
-    if not records:
-        raise UserError(f"{path}: expected a line a step, the file has none")
-    _tell_gaps(path, records)
-    return records
-
-
-def _check_next(place: str, before: float, step: float, every: bool) -> None:
-    if step <= before or (every and step != before + 1):
-        wanted = f"{before + 1:g}" if every else f"more than {before:g}, that of the line before"
-        raise UserError(f"{place}: step: expected {wanted}; got {step:g}")
-
-
-def _tell_gaps(path: Path, records: Sequence[dict[str, float]]) -> None:
-    """Say which lines have no value of what others have, and whether the last one is cut."""
-    if not path.read_bytes().endswith(b"\n"):
-        sys.stderr.write(f"pyfast: {path}: the last line is cut, and left out\n")
-    names = dict.fromkeys(name for record in records for name in record)
-    gaps: dict[tuple[float, ...], list[str]] = {}
-    for name in names:
-        steps = tuple(record["step"] for record in records if name not in record)
-        gaps.setdefault(steps, []).append(name)
-    for steps, lacking in gaps.items():
-        if steps:
-            sys.stderr.write(
-                f"pyfast: {path}: {len(steps)} of {len(records)} lines, the first that of step "
-                f"{steps[0]:g}, lack {_listed(lacking)}: gaps in the curves\n"
-            )
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 6} more" if len(names) > 6 else ""
-    return ", ".join(names[:6]) + more
-
-
-def _answers(path: Path) -> list[Group]:
-    groups = read_groups(path)
-    for number, group in enumerate(groups, start=1):
-        if group.scores is None:
-            raise UserError(f"{path}: group {number}: scores are missing")
-    return groups
-
-
-def group_of(path: Path, index: int) -> Group:
-    """Read one group of a file that may be larger than memory."""
-    count, found = 0, None
-    for number, text in lines(path, growing=True):
-        if count == index:
-            found = group_at(path, number, text)
-        count += 1
-    if count == 0:
-        raise UserError(f"{path}: expected at least one group, the file has none")
-    if found is None:
-        raise UserError(f"group: expected 0..{count - 1}, got {index}")
-    return found
-
-
-def _draw(path: Path, draw: Callable[..., Figure], *content: Any) -> Path:
-    figure = None
-    try:
-        figure = draw(*content)
-        _tell_unmeasured(path, figure)
-        with written_whole(path) as beside:
-            figure.savefig(beside)
-    except (ValueError, ArithmeticError, np.linalg.LinAlgError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path}: these numbers cannot be drawn: {error}") from None
-    finally:
-        if figure is not None:
-            plt.close(figure)
-    return path
-
-
-def _tell_unmeasured(path: Path, figure: Figure) -> None:
-    """Say in an empty panel that it is, and on standard error which curves have no number."""
-    for ax in figure.axes:
-        curves = [line for line in ax.lines if line.get_transform() == ax.transData]
-        empty = [line for line in curves if not np.isfinite(np.asarray(line.get_ydata())).any()]
-        if not empty:
-            continue
-        if len(empty) == len(curves):
-            ax.text(0.5, 0.5, "not measured", ha="center", color=GREY, transform=ax.transAxes)
-        labels = [str(line.get_label()) for line in empty]
-        shown = ", ".join(dict.fromkeys(label for label in labels if not label.startswith("_")))
-        title = f"{ax.get_title()}: {shown}" if shown else ax.get_title()
-        sys.stderr.write(f"pyfast: {path.name}: not measured: {title}\n")
-
-
 def training_curves(
     records: Sequence[dict[str, float]], k: int, implicit_reward: str = "dpo"
 ) -> Figure:
@@ -258,18 +115,16 @@ def training_curves(
     figure, axes = plt.subplots(2, 3, figsize=(11, 5.6), sharex=True)
     loss, scores, rewards, negatives, norm, rate = axes.flat
 
-    _curve(loss, step, column("loss"), color=BLUE)
+    curve(loss, step, column("loss"), color=BLUE)
     loss.set(title="SWEPO loss", ylabel="nats", ylim=(0, None))
 
     mean, spread = column("scores/mean"), column("scores/std")
     scores.fill_between(
         step, mean - spread, mean + spread, color=BLUE, alpha=0.15, lw=0, label="± 1 s.d."
     )
-    _curve(scores, step, mean, color=BLUE, label="mean of all sampled")
-    _curve(scores, step, column("scores/chosen"), color=GREEN, ls="--", label="chosen")
-    _curve(
-        scores, step, column("scores/rejected"), color=ORANGE, ls=":", label="selected negatives"
-    )
+    curve(scores, step, mean, color=BLUE, label="mean of all sampled")
+    curve(scores, step, column("scores/chosen"), color=GREEN, ls="--", label="chosen")
+    curve(scores, step, column("scores/rejected"), color=ORANGE, ls=":", label="selected negatives")
     scores.set(title="Scores of the sampled responses", ylabel="score")
     # the legend gets a band of its own above the data
     low, high = scores.get_ylim()
@@ -277,38 +132,26 @@ def training_curves(
     scores.legend(fontsize=7.5, ncols=2, loc="upper center")
 
     rewards.axhline(0, color=GREY, lw=0.8)
-    _curve(rewards, step, column("rewards/chosen"), color=GREEN, ls="--", label="chosen")
-    _curve(
-        rewards, step, column("rewards/rejected"), color=ORANGE, ls=":", label="negatives (mean)"
-    )
-    _curve(rewards, step, column("rewards/margins"), color=BLUE, label="margin")
+    curve(rewards, step, column("rewards/chosen"), color=GREEN, ls="--", label="chosen")
+    curve(rewards, step, column("rewards/rejected"), color=ORANGE, ls=":", label="negatives (mean)")
+    curve(rewards, step, column("rewards/margins"), color=BLUE, label="margin")
     rewards.set(title="Implicit rewards", ylabel=_IMPLICIT[implicit_reward])
     rewards.legend(fontsize=7.5)
 
     negatives.axhline(k, color=GREY, lw=0.8, ls="--")
-    _curve(negatives, step, column("negatives/effective"), color=BLUE)
+    curve(negatives, step, column("negatives/effective"), color=BLUE)
     negatives.set(title=f"Effective negatives (of k = {k})", ylabel="exp(entropy)")
     negatives.set(ylim=(0.5, k + 0.5))
 
-    _curve(norm, step, column("grad_norm"), color=BLUE)
+    curve(norm, step, column("grad_norm"), color=BLUE)
     norm.set(title="Gradient norm before clipping", ylabel="L2 norm", ylim=(0, None))
-    _curve(rate, step, column("lr"), color=BLUE)
+    curve(rate, step, column("lr"), color=BLUE)
     rate.set(title="Learning rate", ylabel="lr", ylim=(0, None))
     rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
     for ax in axes[1]:
         ax.set_xlabel("optimiser step")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
-
-
-def _curve(ax: Any, x: NDArray[np.float64], y: NDArray[np.float64], **look: Any) -> None:
-    """Draw a curve; one of very many steps thin, under its running mean."""
-    if len(x) > _DENSE:
-        ax.plot(x, y, color=look["color"], lw=0.4, alpha=0.25)
-        width = len(x) // 100
-        y = np.convolve(y, np.ones(width) / width, "valid")  # NaN where a step has no number
-        x = x[(width - 1) // 2 :][: len(y)]
-    ax.plot(x, y, **look)
 
 
 def score_distributions(before: Sequence[Group], after: Sequence[Group]) -> Figure:
@@ -439,8 +282,3 @@ def principal_plane(
     if total > 0:
         share[:width] = s[:width] ** 2 / total
     return points, share
-
-
-def short(text: str, width: int) -> str:
-    """Shorten to one line, and keep matplotlib from reading dollars as mathematics."""
-    return textwrap.shorten(text, width, placeholder="...").replace("$", r"\$")

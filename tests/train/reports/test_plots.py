@@ -7,7 +7,7 @@ from matplotlib import image
 from pyfast.train.data.group import Group, write_groups
 from pyfast.train.errors import UserError
 from pyfast.train.recipes.ampo import Ampo
-from pyfast.train.reports import plots
+from pyfast.train.reports import drawing, plots
 
 
 @pytest.fixture
@@ -203,7 +203,7 @@ def test_what_no_line_has_is_told_in_the_picture_too(run_folder, capsys):
     for record in found:
         del record["loss"], record["rewards/chosen"]
     figure = plots.training_curves(found, 3)
-    plots._tell_unmeasured(run_folder / "curves.png", figure)
+    drawing._tell_unmeasured(run_folder / "curves.png", figure)
     texts = [[text.get_text() for text in ax.texts] for ax in figure.axes]
     assert texts == [["not measured"], [], [], [], [], []]
     plots.plt.close(figure)

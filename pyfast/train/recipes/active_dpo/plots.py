@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from pyfast.train.reports.plots import BLUE, GREEN, GREY, ORANGE, STYLE, _draw
+from pyfast.train.reports.drawing import BLUE, GREEN, GREY, ORANGE, STYLE, draw
 from pyfast.train.runs.layout import check_own
 
 
@@ -32,7 +32,7 @@ def plot(out: Path, lines: Sequence[dict[str, Any]], title: str) -> list[Path]:
     """
     check_own(out)
     with plt.rc_context(STYLE):
-        return [_draw(out / "rounds.png", over_labels, lines, title)]
+        return [draw(out / "rounds.png", over_labels, lines, title)]
 
 
 def over_labels(lines: Sequence[dict[str, Any]], title: str) -> Figure:

@@ -18,7 +18,8 @@ from pyfast.train.data.group import Group
 from pyfast.train.errors import UserError
 from pyfast.train.recipes.ampo.selection import Chosen, SelectionConfig, choose
 from pyfast.train.recipes.ampo.settings import AmpoSettings
-from pyfast.train.reports import plots
+from pyfast.train.reports.drawing import ORANGE, STYLE, draw, short
+from pyfast.train.reports.measured import group_of
 from pyfast.train.seeds import derive
 
 FILE = "selections.png"
@@ -41,7 +42,7 @@ def plot_selections(run: Path, numbers: Sequence[int]) -> Path:
         If scikit-learn is missing, there is no such group, or it has no embeddings.
     """
     settings = configs.from_file(AmpoSettings, run / "config.json")
-    groups = [plots.group_of(run / "groups.jsonl", number) for number in numbers]
+    groups = [group_of(run / "groups.jsonl", number) for number in numbers]
     for number, group in zip(numbers, groups, strict=True):
         if group.embeddings is None or group.scores is None or len(group.responses) < 3:
             raise UserError(
@@ -49,8 +50,8 @@ def plot_selections(run: Path, numbers: Sequence[int]) -> Path:
                 "responses or more (run.save_embeddings)"
             )
     seeds = [derive(settings.run.seed, "figure 2", number) for number in numbers]
-    with plt.rc_context(plots.STYLE):
-        return plots._draw(run / FILE, selection_maps, groups, settings.selection, seeds)
+    with plt.rc_context(STYLE):
+        return draw(run / FILE, selection_maps, groups, settings.selection, seeds)
 
 
 def selection_maps(
@@ -70,7 +71,7 @@ def selection_maps(
             chosen = _choice(group, config, selector, seed)
             shown = _draw(ax, points, scores, chosen)
             ax.set_title(f"{selector}: negatives' mean {scores[chosen.negatives].mean():.2f}")
-        prompt = textwrap.fill(plots.short(str(group.prompt), 84), 42)
+        prompt = textwrap.fill(short(str(group.prompt), 84), 42)
         row[0].set_ylabel(prompt, fontsize=8)
         figure.colorbar(shown, ax=list(row), label="score", aspect=30)
     handles, labels = axes[0, 0].get_legend_handles_labels()
@@ -95,7 +96,7 @@ def _draw(ax: Any, points: NDArray[np.float64], scores: Any, chosen: Chosen) -> 
         (others, {"s": 24, "label": "not used"}),
         (
             chosen.negatives,
-            {"s": 64, "marker": "s", "lw": 1.8, "edgecolors": plots.ORANGE, "label": "negative"},
+            {"s": 64, "marker": "s", "lw": 1.8, "edgecolors": ORANGE, "label": "negative"},
         ),
         (
             [chosen.positive],

@@ -12,8 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from pyfast.train.errors import UserError
-from pyfast.train.reports import plots
-from pyfast.train.reports.plots import BLUE, GREEN, GREY, ORANGE, _answers, _curve, _draw
+from pyfast.train.reports.drawing import BLUE, GREEN, GREY, ORANGE, STYLE, curve, draw
+from pyfast.train.reports.measured import read_metrics, scored_groups
+from pyfast.train.reports.plots import score_distributions
 from pyfast.train.runs.layout import check_own
 
 Records = Sequence[dict[str, float]]
@@ -31,18 +32,18 @@ def plot_run(run: Path) -> list[Path]:
     if not (run / "metrics.jsonl").exists():
         raise UserError(f"{run}: no metrics.jsonl here; expected a run folder with a step done")
     check_own(run)
-    with plt.rc_context(plots.STYLE), warnings.catch_warnings(), np.errstate(all="ignore"):
+    with plt.rc_context(STYLE), warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.filterwarnings("ignore", "Glyph")  # a script that the font lacks
-        records = plots.read_metrics(run / "metrics.jsonl", every=True)
-        drawn = [_draw(run / "training_curves.png", training_curves, records)]
+        records = read_metrics(run / "metrics.jsonl", every=True)
+        drawn = [draw(run / "training_curves.png", training_curves, records)]
         if (run / "eval_after.jsonl").exists():
-            answers = [_answers(run / f"eval_{name}.jsonl") for name in ("before", "after")]
+            answers = [scored_groups(run / f"eval_{name}.jsonl") for name in ("before", "after")]
             path = run / "heldout_scores.png"
-            drawn.append(_draw(path, plots.score_distributions, *answers))
+            drawn.append(draw(path, score_distributions, *answers))
         measured = run / "evaluation" / "metrics.jsonl"
         if measured.exists():
             path = run / "heldout_curves.png"
-            drawn.append(_draw(path, heldout_curves, plots.read_metrics(measured)))
+            drawn.append(draw(path, heldout_curves, read_metrics(measured)))
     return drawn
 
 
@@ -52,7 +53,7 @@ def training_curves(records: Records) -> Figure:
     figure: Figure
     figure, axes = plt.subplots(2, 3, figsize=(11, 5.6), sharex=True)
     loss, rewards, scores, gamma, tokens, norm = axes.flat
-    _curve(loss, step, _column(records, "loss"), color=BLUE)
+    curve(loss, step, _column(records, "loss"), color=BLUE)
     loss.set(title="Loss", ylabel="loss of a group")
 
     rewards.axhline(0, color=GREY, lw=0.8)
@@ -62,13 +63,13 @@ def training_curves(records: Records) -> Figure:
         ("margins", BLUE, "-", "margin"),
     ):
         values = _column(records, f"rewards/{name}")
-        _curve(rewards, step, values, color=color, ls=style, label=label)
+        curve(rewards, step, values, color=color, ls=style, label=label)
     rewards.set(title="Implicit rewards", ylabel="β log(π / π_ref)  [nats]")
     rewards.legend(fontsize=7.5)
 
     chosen, rejected = _column(records, "scores/chosen"), _column(records, "scores/rejected")
-    _curve(scores, step, chosen, color=GREEN, ls="--", label="chosen")
-    _curve(scores, step, rejected, color=ORANGE, ls=":", label="negatives that were taken")
+    curve(scores, step, chosen, color=GREEN, ls="--", label="chosen")
+    curve(scores, step, rejected, color=ORANGE, ls=":", label="negatives that were taken")
     scores.set(title="Scores", ylabel="score")
     low, high = scores.get_ylim()
     scores.set_ylim(low, high + 0.15 * (high - low))  # the legend has a band above the data
@@ -79,11 +80,11 @@ def training_curves(records: Records) -> Figure:
     gamma.set(title=r"$\gamma$: above 0, hard negatives are drawn", ylabel=r"$\gamma$")
 
     total = np.cumsum(_column(records, "tokens/forwarded"))
-    _curve(tokens, step, total, color=BLUE)
+    curve(tokens, step, total, color=BLUE)
     tokens.set(title="Tokens forwarded with a gradient", ylabel="tokens, a group a step in all")
     tokens.set(ylim=(0, None))
 
-    _curve(norm, step, _column(records, "grad_norm"), color=BLUE)
+    curve(norm, step, _column(records, "grad_norm"), color=BLUE)
     norm.set(title="Gradient norm before clipping", ylabel="L2 norm", ylim=(0, None))
     for ax in axes[1]:
         ax.set_xlabel("optimiser step")

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from pyfast.train.errors import UserError
 from pyfast.train.recipes.mass_dpo.ranking import CURVE, FOLDER
-from pyfast.train.reports.plots import BLUE, GREEN, GREY, ORANGE, STYLE, _curve, _draw, read_metrics
+from pyfast.train.reports.drawing import BLUE, GREEN, GREY, ORANGE, STYLE, curve, draw
+from pyfast.train.reports.measured import read_metrics
 from pyfast.train.runs.layout import check_own
 
 Records = Sequence[dict[str, float]]
@@ -39,10 +40,10 @@ def plot_run(run: Path) -> list[Path]:
     drawn = []
     with plt.rc_context(STYLE):
         records = read_metrics(run / "metrics.jsonl", every=True)
-        drawn.append(_draw(run / "training_curves.png", training_curves, records))
+        drawn.append(draw(run / "training_curves.png", training_curves, records))
         if (run / FOLDER / CURVE).exists():
             heldout = read_metrics(run / FOLDER / CURVE)
-            drawn.append(_draw(run / "heldout_curves.png", heldout_curves, heldout))
+            drawn.append(draw(run / "heldout_curves.png", heldout_curves, heldout))
     return drawn
 
 
@@ -100,7 +101,7 @@ def training_curves(records: Records) -> Figure:
     figure, axes = plt.subplots(2, 3, figsize=(11, 5.6), sharex=True)
     loss, rewards, logdet, overlap, norm, rate = axes.flat
 
-    _curve(loss, step, _column(records, "loss"), color=BLUE)
+    curve(loss, step, _column(records, "loss"), color=BLUE)
     loss.set(title="Loss", ylabel="nats", ylim=(0, None))
     rewards.axhline(0, color=GREY, lw=0.8)
     for name, color, label in (
@@ -108,24 +109,24 @@ def training_curves(records: Records) -> Figure:
         ("rejected", ORANGE, "negatives (mean)"),
         ("margins", BLUE, "margin"),
     ):
-        _curve(rewards, step, _column(records, f"rewards/{name}"), color=color, label=label)
+        curve(rewards, step, _column(records, f"rewards/{name}"), color=color, label=label)
     rewards.set(title="Implicit rewards", ylabel="β log(π / π_ref)  [nats]")
     rewards.legend(fontsize=7.5)
 
     gained = _column(records, "selection/logdet") - _column(records, "selection/logdet_random")
     if np.isfinite(gained).any():
         logdet.axhline(0, color=GREY, lw=0.8)
-        _curve(logdet, step, gained, color=BLUE)
-        _curve(overlap, step, 100 * _column(records, "selection/overlap_random"), color=BLUE)
+        curve(logdet, step, gained, color=BLUE)
+        curve(overlap, step, 100 * _column(records, "selection/overlap_random"), color=BLUE)
     else:
         for ax in (logdet, overlap):
             ax.text(0.5, 0.5, "random negatives", transform=ax.transAxes, ha="center", color=GREY)
     logdet.set(title="log det H: selected - random", ylabel="nats")
     overlap.set(title="Selected that are random picks too", ylabel="% of k")
 
-    _curve(norm, step, _column(records, "grad_norm"), color=BLUE)
+    curve(norm, step, _column(records, "grad_norm"), color=BLUE)
     norm.set(title="Gradient norm before clipping", ylabel="L2 norm", ylim=(0, None))
-    _curve(rate, step, _column(records, "lr"), color=BLUE)
+    curve(rate, step, _column(records, "lr"), color=BLUE)
     rate.set(title="Learning rate", ylabel="lr", ylim=(0, None))
     rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
     for ax in axes[1]:
