@@ -7,8 +7,9 @@ frozen result object. ``reference`` holds the same methods as slow, readable num
 """
 
 from pyfast.select import reference
-from pyfast.select._active_dpo import APLPSelection, PairSelection, active_dpo, aplp, apo
+from pyfast.select._active_dpo import PairSelection, active_dpo, apo
 from pyfast.select._ampo import GroupSelection, bottom_k, coreset, opt_select
+from pyfast.select._aplp import APLPSelection, aplp
 from pyfast.select._hard_preference import (
     HardPreferenceSelection,
     hard_preference,
