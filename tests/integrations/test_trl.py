@@ -295,8 +295,12 @@ def test_precomputed_references_are_of_this_model_and_these_tokens(
     def first_loss(changed=(), **changes):
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_pretrained(tiny_model, **dict(changed))
+        reference = None  # TRL 1.0 makes its own from the files, without what was changed
+        if changed:
+            reference = AutoModelForCausalLM.from_pretrained(tiny_model, **dict(changed))
         trainer = MultiPreferenceTrainer(
             model,
+            reference,
             args=config(tmp_path, max_steps=1, precompute_ref_log_probs=True, **changes),
             train_dataset=load_from_disk(str(tmp_path / "rows")),
             processing_class=AutoTokenizer.from_pretrained(tiny_model),
