@@ -1,6 +1,6 @@
 """How the selectors grow with n, d, k, N and threads: time, peak memory and what bounds them.
 
-``python benchmarks/scaling.py`` (about two minutes, on Linux) writes ``scaling.json`` and three
+``python benchmarks/scaling.py`` (about three minutes, on Linux) writes ``scaling.json`` and three
 plots to ``--out``. Every point runs in a process of its own, so that its peak memory is its own.
 """
 
@@ -61,6 +61,16 @@ def kmedoids(size: Size, rng: np.random.Generator) -> Callable[[], object]:
     return lambda: select.kmedoids(X, size.k, n_threads=size.threads)
 
 
+def given(size: Size, rng: np.random.Generator) -> Callable[[], object]:
+    """k-medoids of distances that are there already, between points as above."""
+    X = (rng.normal(size=(size.n, 16)) @ rng.normal(size=(16, size.d))).astype(np.float32)
+    squares = (X**2).sum(1)
+    D = np.sqrt(np.maximum(squares[:, None] + squares - 2 * X @ X.T, 0))
+    D = np.minimum(D, D.T)
+    np.fill_diagonal(D, 0)
+    return lambda: select.kmedoids(D, size.k, metric="precomputed", n_threads=size.threads)
+
+
 def logdet(size: Size, rng: np.random.Generator) -> Callable[[], object]:
     """D-optimal greedy on rows of unit length."""
     V = rng.normal(size=(size.groups, size.n, size.d)).astype(np.float32)
@@ -68,16 +78,20 @@ def logdet(size: Size, rng: np.random.Generator) -> Callable[[], object]:
     return lambda: select.logdet(V, size.k, n_threads=size.threads)
 
 
-SELECTORS = {"opt_select": opt_select, "kmedoids": kmedoids, "logdet": logdet}
+SELECTORS = {"opt_select": opt_select, "kmedoids": kmedoids, "given": given, "logdet": logdet}
 
 
 def least_work(size: Size) -> tuple[float, float]:
     """Bytes and multiply-adds that the method needs: every row once, every pair or pick once.
 
     Where k-medoids samples, the pairs are those of the sample and of all points with the medoids.
+    Distances that are given are read once. Of picks beyond the d-th each takes a factor of its own,
+    d^3 / 6, from which the bits of its gain are made.
     """
+    if size.selector == "given":
+        return 4.0 * size.n**2, 0.0
     if size.selector == "logdet":
-        pairs = float(size.n * size.k)
+        pairs = size.n * min(size.k, size.d) + max(0, size.k - size.d) * size.d**2 / 6
     elif size.selector == "kmedoids" and size.n > _kmedoids._SAMPLED_ABOVE:
         pairs = _kmedoids._SAMPLE**2 / 2 + size.n * size.k
     else:
@@ -96,16 +110,20 @@ def studies() -> dict[str, list[Size]]:
 
     ns = [1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000]
     return {
-        "Opt-Select, n": [opt(n=n) for n in (8, 16, 32, 64, 128, 256, 512)],
+        "Opt-Select, n": [opt(n=n) for n in (8, 16, 32, 64, 128, 256, 512, 1024, 2048)],
         "Opt-Select, d": [opt(d=d) for d in (16, 64, 256, 1024, 4096)],
         "Opt-Select, k": [opt(n=64, k=k) for k in (2, 4, 8, 16, 32)],
         "Opt-Select, threads": [opt(threads=t) for t in (1, 2)],
         "k-medoids, n": [Size("kmedoids", n, 384, 50) for n in ns],
         "k-medoids, n, 2 threads": [Size("kmedoids", n, 384, 50, threads=2) for n in ns],
+        "k-medoids, distances given, n": [Size("given", n, 384, 50) for n in ns[:4]],
         "k-medoids, k": [Size("kmedoids", 5000, 64, k) for k in (5, 20, 100, 400)],
         "log-det, N": [det(n=n) for n in (16, 64, 256, 1024, 4096)],
         "log-det, d": [det(d=d) for d in (64, 512, 4096, 32_768)],
         "log-det, k": [det(n=1024, k=k) for k in (4, 16, 64, 256)],
+        "log-det, k beyond d, k": [
+            Size("logdet", 20_000, 64, k) for k in (16, 32, 64, 128, 256, 600, 1000)
+        ],
         "log-det, threads": [det(n=4096, d=8192, k=50, threads=t) for t in (1, 2)],
     }
 
@@ -175,7 +193,7 @@ def plot_growth(found: dict[str, list[Point]], machine: Machine, out: Path) -> N
 
     curves = {name: points for name, points in found.items() if "threads" not in name}
     for what in ("time", "memory"):
-        figure, axes = plt.subplots(3, 3, figsize=(14, 11), constrained_layout=True)
+        figure, axes = plt.subplots(4, 3, figsize=(14, 14.5), constrained_layout=True)
         for axis, (name, points) in zip(axes.flat, curves.items(), strict=False):
             grown = {"n": "n", "N": "n", "d": "d", "k": "k"}[name.rsplit(", ", 1)[1]]
             x = [getattr(p.size, grown) for p in points]
@@ -198,13 +216,14 @@ def plot_growth(found: dict[str, list[Point]], machine: Machine, out: Path) -> N
             axis.set(xscale="log", yscale="log", xlabel=name.rsplit(", ", 1)[1])
             axis.set_xticks(x, [short(value) for value in x])
             axis.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
-            axis.set_title(f"{name.split(',')[0]}: {', '.join(fixed)}")
+            axis.set_title(f"{name.rsplit(', ', 1)[0]}: {', '.join(fixed)}")
             axis.grid(True, which="major", alpha=0.3)
         axes.flat[3].legend(loc="lower right")  # the one with all of them, and with room
+        rest = list(axes.flat[len(curves) :])
         if what == "time":
-            plot_speedup(axes.flat[-1], found)
-        else:
-            axes.flat[-1].axis("off")
+            plot_speedup(rest.pop(0), found)
+        for axis in rest:
+            axis.axis("off")
         figure.savefig(out / f"scaling-{what}.png", dpi=60)
         plt.close(figure)
 
@@ -217,6 +236,9 @@ def plot_roofline(found: dict[str, list[Point]], machine: Machine, out: Path) ->
     for selector in SELECTORS:
         points = [p for ps in found.values() for p in ps]
         own = [p for p in points if p.size.selector == selector and p.size.threads == 1]
+        own = [p for p in own if p.multiply_adds]  # distances that are given are only read
+        if not own:
+            continue
         x = [p.multiply_adds / p.bytes for p in own]
         axis.plot(x, [p.multiply_adds / p.seconds / 1e9 for p in own], "o", label=selector)
     intensity = np.geomspace(0.2, 2e4, 100)
