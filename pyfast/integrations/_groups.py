@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from pyfast.tables.formats import read
-from pyfast.tables.records import Record, Text
+from pyfast.tables.records import Record, Text, as_text
 
 Selector = Callable[[Mapping[str, Any]], Any]
 """Row -> a result of `pyfast.select` (with ``positive`` and ``negatives``), or positions."""
@@ -68,7 +68,7 @@ def tokenize(
         end = tokenizer.eos_token
         if end is None:
             raise ValueError("tokenizer: expected one with an end token (eos_token), got none")
-        texts = [str(y) if str(y).endswith(end) else str(y) + end for y in record.responses]
+        texts = [as_text("responses", y).removesuffix(end) + end for y in record.responses]
         alone, whole = encode(prompt), [encode(prompt + text) for text in texts]
     else:
         alone = encode(prompt, add_generation_prompt=True)

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pyfast.tables import preferences, projects
-from pyfast.tables.records import Record, beside, is_messages, listed, without
+from pyfast.tables.records import Record, as_messages, beside, is_messages, listed, without
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,15 @@ def find(columns: Iterable[str], row: Mapping[str, Any] | None = None) -> Format
         if set(kind.columns) <= found and _fits(kind.name, row):
             return kind
     known = "; ".join(f"{kind.name}: {', '.join(kind.columns)}" for kind in FORMATS.values())
-    raise ValueError(f"expected the columns of a known format ({known}), got {sorted(columns)}")
+    hint = ""
+    if {"chosen", "rejected"} <= found:
+        hint = (
+            "; chosen and rejected without a column prompt are two conversations, as chat "
+            "messages, that begin with it; beside texts, give or rename a column prompt"
+        )
+    raise ValueError(
+        f"expected the columns of a known format ({known}), got {sorted(columns)}{hint}"
+    )
 
 
 def read(row: Mapping[str, Any]) -> Record:
@@ -71,14 +79,30 @@ def read(row: Mapping[str, Any]) -> Record:
         ) from None
     _check_texts("prompt", [record.prompt])
     _check_texts("responses", record.responses)
+    talks = [response for response in record.responses if not isinstance(response, str)]
+    for first, *_ in talks:
+        if first["role"] in ("system", "developer", "user"):
+            raise ValueError(
+                "responses: expected the assistant's messages, got one that begins with the role "
+                f"{first['role']!r}; what is answered belongs to the prompt alone"
+            )
+    if talks and isinstance(record.prompt, str):
+        return replace(record, prompt=as_messages(record.prompt, "user"))
     return record
 
 
 def _check_texts(name: str, texts: Sequence[Any]) -> None:
     """Refuse what is neither a text nor chat messages: null would be trained on, or fail later."""
     for text in texts:
-        if not isinstance(text, str) and not is_messages(text):
+        if isinstance(text, str):
+            continue
+        if not is_messages(text):
             raise ValueError(f"{name}: expected a text or chat messages, got {text!r}")
+        for turn in text:
+            content = turn.get("content")
+            empty = content is None and not any(turn[key] for key in turn if key != "role")
+            if empty or not isinstance(content, (str, list, type(None))):
+                raise ValueError(f"{name}: content: expected a text in every message, got {turn!r}")
 
 
 def _read_groups(row: Mapping[str, Any]) -> Record:

@@ -13,6 +13,7 @@ from pyfast.tables.records import (
     as_text,
     beside,
     listed,
+    said,
     without,
 )
 
@@ -48,42 +49,68 @@ def write_ranked(record: Record) -> list[dict[str, Any]]:
     return [beside(record, row)]
 
 
-_ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
+_ROLES = {"human": "user", "gpt": "assistant", "observation": "tool", "system": "system"}
 _SPEAKERS = {role: speaker for speaker, role in _ROLES.items()}
 
 
 def _system(row: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return LLaMA-Factory's optional column as the message that it stands for."""
-    said = row.get("system")
-    return [{"role": "system", "content": said}] if said else []
+    text = row.get("system")
+    return [{"role": "system", "content": text}] if text else []
 
 
 def _turn(turn: Mapping[str, Any]) -> dict[str, Any]:
-    return {"role": _ROLES.get(turn["from"], turn["from"]), "content": turn["value"]}
+    role = _ROLES.get(turn["from"], turn["from"])
+    if role not in _SPEAKERS:
+        raise ValueError(f"from: expected one of {', '.join(_ROLES)}, got {turn['from']!r}")
+    return {"role": role, "content": turn["value"]}
 
 
-def _spoken(value: Text, role: str) -> list[dict[str, Any]]:
-    return [
-        {"from": _SPEAKERS.get(turn["role"], turn["role"]), "value": turn["content"]}
-        for turn in as_messages(value, role)
-    ]
+def _spoken(name: str, turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{"from": _SPEAKERS[turn["role"]], "value": said(name, turn)} for turn in turns]
 
 
 def read_sharegpt(row: Mapping[str, Any]) -> Record:
     """Read LLaMA-Factory, ShareGPT style: conversations, then one chosen and one rejected turn."""
     rest = without(row, "conversations", "chosen", "rejected", "system")
-    prompt: Text = [*_system(row), *(_turn(turn) for turn in row["conversations"])]
+    prompt = [_turn(turn) for turn in row["conversations"]]
+    if before := _system(row):
+        if prompt and prompt[0]["role"] == "system":
+            raise ValueError(
+                "system: expected none beside a conversation that begins with one of its own"
+            )
+        prompt = [*before, *prompt]
     return against(prompt, [_turn(row["chosen"])], [[_turn(row["rejected"])]], rest)
 
 
 def write_sharegpt(record: Record) -> list[dict[str, Any]]:
     """Write a row a negative."""
-    chosen, *rejected = (_spoken(response, "assistant")[-1] for response in record.responses)
-    spoken = _spoken(record.prompt, "user")
+    prompt = as_messages(record.prompt, "user")
+    _check_in_turn(prompt, ("user", "tool"))
+    chosen, *rejected = (
+        {"from": "gpt", "value": as_text("responses", response)} for response in record.responses
+    )
+    spoken = _spoken("prompt", prompt)
     return [
         beside(record, {"conversations": spoken, "chosen": chosen, "rejected": turn})
         for turn in rejected
     ]
+
+
+def _check_in_turn(turns: list[dict[str, Any]], asking: tuple[str, ...]) -> None:
+    """Refuse prompts that LLaMA-Factory leaves out, with no more than a line in its log."""
+    roles = [turn["role"] for turn in turns]
+    begin = 1 if roles[0] == "system" else 0
+    in_turn = all(
+        role in (asking if place % 2 == 0 else ("assistant",))
+        for place, role in enumerate(roles[begin:])
+    )
+    if len(roles[begin:]) % 2 == 0 or not in_turn:
+        raise ValueError(
+            f"prompt: expected a system message or none, then {' or '.join(asking)} and assistant "
+            f"in turn, {' or '.join(asking)} last, for this format; got {roles}; groups, list, "
+            "pairs and implicit hold more"
+        )
 
 
 def read_alpaca(row: Mapping[str, Any]) -> Record:
@@ -95,8 +122,10 @@ def read_alpaca(row: Mapping[str, Any]) -> Record:
     given = row.get("input")
     prompt: Text = f"{row['instruction']}\n{given}" if given else row["instruction"]
     before = _system(row)
-    for question, answer in row.get("history") or []:
-        before += [*as_messages(question, "user"), *as_messages(answer, "assistant")]
+    for pair in row.get("history") or []:
+        if isinstance(pair, str) or len(pair) != 2 or not all(isinstance(t, str) for t in pair):
+            raise ValueError(f"history: expected [question, answer] in texts, got {pair!r}")
+        before += [*as_messages(pair[0], "user"), *as_messages(pair[1], "assistant")]
     if before:
         prompt = [*before, *as_messages(prompt, "user")]
     rejected = row["rejected"]
@@ -110,21 +139,15 @@ def read_alpaca(row: Mapping[str, Any]) -> Record:
 
 def write_alpaca(record: Record) -> list[dict[str, Any]]:
     """Write a row a negative; earlier turns go into ``system`` and ``history``."""
-    chosen, *rejected = (as_text(response) for response in record.responses)
+    chosen, *rejected = (as_text("responses", response) for response in record.responses)
     turns = as_messages(record.prompt, "user")
-    row: dict[str, Any] = {"instruction": as_text(turns[-1:]), "input": ""}
+    _check_in_turn(turns, ("user",))
+    before = [said("prompt", turn) for turn in turns]
+    row: dict[str, Any] = {"instruction": before.pop(), "input": ""}
     if turns[0]["role"] == "system":
-        row["system"] = as_text(turns[:1])
-        turns = turns[1:]
-    roles = [turn["role"] for turn in turns]
-    if roles != ["user", "assistant"] * (len(roles) // 2) + ["user"]:
-        raise ValueError(
-            "prompt: expected a system message or none, then user and assistant in turn, the user "
-            f"last, for this format; got {roles}; sharegpt holds more"
-        )
-    said = [as_text([turn]) for turn in turns[:-1]]
-    if said:
-        row["history"] = [list(pair) for pair in zip(said[::2], said[1::2], strict=True)]
+        row["system"] = before.pop(0)
+    if before:
+        row["history"] = [list(pair) for pair in zip(before[::2], before[1::2], strict=True)]
     return [beside(record, row | {"chosen": chosen, "rejected": text}) for text in rejected]
 
 
@@ -141,7 +164,7 @@ def read_swift(row: Mapping[str, Any]) -> Record:
 
 def write_swift(record: Record) -> list[dict[str, Any]]:
     """Write a row a negative."""
-    chosen, *rejected = (as_text(response) for response in record.responses)
+    chosen, *rejected = (as_text("responses", response) for response in record.responses)
     messages = [
         *as_messages(record.prompt, "user"),
         {"role": "assistant", "content": chosen},
@@ -169,8 +192,8 @@ def write_ultrafeedback(record: Record) -> list[dict[str, Any]]:
     if record.scores is None:
         raise ValueError("scores: expected one a response for this format")
     completions = [
-        {"response": as_text(response), "overall_score": score}
+        {"response": as_text("responses", response), "overall_score": score}
         for response, score in zip(record.responses, record.scores, strict=True)
     ]
-    row = {"instruction": as_text(record.prompt), "completions": completions}
+    row = {"instruction": as_text("prompt", record.prompt), "completions": completions}
     return [beside(record, row)]

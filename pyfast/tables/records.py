@@ -108,19 +108,35 @@ def is_messages(value: Any) -> bool:
     )
 
 
-def as_text(value: Text) -> str:
-    """Return a response as text: of messages, what the last one says.
+def as_text(name: str, value: Text) -> str:
+    """Return a text, or what the only chat message says, for formats that hold no more.
 
     Raises
     ------
     ValueError
-        If that is no text (null beside calls of tools, or parts with pictures).
+        If there are several messages, or there is more to the one than a text: they would be lost.
     """
     if isinstance(value, str):
         return value
-    content = value[-1].get("content")
+    if len(value) != 1:
+        raise ValueError(
+            f"{name}: expected a text or one message for this format, got {len(value)} messages; "
+            "groups, list, pairs and implicit hold several"
+        )
+    return said(name, value[0])
+
+
+def said(name: str, turn: Mapping[str, Any]) -> str:
+    """Return what a chat message says, if that is all: no calls of tools, pictures, reasoning."""
+    content = turn.get("content")
     if not isinstance(content, str):
-        raise ValueError(f"content: expected a text in the last message, got {content!r}")
+        raise ValueError(f"{name}: content: expected a text for this format, got {content!r}")
+    more = [key for key, value in turn.items() if key not in ("role", "content") and value]
+    if more:
+        raise ValueError(
+            f"{name}: expected messages of role and content alone for this format, got {more} "
+            "beside them; groups, list, pairs and implicit keep all of a message"
+        )
     return content
 
 

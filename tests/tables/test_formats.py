@@ -14,8 +14,8 @@ def says(text):
 
 def shown(record):
     """A record's texts, however they are held."""
-    texts = [as_text(response) for response in record.responses]
-    return as_text(record.prompt), texts, record.positive, record.negatives
+    texts = [as_text("responses", response) for response in record.responses]
+    return as_text("prompt", record.prompt), texts, record.positive, record.negatives
 
 
 ROWS = {
@@ -271,4 +271,100 @@ def test_what_is_of_no_format_names_what_it_found_and_what_is_known():
 def test_messages_and_texts():
     assert as_messages("hi", "user") == [{"role": "user", "content": "hi"}]
     assert as_messages(USER, "user") == USER
-    assert as_text(USER + says("yes")) == "yes"
+    assert as_text("responses", says("yes")) == as_text("responses", "yes") == "yes"
+
+
+@pytest.mark.parametrize("source", ["groups", "list", "numbered", "pairs", "nemo"])
+def test_chat_responses_to_a_text_make_it_a_chat(source):
+    """A trainer tokenized such a response as the text "[{'role': ...", without a word."""
+    given = {"prompt": "q", "positive": 0} | {
+        "groups": {"responses": [says("a"), says("b")]},
+        "list": {"chosen": says("a"), "rejected": [says("b")]},
+        "numbered": {"chosen": says("a"), "rejected1": says("b")},
+        "pairs": {"chosen": says("a"), "rejected": "b"},
+        "nemo": {"context": "q", "completions": [{"rank": 0, "completion": says("a")},
+                                                 {"rank": 1, "completion": "b"}]},
+    }[source]  # fmt: skip
+    record = read({n: v for n, v in given.items() if source != "nemo" or n != "prompt"})
+    assert record.prompt == [{"role": "user", "content": "q"}]
+    assert record.responses[0] == says("a")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"prompt": USER, "chosen": USER + says("a"), "rejected": USER + says("b")},
+         "assistant's messages, got one that begins with the role 'user'"),
+        ({"chosen": USER + says("a") + USER + says("c"), "rejected":
+          USER + says("a") + [{"role": "user", "content": "else"}] + says("d")}, "'user'; what is"),
+        ({"prompt": USER, "chosen": [{"role": "assistant", "content": None}], "rejected": "b"},
+         "responses: content: expected a text in every message"),
+        ({"prompt": [{"role": "user", "content": 5}], "chosen": "a", "rejected": "b"},
+         "prompt: content: expected a text in every message"),
+        (ROWS["alpaca"] | {"history": ["hi"]}, r"history: expected \[question, answer\]"),
+        (ROWS["alpaca"] | {"history": [["hi", "ho", "hu"]]}, r"history: expected \[question"),
+        (ROWS["alpaca"] | {"history": [["hi", None]]}, r"history: expected \[question"),
+        (ROWS["sharegpt"] | {"system": "a", "conversations": [{"from": "system", "value": "b"},
+         *ROWS["sharegpt"]["conversations"]]}, "system: expected none beside"),
+        (ROWS["sharegpt"] | {"chosen": {"from": "function_call", "value": "{}"}},
+         "from: expected one of human, gpt, observation, system, got 'function_call'"),
+        ({"chosen": "Human: q Assistant: a", "rejected": "Human: q Assistant: b"},
+         "two conversations, as chat messages"),
+        ({"system": "s", "question": "q", "chosen": "a", "rejected": "b"},
+         "give or rename a column prompt"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_rows_that_would_be_read_as_something_else_are_refused(row, message):
+    with pytest.raises(ValueError, match=message):
+        read(row)
+
+
+def test_a_message_of_calls_alone_says_enough():
+    call = [{"role": "assistant", "content": None, "tool_calls": [{"name": "f"}]}]
+    assert read({"prompt": USER, "chosen": call, "rejected": "b"}).responses[0] == call
+
+
+TOOLS = [*USER, *says("let me see"), {"role": "tool", "content": "5"}]
+
+
+@pytest.mark.parametrize("target", ["alpaca", "sharegpt", "swift", "ultrafeedback"])
+@pytest.mark.parametrize(
+    ("response", "message"),
+    [
+        (says("a") + USER + says("b"), "expected a text or one message.* got 3 messages"),
+        ([{**says("a")[0], "reasoning_content": "hm"}], ".* got .'reasoning_content'. beside"),
+        ([{**says("a")[0], "content": None, "tool_calls": [{"name": "f"}]}],
+         "content: expected a text for this format, got None"),
+        ([{**says("a")[0], "content": [{"type": "text", "text": "a"}]}],
+         "content: expected a text for this format"),
+    ],
+)  # fmt: skip
+def test_what_a_format_has_no_place_for_is_refused(target, response, message):
+    """Of several messages the last one was written, and of that its content alone."""
+    record = read({"prompt": USER, "responses": [response, "no"], "scores": [1.0, 0.0]})
+    with pytest.raises(ValueError, match=f"responses: {message}"):
+        FORMATS[target].write(record.chosen_first())
+    for whole in ("groups", "list", "pairs", "implicit"):
+        (row, *_) = FORMATS[whole].write(record.chosen_first())
+        assert read(row).chosen_first().responses[0] == response
+
+
+def test_a_conversation_is_no_single_instruction():
+    record = read({"prompt": USER + says("a") + USER, "responses": ["b", "c"], "scores": [1, 0]})
+    with pytest.raises(ValueError, match=r"prompt: expected a text or one message.* got 3"):
+        FORMATS["ultrafeedback"].write(record.chosen_first())
+
+
+def test_turns_that_llama_factory_leaves_out_are_refused():
+    """It skips such rows, with a line in its log; what a tool says is its "observation"."""
+    row = {"chosen": "a", "rejected": "b"}
+    (written,) = FORMATS["sharegpt"].write(read(row | {"prompt": TOOLS}).chosen_first())
+    assert [turn["from"] for turn in written["conversations"]] == ["human", "gpt", "observation"]
+    assert read(written).prompt == TOOLS
+    for prompt in (USER + USER, USER + says("a"), says("a") + USER + says("b"),
+                   [{"role": "developer", "content": "be kind"}, *USER]):  # fmt: skip
+        record = read(row | {"prompt": prompt}).chosen_first()
+        for target in ("alpaca", "sharegpt"):
+            with pytest.raises(ValueError, match="prompt: expected a system message or none"):
+                FORMATS[target].write(record)
