@@ -117,10 +117,12 @@ GROUPS = [
     ([6], [[14, 3], [14, 3], [17, 8, 9, 10]]),
 ]
 
-HEAD = """# Model families
+HEAD = """# Model families: scoring
 
-What `GroupScorer` makes of every causal language model of transformers {version}, tried on tiny
-random models (`python benchmarks/families.py --out docs/families.md`). The number is the largest
+How the log-probs of a group are made for your model's family, in training and in
+[a loop of your own](use/plain-loop.md): what `GroupScorer` makes of every causal language model of
+transformers {version}, tried on tiny random models
+(`python benchmarks/families.py --out docs/families.md`). The number is the largest
 error of a log-probability in nats, against the model called on one response at a time; in bfloat16
 against the same weights computed in float32, and in brackets the error of the model's own calls.
 

@@ -205,8 +205,9 @@ FAMILIES = {
 
 TEXT = """# Model families: sampling
 
-What `python benchmarks/families_sampling.py` printed ({}, transformers {}; tiny models with random
-weights).
+How [training](train.md) samples responses from your model's family, and whether it is exact.
+This is what `python benchmarks/families_sampling.py` printed ({}, transformers {}; tiny models with
+random weights).
 
 *exact*: 9 of 9 responses to prompts of different lengths are, token by token, those of one response
 at a time without cache or padding. After it stands the slower way that was gone, and why the fast

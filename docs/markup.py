@@ -1,7 +1,7 @@
 """A Markdown extension: formulas as MathML, which needs no scripts, and docstrings' words of reST.
 
 ``$...$`` and ``$$...$$`` are formulas, as are ``:math:`` and ``.. math::``; other roles
-(``:func:``) are names.
+(``:func:``) are names. Words of inline code are marked, for site.css to keep them whole.
 """
 
 from __future__ import annotations
@@ -15,7 +15,11 @@ from markdown import Extension, Markdown
 from markdown.blockprocessors import BlockProcessor
 from markdown.inlinepatterns import InlineProcessor
 from markdown.preprocessors import Preprocessor
+from markdown.treeprocessors import Treeprocessor
+from markdown.util import AtomicString
 
+LONGEST_WORD = 32  # characters of code that a telephone shows in one line
+BREAKS = re.compile(r"[^\w. ]")
 SPACE = "http://www.w3.org/1998/Math/MathML"
 INLINE = r"(?<![\\$\w])\$(?![\s$])([^$]*[^$\s\\])\$(?![\w$])"
 ROLE = re.compile(r":(?:func|class|meth|mod|attr|data):`~?([^`]+)`")
@@ -32,8 +36,19 @@ def formula(tex: str, display: str = "inline") -> str:
     for node in math.iter(f"{{{SPACE}}}msub"):
         if display == "block" and node[0].text in ("min", "max"):
             node.tag = f"{{{SPACE}}}munder"  # what is minimised over stands below
+    for row in list(math.iter()):
+        _space_functions(row)
     ElementTree.register_namespace("", SPACE)
     return ElementTree.tostring(math, encoding="unicode")
+
+
+def _space_functions(row: ElementTree.Element) -> None:
+    """Keep ``log`` apart from the name that follows it, as TeX does."""
+    for place in range(len(row) - 1, 0, -1):
+        name, following = row[place - 1], row[place]
+        first = following[0] if following.tag.endswith("}msub") else following
+        if name.text in ("log", "exp") and first.tag.endswith("}mi"):
+            row.insert(place, ElementTree.Element(f"{{{SPACE}}}mspace", {"width": "0.17em"}))
 
 
 class Inline(InlineProcessor):
@@ -56,6 +71,26 @@ class Display(BlockProcessor):
         html = formula(blocks.pop(0).strip()[2:-2].strip(), "block")
         place = ElementTree.SubElement(parent, "div", {"class": "formula"})
         place.text = self.parser.md.htmlStash.store(html)
+
+
+class Words(Treeprocessor):
+    """Inline code as words that stay whole: ``--flag`` has a break behind its hyphens otherwise."""
+
+    def run(self, root: ElementTree.Element) -> None:
+        """Put each word that is not too long into an element of its own."""
+        for parent in root.iter():
+            if parent.tag == "pre":
+                continue
+            for code in parent.findall("code"):
+                pieces, code.text = re.split("( )", code.text or ""), ""
+                for piece in pieces:
+                    if len(piece) <= LONGEST_WORD and BREAKS.search(piece):
+                        word = ElementTree.SubElement(code, "span", {"class": "word"})
+                        word.text = AtomicString(piece)
+                    elif len(code):
+                        code[-1].tail = AtomicString((code[-1].tail or "") + piece)
+                    else:
+                        code.text = AtomicString(code.text + piece)
 
 
 class Docstrings(Preprocessor):
@@ -86,6 +121,7 @@ class Markup(Extension):
         md.preprocessors.register(Docstrings(md), "docstrings", 23)
         md.inlinePatterns.register(Inline(INLINE, md), "mathml", 185)
         md.parser.blockprocessors.register(Display(md.parser), "mathml", 95)
+        md.treeprocessors.register(Words(md), "words", 15)
 
 
 def makeExtension(**settings: Any) -> Markup:  # noqa: N802

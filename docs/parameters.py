@@ -36,6 +36,8 @@ def _together(obj: griffe.Object, entries: list[Any]) -> Any:
         first.annotation = first.value = None
     elif isinstance(first, griffe.DocstringParameter):
         first.value = _default(obj, first.name)
+    if isinstance(first.annotation, str):  # shown as code, all of it
+        first.annotation = first.annotation.replace("`", "")
     return first
 
 

@@ -19,8 +19,9 @@ INTRODUCTION = """# Speed
 
 Every figure here had its answer checked first and its peer timed in the same run
 (`benchmarks/harness.py`: the least of several repeats of each, in turn). The target is what we set
-out to reach, met or missed. How times and memory grow with n, d, k and threads:
-[how the selectors grow](scaling.md).
+out to reach, met or missed. Of the peers, fasterpam is the package kmedoids', App. E the code that
+AMPO's appendix prints, onebatch a package of that name; numpy is a page of numpy. How times and
+memory grow with n, d, k and threads: [how the selectors grow](scaling.md).
 
 This page is made by `docs/performance.py` from `docs/figures`.
 """
@@ -45,18 +46,18 @@ def page(folder: Path = HERE / "figures") -> str:
 
 
 def timings(rows: list[dict[str, Any]]) -> str:
-    """Lay out rows of the harness: times in microseconds an item."""
-    columns = ["case", "ours, µs", "target", "peer, µs", "ratio", "times the limit", "checked"]
+    """Lay out rows of the harness: times of an item."""
+    columns = ["case", "ours", "peer", "ratio", "target", "times the limit", "checked"]
     cells = []
     for row in rows:
         limit = f"{row['ours'] / row['limit']:.1f} ({row['bound_by']})" if row["limit"] else "-"
         cells.append(
             [
                 row["name"],
-                f"{row['ours'] * 1e6:,.1f} / {row['unit']}",
+                time(row["ours"]) + ("" if row["unit"] == "problem" else f" a {row['unit']}"),
+                f"{row['peer']}: {time(row['theirs'])}",
+                f"{row['ratio']:.{1 if row['ratio'] < 100 else 0}f}x",
                 targets(row),
-                f"{row['peer']}: {row['theirs'] * 1e6:,.1f}",
-                f"{row['ratio']:.1f}x",
                 limit,
                 row["checked"],
             ]
@@ -64,12 +65,20 @@ def timings(rows: list[dict[str, Any]]) -> str:
     return table(columns, cells)
 
 
+def time(seconds: float) -> str:
+    """Return a time in the unit that reads best, to three digits."""
+    for unit, size in (("s", 1), ("ms", 1e-3), ("µs", 1e-6)):
+        if seconds >= size:
+            return f"{float(f'{seconds / size:.3g}'):g} {unit}"
+    return f"{seconds * 1e9:.3g} ns"
+
+
 def targets(row: dict[str, Any]) -> str:
     """Say which targets a row has, and whether it met them."""
     said = []
     if row["target"] is not None:
         met = row["ours"] <= row["target"]
-        said.append(f"<= {row['target'] * 1e6:,.10g}: {'met' if met else 'missed'}")
+        said.append(f"<= {time(row['target'])}: {'met' if met else 'missed'}")
     if row["target_ratio"] is not None:
         met = row["ratio"] >= row["target_ratio"]
         said.append(f">= {row['target_ratio']:g}x: {'met' if met else 'missed'}")

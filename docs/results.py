@@ -69,13 +69,14 @@ def ours_of(metric: dict[str, Any] | None) -> str:
     """Lay out a metric: mean, interval over seeds, and the difference to the baseline."""
     if metric is None:
         return "-"
-    said = f"{metric['mean']:.3f}"
+    digits = ".3f" if abs(metric["mean"]) < 100 else ",.0f"
+    said = f"{metric['mean']:{digits}}"
     if metric.get("low") is not None:
-        said += f" [{metric['low']:.3f}, {metric['high']:.3f}]"
+        said += f" [{metric['low']:{digits}}, {metric['high']:{digits}}]"
     difference = metric.get("difference")
     if difference and difference.get("low") is not None:
         noise = difference["low"] <= 0 <= difference["high"]
-        said += f"; {difference['mean']:+.3f}" + (" noise" if noise else " not noise")
+        said += f"<br>{difference['mean']:+{digits}}" + (" noise" if noise else " not noise")
     return said
 
 

@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-TEXT = "#7d848c"
+TEXT = "#6e7680"
 GOOD, BAD, PICK, QUIET = "#2a9d8f", "#e76f51", "#3f7fd6", "#a9b0b8"
 REWARDS = mpl.colors.LinearSegmentedColormap.from_list("rewards", [BAD, "#d9c27a", GOOD])
 

@@ -1,18 +1,17 @@
 """Hard preference sampling: who is drawn as gamma climbs."""
 
 import numpy as np
-from _style import PICK, QUIET, axes, save
-from matplotlib import colormaps
+from _style import BAD, GOOD, PICK, QUIET, axes, save
 
 from pyfast import select
 
 rng = np.random.default_rng(0)
 rewards = np.sort(rng.random(20))
 figure, (left, right) = axes(8.4, 3.1, 2)
-schedule = [-5, -3, -1, 1, 3]
-for gamma, shade in zip(schedule, np.linspace(0.05, 0.85, 5), strict=True):
+schedule = {-5: PICK, -3: GOOD, -1: "#8a9a5b", 1: "#c08a3e", 3: BAD}
+for gamma, colour in schedule.items():
     q = select.hard_preference(rewards, gamma=gamma).probabilities
-    left.plot(rewards[:-1], q[:-1], c=colormaps["viridis"](shade), label=f"gamma = {gamma}")
+    left.plot(rewards[:-1], q[:-1], c=colour, label=f"gamma = {gamma}")
 left.set(
     xlabel="reward of the negative",
     ylabel="q",

@@ -127,6 +127,7 @@ class KMedoids(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, 
         X : array_like, shape (n_samples, n_features), or (n_samples, n_samples) if precomputed
             float32 or float64; other numbers become float64.
         y : ignored
+            Here for scikit-learn's sake.
         sample_weight : array_like, shape (n_samples,), optional
             Finite and >= 0; samples of weight 0 count as absent.
 
@@ -179,11 +180,13 @@ class KMedoids(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, 
 
         Parameters
         ----------
-        X : array_like, shape (n, n_features), or (n, n_samples) distances to those of `fit`
+        X : array_like, shape (n, n_features), or (n, n_samples) if precomputed
+            Samples, or their distances to those of `fit`.
 
         Returns
         -------
         int64 array, shape (n,)
+            The number of each one's nearest medoid.
         """
         return self._nearest(self._checked(X))
 

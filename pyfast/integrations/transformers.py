@@ -43,6 +43,7 @@ def tokenize_rows(dataset: Any, tokenizer: Any, selector: Selector | None = None
     dataset : Dataset or IterableDataset
         Rows in any of `pyfast.tables.FORMATS`.
     tokenizer : transformers tokenizer
+        The model's.
     selector : callable, optional
         Row -> the responses to train on (`pyfast.integrations.trl.MultiPreferenceTrainer`).
 

@@ -114,6 +114,7 @@ class GroupScorer:
         Returns
         -------
         logps : float32 tensor (responses of all groups,)
+            As of `logps`.
         features : float tensor (responses of all groups, H)
             float32, or float64 from a model of that type; not scaled.
 
@@ -153,6 +154,7 @@ class GroupScorer:
         Parameters
         ----------
         groups : sequence of (prompt, responses)
+            As for `logps`.
         whole : bool
             Whether the last token of each response is read too, as `logps_and_features` does.
         """

@@ -45,8 +45,8 @@ def kmedoids(
     ----------
     X : array_like, shape (n, d), (B, n, d), or (T, d) with `offsets`
         Points, float32 or float64 (integers, booleans and float16 widen); or distances, shape
-        (n, n), (B, n, n), or (sum of n_b^2,) with `offsets`, if `metric` is "precomputed": finite,
-        >= 0, symmetric (``D[i, j]`` and ``D[j, i]`` close by numpy's `allclose`).
+        (n, n), (B, n, n), or (sum of n_b^2,) with `offsets`, if `metric` is "precomputed":
+        finite, >= 0, symmetric (``D[i, j]`` and ``D[j, i]`` close by numpy's `allclose`).
     k : int
         Number of medoids, 1 <= k <= size of the smallest group.
     weights : array_like, shape (n,), (B, n) or (T,), optional

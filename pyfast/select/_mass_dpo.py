@@ -95,8 +95,6 @@ def mass_dpo(
     -----
     Each thread holds one group's v, n d float64, beside what :func:`logdet` takes.
 
-    Notes
-    -----
     The paper's Lemma 4.3 (greedy is optimal) does not hold: greedy fell short of the best set in 14
     of 200 random groups of 8 responses (d = 3, k = 3). It has the 1 - 1/e bound of submodular
     functions.

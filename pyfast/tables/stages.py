@@ -96,6 +96,7 @@ def score(table: pa.Table, function: Score, *, name: str = "scores") -> pa.Table
     Returns
     -------
     pyarrow.Table
+        The rows as they were, with what is new.
 
     Raises
     ------
@@ -133,6 +134,7 @@ def embed(table: pa.Table, encoder: Encoder, *, name: str = "embeddings") -> pa.
     Returns
     -------
     pyarrow.Table
+        The rows as they were, with what is new.
 
     Raises
     ------
@@ -188,6 +190,7 @@ def select(
     Returns
     -------
     pyarrow.Table
+        The rows as they were, with what is new.
 
     Raises
     ------

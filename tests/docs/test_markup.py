@@ -1,6 +1,7 @@
 """Formulas of the docs as MathML, and what docstrings say in reST."""
 
 import importlib.util
+import re
 import sys
 from pathlib import Path
 
@@ -34,6 +35,11 @@ def test_inline_and_display(page):
     assert html.count('class="formula"') == 1
 
 
+def test_functions_stand_apart_from_names_alone(page):
+    for tex, spaces in (("\\log \\pi_{ref} + \\log x", 2), ("\\log(x)", 0), ("\\beta h", 0)):
+        assert page(f"${tex}$").count("<mspace") == spaces
+
+
 def test_money_and_code_are_left_alone(page):
     html = page("5 $ and 6 $ cost, `$x$` too")
     assert "<math" not in html
@@ -64,6 +70,14 @@ def test_formulas_within_a_docstrings_line(page):
     html = page("with :math:`\\bar r` the mean, :math:`[R \\le k] /\n\\log_2(1 + R)`, and *not* x.")
     assert html.count("<math") == 2
     assert ":math:" not in html
+
+
+def test_words_of_inline_code_stay_whole(page):
+    html = page(f"the `--out a<b {'x' * 40} -`, ``\n\n    --in a block")
+    words = ["--out", "a&lt;b", "-"]
+    assert [f'<span class="word">{word}</span>' in html for word in words] == [True] * 3
+    assert re.sub("<.*?>", "", html).startswith(f"the --out a&lt;b {'x' * 40} -, ")
+    assert "word" not in html.split("<pre>")[1]
 
 
 def test_defaults_are_those_of_the_signature(tmp_path):

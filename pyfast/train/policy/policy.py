@@ -283,6 +283,7 @@ class Policy:
         Returns
         -------
         logps : float32 tensor (n,)
+            As of `logps`.
         features : float32 tensor (n, H)
             float64 from a model of that type.
         """
