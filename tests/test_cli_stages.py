@@ -70,6 +70,11 @@ def test_choices_are_those_of_the_command_on_lines(tmp_path, capsys):
         (["select", "a.jsonl", "--plot", "x.png"], "--plot: expected a file or a folder"),
         (["select", "a.jsonl", "--gamma", "2"], "--gamma: expected only with --selector logdet"),
         (["select", "a.jsonl", "--selector", "logdet", "--beta", "2"], "--beta: expected only"),
+        (
+            ["select", "a.jsonl", "--seed", "-1"],
+            "--seed: expected 0 to 18446744073709551615, got -1",
+        ),
+        (["select", "a.parquet", "--seed", str(2**64)], "--seed: expected 0 to"),
     ],
 )
 def test_errors_are_one_line(tmp_path, monkeypatch, capsys, arguments, message):
@@ -78,6 +83,30 @@ def test_errors_are_one_line(tmp_path, monkeypatch, capsys, arguments, message):
     said = capsys.readouterr().err.strip()
     assert message in said
     assert "\n" not in said
+
+
+def test_a_column_to_leave_out_that_is_nowhere_is_told(tmp_path, capsys):
+    """A file that is named after --drop is taken for a column, and its rows would be missed."""
+    source, out = tmp_path / "a.jsonl", tmp_path / "out"
+    rows = [row | {"positive": 0, "mood": "x"} for row in ROWS]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ["export", str(source), "--out", str(out), "--drop", "mood", "b.jsonl"]
+    assert main(command) == 0
+    assert "note: --drop: nothing that was read has b.jsonl\n" in capsys.readouterr().err
+    assert "mood" not in (out / "a.jsonl").read_text()
+    assert main(command) == 0  # all is there: nothing was read
+    assert "note" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("out", ["out.jsonl", "out.parquet"])
+def test_fields_that_are_nested_too_deeply_are_one_line(tmp_path, capsys, out):
+    source = tmp_path / "a.jsonl"
+    deep = '"x": ' + "[" * 2000 + "]" * 2000
+    source.write_text(f'{{"prompt": "p", "responses": ["a", "b"], "scores": [1, 2], {deep}}}')
+    command = ["select", str(source), "--selector", "bottom-k", "--out", str(tmp_path / out)]
+    assert main(command) == 2
+    assert "nested so deeply" in capsys.readouterr().err
+    assert not (tmp_path / out).exists()
 
 
 GROUPS = [

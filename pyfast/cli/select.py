@@ -98,6 +98,8 @@ def run(arguments: argparse.Namespace) -> int:
     for name, users in (("gamma", SELECTORS[-3:]), ("beta", SELECTORS[-1:])):
         if getattr(arguments, name) is not None and arguments.selector not in users:
             raise UserError(f"--{name}: expected only with --selector {' or '.join(users)}")
+    if not 0 <= arguments.seed < 2**64:  # that of a row is made of it
+        raise UserError(f"--seed: expected 0 to {2**64 - 1}, got {arguments.seed}")
     if arguments.plot is not None:
         need("matplotlib", "pyarrow")
         if arguments.out in (None, "-"):

@@ -139,6 +139,8 @@ def _embed(arguments: argparse.Namespace) -> int:
 
 def _export(arguments: argparse.Namespace) -> int:
     need("pyarrow", "tqdm")
+    import pyarrow as pa
+
     from pyfast.tables import stages
     from pyfast.tables.formats import FORMATS
     from pyfast.tables.units import Work
@@ -146,5 +148,14 @@ def _export(arguments: argparse.Namespace) -> int:
     if arguments.format not in FORMATS:
         raise UserError(f"--format: expected one of {', '.join(FORMATS)}; got {arguments.format!r}")
     settings = {"format": arguments.format, "drop": arguments.drop}
-    work = Work("export", lambda t: stages.export(t, **settings), {}, None, settings)
-    return run_work(work, arguments.files, arguments.out)
+    seen: set[str] = set()
+
+    def export(table: pa.Table) -> pa.Table:
+        seen.update(table.column_names)
+        return stages.export(table, **settings)
+
+    status = run_work(Work("export", export, {}, None, settings), arguments.files, arguments.out)
+    absent = [name for name in arguments.drop if name not in seen]
+    if absent and seen:  # a name mistyped, or a file that was taken for a column
+        sys.stderr.write(f"pyfast: note: --drop: nothing that was read has {', '.join(absent)}\n")
+    return status

@@ -51,8 +51,8 @@ metrics : mutable mapping, optional
     :func:`pyfast.losses.metrics.preference_metrics`. A loss that ranks whole groups by `rewards`
     takes the response that ranks first as the chosen one there, and says so.
 validate : bool
-    Whether to look at values. The host waits for the device once then; inside torch.compile values
-    are never looked at. Shapes, dtypes and devices are always checked.
+    Whether to look at values. The host waits for the device once then; inside torch.compile and
+    torch.func.vmap values are never looked at. Shapes, dtypes and devices are always checked.
 
 Losses are float32, or float64 where a log-prob is float64. TypeError and ValueError name the
 argument, the place, and what was expected.

@@ -2,7 +2,7 @@
 
 Shapes, dtypes and devices are known on the host and cost nothing to check. Values live on the
 device: they are folded into one flag, so that a call waits for the device once, and not at all with
-``validate=False`` or inside torch.compile; only a call that is going to fail looks for the place.
+``validate=False`` or where values are out of sight; only a call that fails looks for the place.
 """
 
 from __future__ import annotations
@@ -17,6 +17,14 @@ from torch import Tensor
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _INTEGERS = (torch.int32, torch.int64)
+
+
+def out_of_sight() -> bool:
+    """Tell whether nobody can look at values: inside torch.compile and torch.func.vmap."""
+    if torch.compiler.is_compiling():
+        return True
+    transforms = torch._C._functorch.get_interpreter_stack() or ()
+    return any(one.key() == torch._C._functorch.TransformType.Vmap for one in transforms)
 
 
 def check_number(
@@ -82,7 +90,7 @@ def check_values(
     The host waits for the device once. Arguments as in :func:`check_groups`; `sums` are what is
     added up in place of the tensors, where that tells as much.
     """
-    if torch.compiler.is_compiling():
+    if out_of_sight():
         return
     # A sum is finite where all its terms are, or it overflows: then the slow way finds nothing.
     total = _total(sums or [*tensors.values(), *positive.values()])
@@ -212,7 +220,7 @@ def check_not_negative(
     name: str, tensor: Tensor, offsets: Tensor | None, *, values: bool = True
 ) -> None:
     """Require values from 0 on; the host waits for the device unless told not to look."""
-    if values and not torch.compiler.is_compiling() and (tensor < 0).any():
+    if values and not out_of_sight() and (tensor < 0).any():
         value, place = _first(tensor, tensor < 0, offsets)
         raise ValueError(f"{name} must be at least 0, got {value} in {place}")
 
@@ -221,7 +229,7 @@ def check_at_most(
     name: str, tensor: Tensor, most: float, offsets: Tensor | None, *, values: bool = True
 ) -> None:
     """Require values up to `most`; the host waits for the device unless told not to look."""
-    if values and not torch.compiler.is_compiling() and (tensor > most).any():
+    if values and not out_of_sight() and (tensor > most).any():
         value, place = _first(tensor, tensor > most, offsets)
         raise ValueError(f"{name} must be at most {most}, got {value} in {place}")
 
@@ -241,7 +249,7 @@ def check_one_a_group(
             f"{name} must be on the device of policy_logps ({responses.device}), "
             f"got {tensor.device}"
         )
-    if values and not torch.compiler.is_compiling() and not torch.isfinite(tensor).all():
+    if values and not out_of_sight() and not torch.isfinite(tensor).all():
         flat = tensor.reshape(-1)
         group = int((~torch.isfinite(flat)).nonzero()[0])
         raise ValueError(f"{name} must be finite, got {flat[group].item()} in group {group}")
@@ -257,7 +265,7 @@ def check_one_number(name: str, tensor: Tensor, responses: Tensor, *, values: bo
             f"{name} must be on the CPU or the device of policy_logps ({responses.device}), "
             f"got {tensor.device}"
         )
-    if values and not torch.compiler.is_compiling():
+    if values and not out_of_sight():
         check_number(name, tensor.item(), zero=True)
 
 
@@ -270,7 +278,7 @@ def check_mask(name: str, mask: Tensor, responses: Tensor) -> None:
 def check_valid(valid: Tensor, responses: Tensor, starts: Tensor, *, values: bool = True) -> None:
     """Require a mask of responses that holds the first of every group."""
     check_mask("valid", valid, responses)
-    if values and not torch.compiler.is_compiling():
+    if values and not out_of_sight():
         first = valid.reshape(-1)[starts]
         if not first.all():
             group = int((~first).nonzero()[0])

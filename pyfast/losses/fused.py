@@ -47,8 +47,9 @@ def contrast(
         Over groups.
     backend : {"auto", "reference", "triton"}
         "auto" takes Triton for tensors on a GPU, the closed form in numpy on the CPU, and the
-        reference inside torch.compile, which fuses it by itself, and where the weights need a
-        gradient, which only the reference has. "triton" on the CPU needs Triton's interpreter.
+        reference inside torch.compile, which fuses it by itself, inside the transforms of
+        torch.func, and where the weights need a gradient, which only the reference has. "triton"
+        on the CPU needs Triton's interpreter.
 
     Returns
     -------
@@ -87,7 +88,7 @@ def above_mean(
     Arguments and results as in :func:`pyfast.losses.reference.above_mean`; numpy does it for
     tensors on the CPU that need no gradient, to the same bits.
     """
-    by_torch = backend == "reference" or rewards.requires_grad or torch.compiler.is_compiling()
+    by_torch = backend == "reference" or rewards.requires_grad or _transformed()
     if by_torch or rewards.device.type != "cpu":
         return reference.above_mean(rewards, offsets)
     r, (starts, sizes) = _array(rewards), _layout(rewards, offsets)
@@ -139,11 +140,16 @@ def _way(scores: Tensor, backend: str, more: tuple[Tensor | None, ...]) -> str:
         if reason is not None:
             raise ValueError(f"backend triton cannot be used: {reason}")
         return "triton"
-    if backend == "reference" or weights_need_grad or torch.compiler.is_compiling():
+    if backend == "reference" or weights_need_grad or _transformed():
         return "reference"
     if scores.device.type == "cpu":
         return "numpy"
     return "reference" if _why_no_triton(scores) is not None else "triton"
+
+
+def _transformed() -> bool:
+    """Tell whether a transform wants plain operations: torch.compile, or vmap, grad, jvp, ..."""
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
 
 
 def _why_no_triton(scores: Tensor) -> str | None:

@@ -162,6 +162,10 @@ def parse(path: Path, number: int, lines: Lines, needs: Needs, *, whole: bool = 
             if (reason := _reason(line, known, all_known)) is not None:
                 raise ValueError(f"{shown(path)}:{place}: {reason}") from None
         raise ValueError(f"{shown(path)}: lines {number} and on: {error}") from None
+    except RecursionError:
+        raise ValueError(
+            f"{shown(path)}: lines {number} and on: expected values not nested so deeply"
+        ) from None
     if table.num_rows != len(lines):
         _find_bad(path, lines, needs)
         raise ValueError(f"{shown(path)}: lines {number} and on: expected one JSON object a line")

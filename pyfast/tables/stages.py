@@ -202,6 +202,7 @@ def select(
         raise ValueError(f"selector: expected one of {', '.join(SELECTORS)}; got {selector!r}")
     if isinstance(k, bool) or not isinstance(k, int) or k < 1:
         raise ValueError(f"k: expected at least 1, got {k!r}")
+    seed = args.check_seed(seed)  # that of a row is made of it
     if table.num_rows == 0:
         positive, negatives, offsets = np.zeros(0, int), np.zeros(0, int), np.zeros(1, np.int64)
     elif selector in ("opt-select", "coreset", "bottom-k"):

@@ -290,3 +290,34 @@ def test_compiles_without_a_graph_break(name, offsets):
     expected.backward()
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(mine.grad, plain.grad)
+
+
+TAKE_REWARDS = ("swepo", "hps", "plackett_luce", "ipo", "lipo_lambda")
+
+
+@pytest.mark.parametrize("name", ["plackett_luce_top1", "dpo_k", "kto", *TAKE_REWARDS])
+@pytest.mark.parametrize("offsets", [None, torch.tensor([0, 2, 5, 12])])
+def test_transforms_of_torch_func(name, offsets):
+    """Per-sample gradients, as influence functions want them; torch refuses closed forms there."""
+    shape = (3, 4) if offsets is None else (12,)
+    many, (ref, rewards) = torch.randn(2, *shape).double(), torch.randn(2, *shape).double()
+    more = (rewards,) if name in TAKE_REWARDS else ()
+    more_named = {"kl": 0.1} if name == "kto" else {}
+
+    def loss(p):
+        return getattr(losses, name)(p, ref, *more, beta=0.5, offsets=offsets, **more_named)
+
+    plain = [p.clone().requires_grad_() for p in many]
+    expected = [loss(p) for p in plain]
+    gradients = [torch.autograd.grad(value, p)[0] for value, p in zip(expected, plain, strict=True)]
+    torch.testing.assert_close(torch.func.vmap(loss)(many), torch.stack(expected).detach())
+    found = torch.func.vmap(torch.func.grad(loss))(many)
+    torch.testing.assert_close(found, torch.stack(gradients))
+    along, tangent = torch.func.jvp(loss, (many[0],), (torch.ones_like(many[0]),))
+    torch.testing.assert_close((along, tangent), (expected[0].detach(), gradients[0].sum()))
+
+
+def test_a_missing_value_is_told_in_transforms_that_see_values():
+    policy, ref = torch.tensor([0.0, float("nan")]), torch.zeros(2)
+    with pytest.raises(ValueError, match=r"^policy_logps must be finite, got nan"):
+        torch.func.grad(lambda p: plackett_luce(p, ref))(policy)
