@@ -164,9 +164,7 @@ def test_select_writes_a_file_and_is_seeded(capsys, groups_file, tmp_path):
 
 
 def test_select_tells_which_group_is_wrong(capsys, groups_file, tmp_path):
-    assert "selection.k: expected a whole number >= 1" in refused(
-        capsys, "select", groups_file, "--k", "0"
-    )
+    assert "--k: expected a whole number >= 1" in refused(capsys, "select", groups_file, "--k", "0")
     lines = groups_file.read_text().splitlines()
     bare = json.loads(lines[1])
     del bare["embeddings"]

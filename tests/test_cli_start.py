@@ -99,12 +99,24 @@ def test_env_finds_a_core_that_chooses_wrongly(capsys, monkeypatch):
     assert json.loads(capsys.readouterr().out)["works"]["selectors"].startswith("ZeroDivision")
 
 
+def test_env_tells_a_level_that_this_machine_has_not(capsys, monkeypatch):
+    from pyfast import _native
+
+    def refused():
+        raise ValueError("PYFAST_SIMD: expected a level of this machine (baseline), got foo")
+
+    monkeypatch.setattr(_native, "build_info", refused)
+    assert cli.main(["env", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["extension"].endswith("got foo")
+
+
 CASES = [
     (["pyfast", "se"], {"select"}),
     (["pyfast", "train", ""], {"ampo", "hps", "--help"}),
     (["pyfast", "select", "a.jsonl", "--sel"], {"--selector"}),
     (["pyfast", "select", "--selector", "mass"], {"mass-dpo"}),
     (["pyfast", "train", "ampo", "--training", "fu"], {"full"}),
+    (["pyfast", "export", "a.jsonl", "--format", ""], {"pairs", "numbered"}),
     (["pyfast", "train", "ampo", "--demo", "--se"], {"--selector", "--seed"}),
 ]
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+from collections.abc import Iterator
 from typing import NoReturn
 
 from pyfast.train.errors import UserError
@@ -29,6 +31,19 @@ def _terminal_width() -> int:
         return max(60, os.get_terminal_size().columns)
     except OSError:
         return 100
+
+
+@contextlib.contextmanager
+def flags_named() -> Iterator[None]:
+    """Have errors name a flag where they name a setting of `train`: ``scoring.reward``."""
+    try:
+        yield
+    except UserError as error:
+        name, colon, reason = str(error).partition(": ")
+        section, _, setting = name.partition(".")
+        if colon and section in ("policy", "sampling", "scoring", "selection"):
+            raise UserError(f"--{setting.replace('_', '-')}: {reason}") from None
+        raise
 
 
 def need(*packages: str, extra: str = "train") -> None:

@@ -20,7 +20,16 @@ EXTRAS = {
     "sketches": ("train", ("torch", "transformers", "peft")),
     "train": (
         "train",
-        ("torch", "transformers", "peft", "safetensors", "tqdm", "matplotlib", "scipy"),
+        (
+            *("torch", "transformers", "peft", "safetensors", "gguf", "tqdm", "yaml"),
+            *("matplotlib", "scipy", "sacrebleu", "vaderSentiment"),
+        ),
+    ),
+    "labels on a page": ("label", ("markdown_it", "starlette", "uvicorn")),
+    "HF's datasets": ("datasets", ("pyarrow", "tqdm", "datasets")),
+    "HF's Trainer": (
+        "transformers",
+        ("torch", "transformers", "peft", "datasets", "accelerate"),
     ),
     "TRL": ("trl", ("torch", "transformers", "peft", "trl", "datasets", "accelerate")),
     "Ray Data": ("ray", ("pyarrow", "tqdm", "ray")),
@@ -61,7 +70,6 @@ def run(arguments: argparse.Namespace) -> int:
 def _facts() -> dict[str, str]:
     """Return what is installed and available."""
     import pyfast
-    from pyfast._native import build_info
     from pyfast.train.files import cache_dir
 
     facts = {"python": platform.python_version(), "system": platform.platform()}
@@ -71,8 +79,7 @@ def _facts() -> dict[str, str]:
         except PackageNotFoundError:
             facts[name] = "not installed"
     facts["threads"] = f"{pyfast.get_num_threads()} (of {os.cpu_count()} CPUs)"
-    built = build_info()
-    facts["extension"] = f"{built['threads']} threads, {built['simd']} instructions"
+    facts["extension"] = _extension()
     if importlib.util.find_spec("torch") is not None:
         import torch
 
@@ -84,6 +91,17 @@ def _facts() -> dict[str, str]:
         facts[label] = "installed" if found else missing
     facts["cache"] = str(cache_dir())
     return facts
+
+
+def _extension() -> str:
+    """Return how the extension was built, and which instructions it takes here."""
+    from pyfast._native import build_info
+
+    try:
+        built = build_info()
+    except ValueError as error:  # PYFAST_SIMD names no level of this machine
+        return str(error)
+    return f"{built['simd']} instructions, {'no ' if built['threads'] == 'std' else ''}OpenMP"
 
 
 def _works() -> dict[str, str | None]:

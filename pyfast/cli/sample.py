@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from pyfast.cli._common import need
+from pyfast.cli._common import flags_named, need
 from pyfast.cli.stages import run_work, stage_parser
 from pyfast.train.errors import UserError
 
@@ -110,7 +110,8 @@ def _run(arguments: argparse.Namespace) -> int:
         sampler = _of_server(arguments)
         settings |= {name: getattr(arguments, name) for name in ("server", "extra", "completions")}
     else:
-        sampler = _of_model(arguments)
+        with flags_named():
+            sampler = _of_model(arguments)
         settings |= {"dtype": arguments.dtype}
         adds += ("token_ids",)
     work = Work(

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pyfast.cli._common import Help, need
+from pyfast.cli._common import Help, flags_named, need
 from pyfast.train.errors import UserError
 
 LINE_BY_LINE = ("opt-select", "coreset", "bottom-k", "random", "worst")
@@ -104,7 +104,8 @@ def run(arguments: argparse.Namespace) -> int:
         need("matplotlib", "pyarrow")
         if arguments.out in (None, "-"):
             raise UserError("--plot: expected a file or a folder as --out, which it is drawn from")
-    status = _run_files(arguments) if _is_large(arguments) else _run_lines(arguments)
+    with flags_named():
+        status = _run_files(arguments) if _is_large(arguments) else _run_lines(arguments)
     if arguments.plot is not None:
         from pyfast.tables import picture
 

@@ -7,7 +7,7 @@ import functools
 import sys
 from typing import Any
 
-from pyfast.cli._common import Help, need
+from pyfast.cli._common import Help, flags_named, need
 from pyfast.train.errors import UserError
 
 FILES = (
@@ -30,7 +30,8 @@ def add(commands: Any) -> None:
         "--reward",
         metavar="TEXT",
         required=True,
-        help="vader, or package.module:function (prompt, responses) -> scores; it is imported",
+        help="vader, package.module:function (prompt, responses) -> scores, which is imported, or "
+        "a reward model, model:FOLDER_OR_HUB_ID",
     )
     score.set_defaults(run=_score)
     embed = stage_parser(
@@ -55,9 +56,12 @@ def add(commands: Any) -> None:
         "any of the formats.",
         "pyfast export selected.parquet --format pairs --out pairs.jsonl",
     )
+    from pyfast.tables.formats import FORMATS
+
     export.add_argument(
         "--format",
         metavar="NAME",
+        choices=tuple(FORMATS),
         default="list",
         help="groups, list (rejected is a list), numbered (rejected1, rejected2, ...), pairs "
         "(TRL's; implicit: the prompt is in both), nemo, sharegpt or alpaca (LLaMA-Factory's), "
@@ -113,13 +117,15 @@ def _score(arguments: argparse.Namespace) -> int:
     from pyfast.tables.units import Work
     from pyfast.train.scoring import rewards
 
-    function = functools.partial(rewards.score, rewards.load(arguments.reward))
+    with flags_named():
+        function = functools.partial(rewards.score, rewards.load(arguments.reward))
     needs = {"prompt": None, "responses": pa.list_(pa.string())}
     settings = {"reward": arguments.reward}
     work = Work(
         "score", lambda t: stages.score(t, function), needs, ("scores",), settings, little=True
     )
-    return run_work(work, arguments.files, arguments.out)
+    with flags_named():  # a reward model is loaded when it is first asked
+        return run_work(work, arguments.files, arguments.out)
 
 
 def _embed(arguments: argparse.Namespace) -> int:
@@ -130,7 +136,8 @@ def _embed(arguments: argparse.Namespace) -> int:
     from pyfast.tables.units import Work
     from pyfast.train.scoring.encoder import SentenceEncoder
 
-    encode = SentenceEncoder(arguments.encoder).encode
+    with flags_named():
+        encode = SentenceEncoder(arguments.encoder).encode
     needs = {"responses": pa.list_(pa.string())}
     settings = {"encoder": arguments.encoder}
     work = Work("embed", lambda t: stages.embed(t, encode), needs, ("embeddings",), settings)
@@ -142,11 +149,8 @@ def _export(arguments: argparse.Namespace) -> int:
     import pyarrow as pa
 
     from pyfast.tables import stages
-    from pyfast.tables.formats import FORMATS
     from pyfast.tables.units import Work
 
-    if arguments.format not in FORMATS:
-        raise UserError(f"--format: expected one of {', '.join(FORMATS)}; got {arguments.format!r}")
     settings = {"format": arguments.format, "drop": arguments.drop}
     seen: set[str] = set()
 

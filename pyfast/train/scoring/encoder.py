@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pyfast.train.errors import UserError
 from pyfast.train.files import resolve
 from pyfast.train.policy import pretrained
 
@@ -33,7 +34,10 @@ class SentenceEncoder:
     def __init__(self, spec: str, device: torch.device | str = "cpu") -> None:
         from transformers import AutoModel
 
-        source = str(resolve(spec) or spec)
+        path = resolve(spec)
+        if path is None and spec[:1] in ("", ".", "/", "~"):
+            raise UserError(f"{_SETTING}: no such folder: {spec}")
+        source = str(path or spec)
         self.model: Any = pretrained.weights(
             AutoModel, source, _SETTING, ignore=_NO_PART, dtype=torch.float32
         )
