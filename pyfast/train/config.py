@@ -257,6 +257,9 @@ WITHOUT_EFFECT = frozenset({
 class RecipeSettings(Settings):
     """What every recipe has; its own sections come to that, in an order of its own."""
 
+    embeds: typing.ClassVar[bool] = False
+    """Whether the groups of a run have embeddings, which ``groups.jsonl`` may keep."""
+
     text: TextConfig = TextConfig()
     policy: PolicyConfig = PolicyConfig()
     sft: SftConfig = SftConfig()
@@ -275,6 +278,13 @@ class RecipeSettings(Settings):
         if isinstance(sampling, ServedConfig) and sampling.server is None:
             names = ["sampling.server_key_env", "sampling.server_retries"]
             found |= dict.fromkeys(names, "sampling.server is not given")
+            if self.get("sft.epochs") == 0:
+                found["text.max_response"] = f"{self.recipe} samples its responses"
+        if not self.embeds:
+            found["run.save_embeddings"] = f"{self.recipe} keeps no embeddings in groups.jsonl"
+        steps = self.get("optimisation.steps")
+        if self.get("optimisation.epochs") is not None and steps is not None:
+            found["optimisation.epochs"] = f"optimisation.steps is {steps}"
         if self.lacks_heldout():
             found["evaluation.every"] = "data.heldout is not given"
         return found

@@ -49,7 +49,8 @@ class Context:
         self, policy: Policy, seed: int, folder: Path, team: Team = ALONE, **cut: Any
     ) -> None:
         self.policy, self.folder, self._seed, self.team = policy, folder, seed, team
-        self.tokens = Tokeniser(policy.tokenizer, policy.end_ids, **cut)
+        rows = policy.base.get_input_embeddings().weight.shape[0]
+        self.tokens = Tokeniser(policy.tokenizer, policy.end_ids, vocabulary=rows, **cut)
 
     @property
     def positions(self) -> int | None:

@@ -31,6 +31,9 @@ class Tokeniser:
     max_prompt, max_response : int, optional
         Longer ones are cut: a prompt from the left, a response from the right (then it has no end
         token).
+    vocabulary : int, optional
+        How many tokens the model has. A tokenizer may make others, such as added ones that its
+        model was never given; they are refused.
 
     Attributes
     ----------
@@ -46,15 +49,16 @@ class Tokeniser:
         system: str | None = None,
         max_prompt: int | None = None,
         max_response: int | None = None,
+        vocabulary: int | None = None,
     ) -> None:
-        self.tokenizer, self.ends = tokenizer, frozenset(ends)
+        self.tokenizer, self.ends, self._vocabulary = tokenizer, frozenset(ends), vocabulary
         self._system, self._max_prompt, self._max_response = system, max_prompt, max_response
         self.end = end_of_response(tokenizer, self.ends)
         self.cut: Counter[str] = Counter()
 
     def prompt(self, prompt: str) -> list[int]:
         """Return the tokens of a prompt (`prompt_tokens`)."""
-        tokens = prompt_tokens(self.tokenizer, prompt, self._system)
+        tokens = self._known(prompt_tokens(self.tokenizer, prompt, self._system))
         longest = self._max_prompt
         if longest is not None and len(tokens) > longest:
             self.cut["prompts"] += 1
@@ -71,7 +75,7 @@ class Tokeniser:
         UserError
             If the text says an end token and goes on.
         """
-        tokens = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        tokens = self._known(list(self.tokenizer(text, add_special_tokens=False)["input_ids"]))
         while tokens and tokens[-1] in self.ends:
             tokens.pop()
         for token in tokens:
@@ -83,6 +87,16 @@ class Tokeniser:
         if longest is not None and len(tokens) > longest:
             self.cut["responses"] += 1
             tokens = tokens[:longest]
+        return tokens
+
+    def _known(self, tokens: list[int]) -> list[int]:
+        most = self._vocabulary
+        if most is not None and max(tokens, default=0) >= most:
+            token = next(t for t in tokens if t >= most)
+            raise UserError(
+                f"policy.model: it has {most} tokens, and its tokenizer makes the token {token}, "
+                f"{self.tokenizer.convert_ids_to_tokens(token)!r}; expected its own tokenizer"
+            )
         return tokens
 
     def encode(self, record: Record) -> tuple[list[int], list[list[int]]]:

@@ -82,7 +82,7 @@ def open_run(
     environment = read_environment(out)
     done, finished = checkpoint.latest_step(out), (out / "summary.json").exists()
     changes = configs.differences(old, config)
-    reason = _why_not(changes, environment, inputs, steps, out, done)
+    reason = _why_not(changes, config, environment, inputs, steps, out, done)
     labelled = _is_labelled(out)
     if reason is not None and (done or finished or labelled):
         raise UserError(reason)
@@ -135,6 +135,7 @@ def _start(config: Settings, inputs: Inputs, out: Path, processes: int) -> None:
 
 def _why_not(
     changes: Mapping[str, tuple[Any, Any]],
+    config: Settings,
     environment: Mapping[str, Any],
     inputs: Inputs,
     steps: int,
@@ -142,10 +143,10 @@ def _why_not(
     done: int,
 ) -> str | None:
     """Return why a run cannot go on with these settings and prompts, or None."""
-    recorded = environment["inputs"]
+    recorded, idle = environment["inputs"], config.idle()
     for name, (old, new) in changes.items():
         section, _, key = name.partition(".")
-        if name in FREE:
+        if name in FREE or name in idle:  # such as the epochs, where steps are asked for now
             continue
         if section == "data" and None not in (old, new) and recorded.get(key) == inputs.hashes[key]:
             continue  # another way to the same prompts

@@ -16,6 +16,9 @@ from typing import Any
 from pyfast.train.errors import UserError
 from pyfast.train.scoring.reward_models import RewardModel, is_model
 
+MOST = 1e30
+"""A score of more is refused: in float32 a sum of a few such ones would be infinite."""
+
 Reward = Callable[..., Sequence[float]]
 """``reward(prompt, responses) -> scores``, one finite number a response, higher is better.
 
@@ -230,6 +233,8 @@ def _number(value: Any, where: str) -> float:
         raise UserError(f"{where} is not a number: {reprlib.repr(value)}") from None
     if not math.isfinite(number):
         raise UserError(f"{where} is not finite: {number}")
+    if abs(number) > MOST:
+        raise UserError(f"{where}: expected at most {MOST:.0e} in size, got {number}")
     return number
 
 

@@ -151,6 +151,17 @@ def test_a_response_has_exactly_one_end_token(tiny):
         tokeniser.response("good </s> day")
 
 
+def test_tokens_that_the_model_has_not_are_refused(tiny):
+    tokenizer = tiny.tokenizer()
+    day = tokenizer("good day")["input_ids"]
+    short = Tokeniser(tokenizer, {3}, vocabulary=max(day))
+    message = rf"it has {max(day)} tokens, and its tokenizer makes the token {max(day)}, '\w+'"
+    for make in (short.prompt, short.response):
+        with pytest.raises(UserError, match=message):
+            make("good day")
+    assert Tokeniser(tokenizer, {3}, vocabulary=max(day) + 1).prompt("good day") == day
+
+
 def test_long_texts_are_cut_and_counted(tiny):
     tokeniser = Tokeniser(tiny.tokenizer(), {3}, max_prompt=2, max_response=2)
     words = tiny.tokenizer()("good day sad")["input_ids"]

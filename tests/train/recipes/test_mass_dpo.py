@@ -283,6 +283,16 @@ def test_selected_negatives_are_kept_for_an_epoch_or_for_all(make_policy, tmp_pa
         assert kept == names.get(reselect, ["negatives-0.json", "negatives-1.json"])
 
 
+def test_a_run_of_epochs_is_extended_by_steps_alone(tmp_path, settings):
+    """Nothing reads the epochs beside steps, so other ones are no reason to refuse."""
+    out = run(tmp_path, settings, evaluation={"every": None})
+    done = len(lines(out / "metrics.jsonl"))
+    del settings["optimisation"]["epochs"]
+    more = {"steps": done + 1}
+    assert run(tmp_path, settings, optimisation=more, evaluation={"every": None}) == out
+    assert len(lines(out / "metrics.jsonl")) == done + 1
+
+
 def test_negatives_chosen_at_an_epochs_start_do_not_do_for_more_steps(tmp_path, settings, capsys):
     """The policy that would have chosen for the later steps is gone."""
     settings |= {"selection": {"k": 2, "reselect": "epoch"}, "evaluation": {"bootstrap": 200}}

@@ -51,6 +51,7 @@ def test_unknown_rewards(spec, message):
         (["1", "2"], "score 0 is not a number: '1'"),
         ([1j, 1.0], "score 0 is not a number: 1j"),
         ([10**400, 1.0], "score 0 is not a number: 1000"),
+        ([1.0, -1e308], "score 1: expected at most 1e+30 in size, got -1e+308"),
         (None, "expected 2 scores, one a response, got None (does it return them?)"),
         (0.5, "expected 2 scores, one a response, got float 0.5"),
         ("ab", "expected 2 scores, one a response, got str 'ab'"),

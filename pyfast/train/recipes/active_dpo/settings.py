@@ -134,6 +134,8 @@ class ActiveDpoSettings(RecipeSettings):
             found |= {f"active.{name}": f"active.method {method} sketches none" for name in names}
         if method not in ("active-dpo", "apo"):
             found["active.lam"] = f"active.method {method} has no V"
+        if method != "apo":
+            found["scoring.encoder"] = f"active.method {method} embeds nothing"
         if method != "aplp":
             why = f"active.method is {method}, not aplp"
             found |= dict.fromkeys(["active.shortlist", "active.per_prompt"], why)

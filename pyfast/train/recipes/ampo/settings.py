@@ -82,6 +82,7 @@ class AmpoSettings(RecipeSettings):
     """Settings of AMPO."""
 
     recipe: ClassVar[str] = "ampo"
+    embeds: ClassVar[bool] = True
     order: ClassVar[str] = (
         "data text policy sampling scoring selection loss sft rounds optimisation evaluation run"
     )

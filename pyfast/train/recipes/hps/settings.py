@@ -125,6 +125,8 @@ class HpsSettings(RecipeSettings):
     def idle(self) -> dict[str, str]:
         """Return what nothing reads: what draws, where nothing is drawn."""
         negatives, found = self.negatives, super().idle()
+        if self.evaluation.temperature is not None:
+            found["sampling.temperature"] = "answers are sampled at evaluation.temperature"
         if negatives.schedule == "constant":
             found["negatives.gamma_low"] = "negatives.schedule is constant, at gamma_high"
         if self.loss.base != "dpo" and negatives.importance in ("none", "mean"):
