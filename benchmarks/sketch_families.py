@@ -167,7 +167,8 @@ def main():
 
     transformers.logging.set_verbosity_error()
     lines = [
-        "| family | sketched | right, left, packed, checkpointed twice | laid out anew because | |",
+        "| family | sketched | right, left, packed, checkpointed twice | laid out anew because "
+        "| left out |",
         "|---|---|---|---|---|",
     ]
     for name in arguments.names or FAMILIES:

@@ -95,9 +95,9 @@ def mass_dpo(
     -----
     Each thread holds one group's v, n d float64, beside what :func:`logdet` takes.
 
-    The paper's Lemma 4.3 (greedy is optimal) does not hold: greedy fell short of the best set in 14
-    of 200 random groups of 8 responses (d = 3, k = 3). It has the 1 - 1/e bound of submodular
-    functions.
+    The paper's Lemma 4.3 (greedy is optimal) does not hold: of 8 random vectors of 3 numbers greedy
+    missed the best 3 in 33 of 200 problems (benchmarks/theory/mass_dpo_greedy.py). It has the
+    1 - 1/e bound of submodular functions.
 
     The features and log-probs of the preferred response cancel from every v_i: phi_i less its mean
     is f_i less its mean, and p does not change when all s_i move alike. With c = 1 it counts only
