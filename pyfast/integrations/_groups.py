@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,14 +22,20 @@ def select_responses(record: Record, row: Mapping[str, Any], selector: Selector 
     ------
     ValueError
         If the selector's positions are not distinct ones of the responses, at least two of them.
+    TypeError
+        If it gives something else.
     """
     if selector is None:
         return record.chosen_first()
     picked = selector(row)
     if hasattr(picked, "negatives"):
         positions = [int(picked.positive), *(int(i) for i in picked.negatives)]
-    else:
+    elif isinstance(picked, Iterable):
         positions = [int(i) for i in picked]
+    else:
+        raise TypeError(
+            f"selector: expected a result of pyfast.select or positions, got {picked!r}"
+        )
     total = len(record.responses)
     distinct = len(set(positions)) == len(positions)
     if len(positions) < 2 or not distinct or min(positions) < 0 or max(positions) >= total:
@@ -136,6 +142,13 @@ class GroupCollator:
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Return the batch of these rows."""
+        for row in rows:
+            if "prompt_ids" not in row or "response_ids" not in row:
+                raise ValueError(
+                    "rows: expected prompt_ids and response_ids, which "
+                    "pyfast.integrations.transformers.tokenize_rows makes of rows of any format; "
+                    f"got {sorted(row)}"
+                )
         groups = [group for row in rows for group in self._cut(row)]
         lengths = [len(response) for _, responses in groups for response in responses]
         tokens = [t for prompt, ys in groups for t in (*prompt, *(t for y in ys for t in y))]

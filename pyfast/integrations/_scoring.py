@@ -15,13 +15,15 @@ from pyfast.models.shared_prompt import GroupScorer
 Loss = Callable[..., Tensor]
 KNOWN = ("rewards", "lengths", "beta", "metrics", "reduction")
 """What a batch knows beside log-probs."""
+NAMED = sorted({*losses.__all__} - {"SequenceLogps", "advantages", "sequence_logps"})
+"""Losses of groups; the others of that package are no losses."""
 
 
 def loss_of(loss: str | Loss) -> tuple[Loss, list[str]]:
     """Return a loss, and the names of what it takes of all that a batch knows."""
     if isinstance(loss, str):
-        if loss not in losses.__all__ or not callable(getattr(losses, loss)):
-            raise ValueError(f"loss: expected one of {', '.join(losses.__all__)}; got {loss!r}")
+        if loss not in NAMED:
+            raise ValueError(f"loss: expected one of {', '.join(NAMED)}; got {loss!r}")
         loss = getattr(losses, loss)
     if not callable(loss):
         raise TypeError(f"loss: expected a name or a function, got {type(loss).__name__}")
@@ -50,6 +52,23 @@ def check_noise(args: Any, share: Any) -> None:
             "length of a row, which is a whole group's where the prompt is shared; got "
             f"{args.neftune_noise_alpha!r}"
         )
+
+
+def check_dispatch(args: Any) -> None:
+    """Refuse that one process cuts batches for all: accelerate slices them as tensors.
+
+    Raises
+    ------
+    ValueError
+    """
+    if getattr(getattr(args, "accelerator_config", None), "dispatch_batches", None):
+        raise ValueError("args.accelerator_config: expected dispatch_batches=False for groups")
+
+
+def never_dispatch(trainer: Any) -> None:
+    """Have each process read its own batches, of streams too, whenever one is given."""
+    trainer.args.accelerator_config.dispatch_batches = False
+    trainer.accelerator.dataloader_config.dispatch_batches = False
 
 
 def check_whole(trainer: type) -> None:
@@ -159,6 +178,13 @@ def batch_loss(
     known["lengths"] = inputs["lengths"].to(policy.device)
     if inputs.get("scores") is not None:
         known["rewards"] = inputs["scores"].to(policy.device)
+    elif "rewards" not in settings and _must_have(loss, "rewards"):
+        raise ValueError("scores: expected in every row, because the loss takes rewards")
     given = {name: known[name] for name in takes if known.get(name) is not None}
     found: Tensor = loss(policy, reference, offsets=offsets, **(given | settings))
     return found
+
+
+def _must_have(loss: Loss, name: str) -> bool:
+    parameter = inspect.signature(loss).parameters.get(name)
+    return parameter is not None and parameter.default is inspect.Parameter.empty

@@ -22,9 +22,11 @@ from pyfast.integrations._scoring import (
     LossAlone,
     ScoringForward,
     batch_loss,
+    check_dispatch,
     check_noise,
     check_share,
     loss_of,
+    never_dispatch,
 )
 from pyfast.integrations._still import check_adapter_off
 from pyfast.models.causal_lm import in_evaluation
@@ -32,6 +34,7 @@ from pyfast.models.causal_lm import in_evaluation
 __all__ = ["GroupCollator", "GroupTrainer", "GroupTrainerMixin", "tokenize_rows"]
 
 _COLUMNS = ["prompt_ids", "response_ids", "scores", "ref_logps"]
+_COUNT = "groups of a batch"
 _Base: Any = Trainer if TYPE_CHECKING else object
 
 
@@ -83,7 +86,8 @@ class GroupTrainerMixin(LossAlone, _Base):
     ValueError
         If there is no reference, or training would change it, a collator or `compute_metrics` is
         given, labels are to be smoothed, one process has several GPUs (use ``torchrun``), or
-        accelerate is told to dispatch batches, which tears groups.
+        accelerate is told to dispatch batches, which tears groups. Later, if rows are not those of
+        `tokenize_rows`, or lack scores that the loss needs.
 
     Notes
     -----
@@ -117,9 +121,9 @@ class GroupTrainerMixin(LossAlone, _Base):
             if others.get(name) is not None:
                 raise ValueError(f"{name}: expected None, because batches hold groups")
         others["data_collator"] = GroupCollator(max_length)
-        settings = others.get("args", args[1] if len(args) > 1 else None)
-        _check_dispatch(settings, others.get("train_dataset"), others.get("eval_dataset"))
+        check_dispatch(others.get("args", args[1] if len(args) > 1 else None))
         super().__init__(*args, **others)
+        never_dispatch(self)
         if self.args.label_smoothing_factor:
             raise ValueError(
                 "args.label_smoothing_factor: expected 0.0, got "
@@ -168,7 +172,7 @@ class GroupTrainerMixin(LossAlone, _Base):
             metrics=metrics,
             reduction="mean",
         )
-        self._keep(self._group_metrics[mode], metrics)
+        self._keep(self._group_metrics[mode], metrics | {_COUNT: len(inputs["counts"])})
         return (loss, None) if return_outputs else loss
 
     def _reference(self, inputs: Any) -> Tensor | None:
@@ -212,8 +216,8 @@ class GroupTrainerMixin(LossAlone, _Base):
         output = super().evaluation_loop(
             dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
         )
-        means = {f"{metric_key_prefix}_{name}": sum(v) / len(v) for name, v in found.items()}
-        output.metrics.update(means)
+        means = _means(found)
+        output.metrics.update({f"{metric_key_prefix}_{name}": v for name, v in means.items()})
         found.clear()
         return output
 
@@ -221,7 +225,7 @@ class GroupTrainerMixin(LossAlone, _Base):
         """Log the loss's metrics too, as means since they were logged last."""
         if self.model.training:
             found = self._group_metrics["train"]
-            logs = logs | {name: sum(v) / len(v) for name, v in found.items()}
+            logs = logs | _means(found)
             found.clear()
         super().log(logs, *args, **kwargs)
 
@@ -230,12 +234,11 @@ class GroupTrainer(GroupTrainerMixin, Trainer):
     """`transformers.Trainer` for groups of responses."""
 
 
-def _check_dispatch(settings: Any, *datasets: Any) -> None:
-    """Have no rows of streams cut by another process: accelerate slices them as tensors."""
-    config = getattr(settings, "accelerator_config", None)
-    if config is None:
-        return
-    if getattr(config, "dispatch_batches", None):
-        raise ValueError("args.accelerator_config: expected dispatch_batches=False for groups")
-    if any(rows is not None and not hasattr(rows, "__len__") for rows in datasets):
-        config.dispatch_batches = False
+def _means(kept: Mapping[str, list[float]]) -> dict[str, float]:
+    """Return means over the groups of batches, of which the last one may have fewer."""
+    counts = kept.get(_COUNT, [])
+    return {
+        name: sum(v * n for v, n in zip(values, counts, strict=True)) / sum(counts)
+        for name, values in kept.items()
+        if name != _COUNT
+    }

@@ -37,10 +37,12 @@ from pyfast.integrations._scoring import (
     LossAlone,
     ScoringForward,
     batch_loss,
+    check_dispatch,
     check_noise,
     check_share,
     check_whole,
     loss_of,
+    never_dispatch,
 )
 from pyfast.integrations._trl_head import fast_head
 
@@ -130,6 +132,7 @@ quantization_config, peft_config
         if args is not None:
             _refuse_unread(args)
             check_noise(args, share)
+            check_dispatch(args)
         if others.get("compute_metrics") is not None:
             raise ValueError("compute_metrics: expected None, because no logits are made")
         if data_collator is None:
@@ -144,6 +147,7 @@ quantization_config, peft_config
             self._given = probe(model)
         own = {id(m) for m in _causal(model, ref_model) if "forward" in vars(m)}
         super().__init__(model, ref_model, args, data_collator=data_collator, **others)
+        never_dispatch(self)
         for module in _causal(self.model, self.ref_model):
             if id(module) not in own:
                 _give_forward_back(module)

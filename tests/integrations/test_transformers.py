@@ -169,6 +169,32 @@ def test_every_evaluation_has_metrics_of_its_own_rows(tmp_path, tiny_model, data
     assert "test_rewards/margins" in trainer.predict(data).metrics
 
 
+def test_metrics_of_an_evaluation_are_means_over_its_groups(tmp_path, tiny_model, data):
+    """Means of batches counted the groups of the last one, which may be alone, for more."""
+    found = []
+    for size in (1, 2, 3, 8):
+        how = settings(tmp_path, per_device_eval_batch_size=size)
+        trainer = Ordered(model_of(tiny_model), how, train_dataset=data, loss="swepo")
+        found.append(trainer.evaluate(data.select(range(7))))
+    for one in found[1:]:
+        for name in ("loss", "logps/chosen", "logps/rejected", "negatives/effective"):
+            assert one[f"eval_{name}"] == pytest.approx(found[0][f"eval_{name}"], rel=1e-4)
+
+
+@pytest.mark.parametrize("way", ["alone", "named", "later"])
+def test_streams_to_evaluate_are_whole(tmp_path, tiny_model, data, way):
+    """accelerate dispatches streams where nobody says no: batches were cut as tensors."""
+    stream = data.to_iterable_dataset()
+    given = {"alone": stream, "named": {"a": stream}, "later": None}[way]
+    how = settings(tmp_path, per_device_eval_batch_size=4)  # of a rest transformers repeats some
+    trainer = Ordered(
+        model_of(tiny_model), how, train_dataset=data, eval_dataset=given, loss="swepo"
+    )
+    found = trainer.evaluate(stream if way == "later" else None)
+    expected = trainer.evaluate(data)["eval_loss"]
+    assert found["eval_a_loss" if way == "named" else "eval_loss"] == pytest.approx(expected)
+
+
 @pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
 def test_a_copy_of_a_trained_model_is_a_model_of_its_own(tmp_path, tiny_model, data, lora):
     more = {} if lora else {"ref_model": AutoModelForCausalLM.from_pretrained(tiny_model)}
@@ -271,8 +297,13 @@ def test_what_does_not_fit_is_told(tmp_path, tiny_model, data):
         how = settings(tmp_path, **(changes or {}))
         return GroupTrainer(model or model_of(tiny_model), how, train_dataset=data, **more)
 
-    with pytest.raises(ValueError, match="loss: expected one of"):
-        make(loss="best")
+    for name in ("best", "advantages", "sequence_logps"):
+        with pytest.raises(ValueError, match=r"loss: expected one of dmpo, dpo, .*; got"):
+            make(loss=name)
+    with pytest.raises(ValueError, match="scores: expected in every row, because the loss"):
+        make(loss="swepo").evaluate(data.remove_columns("scores"))
+    with pytest.raises(ValueError, match=r"rows: expected prompt_ids .*tokenize_rows"):
+        make(changes={"remove_unused_columns": False}).evaluate(rows())
     with pytest.raises(ValueError, match="share: expected"):
         make(share="no")
     with pytest.raises(ValueError, match="data_collator: expected None"):

@@ -201,6 +201,24 @@ def test_a_selector_between_data_and_loss(tmp_path, tiny_model):
     assert len(row["response_ids"]) == 3
 
 
+def test_a_stream_to_evaluate_beside_rows_to_train_on(tmp_path, tiny_model):
+    """accelerate dispatches streams where nobody says no: batches were cut as tensors."""
+    rows = Dataset.from_list(GROUPS)
+    trainer, _ = trained(
+        MultiPreferenceTrainer,
+        tmp_path,
+        rows,
+        tiny_model,
+        lora=True,
+        eval_rows=rows.to_iterable_dataset(),
+        max_steps=1,
+        more={"loss": "swepo"},
+        per_device_eval_batch_size=2,
+    )
+    expected = trainer.evaluate(trainer.train_dataset)["eval_loss"]
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(expected)
+
+
 def listed(rejected):
     return {"rejected": rejected}
 
@@ -248,12 +266,14 @@ def test_rejected_responses_and_a_loss_of_ones_own(tmp_path, tiny_model, pairs, 
         ({}, {"compute_metrics": len}, "compute_metrics: expected None"),
         ({}, {"selector": lambda row: [0, 0]}, "selector: expected distinct positions"),
         ({}, {"selector": lambda row: [0, 9]}, "selector: expected distinct positions"),
+        ({}, {"selector": lambda row: None}, "selector: expected a result of pyfast.select"),
+        ({"accelerator_config": {"dispatch_batches": True}}, {}, "expected dispatch_batches=False"),
         ({}, {"loss": "swepo", "share": 3}, "share"),
     ],
 )
 def test_what_cannot_be_is_refused(tmp_path, tiny_model, changes, more, message):
     rows = Dataset.from_list(GROUPS)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         trained(
             MultiPreferenceTrainer,
             tmp_path,
