@@ -64,6 +64,34 @@ def test_links_and_pictures_are_there(page):
             assert (page.parent / link.split("#")[0]).exists(), link
 
 
+def is_there(dotted):
+    """Tell whether a name of ours is one: a module, or a word of the module that it begins with."""
+    parts = dotted.split(".")
+    for count in range(len(parts), 0, -1):
+        folder = blocks.ROOT.joinpath(*parts[:count])
+        for module in (folder.with_suffix(".py"), folder / "__init__.py"):
+            if module.exists():
+                text = module.read_text("utf-8")
+                return all(re.search(rf"\b{part}\b", text) for part in parts[count:])
+    return False
+
+
+@pytest.mark.parametrize("page", [pytest.param(page, id=name(page)) for page in blocks.PAGES])
+def test_what_is_named_in_code_is_there(page):
+    text = page.read_text(encoding="utf-8")
+    for dotted in re.findall(r"`(pyfast(?:\.\w+)+)(?:\(.*?\))?`", text):
+        assert is_there(dotted.replace("pyfast.kernels", "kernels")), dotted
+    for path in re.findall(r"`((?:benchmarks|tests|docs|examples|csrc|kernels)/[\w./-]+)`", text):
+        assert (blocks.ROOT / path).exists(), path
+
+
+def test_a_name_that_is_gone_is_found():
+    assert is_there("pyfast.train.evaluation.blinded.read")
+    assert is_there("pyfast.set_num_threads")
+    assert not is_there("pyfast.train.blinded.read")
+    assert not is_there("pyfast.select.opt_selects")
+
+
 def test_every_page_is_in_the_navigation():
     navigation = (blocks.ROOT / "zensical.toml").read_text("utf-8")
     for page in blocks.PAGES[1:]:
