@@ -12,7 +12,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pyfast.tables import preferences, projects
-from pyfast.tables.records import Record, as_messages, beside, is_messages, listed, without
+from pyfast.tables.records import (
+    Record,
+    as_messages,
+    beside,
+    is_messages,
+    listed,
+    number,
+    without,
+)
 
 
 @dataclass(frozen=True)
@@ -114,7 +122,7 @@ def _read_groups(row: Mapping[str, Any]) -> Record:
     return Record(
         row["prompt"],
         responses,
-        None if scores is None else [float(score) for score in scores],
+        None if scores is None else [number("scores", score) for score in scores],
         row.get("positive"),
         None if negatives is None else list(negatives),
         without(row, "prompt", "responses", "scores", "positive", "negatives"),

@@ -39,12 +39,15 @@ def write_list(record: Record) -> list[dict[str, Any]]:
 
 def _numbered(row: Mapping[str, Any]) -> list[str]:
     """Return the names rejected1, rejected2, ... (or rejected_1, ...) in the order of numbers."""
-    numbers = {
-        int(match.group(1)): name
-        for name in row
-        if (match := re.fullmatch(r"rejected_?(\d+)", name)) and row[name] is not None
-    }
-    return [numbers[number] for number in sorted(numbers)]
+    found: dict[int, str] = {}
+    for name in row:
+        match = re.fullmatch(r"rejected_?(\d+)", name)
+        if match is None or row[name] is None:
+            continue
+        other = found.setdefault(int(match.group(1)), name)
+        if other != name:
+            raise ValueError(f"{name}: expected another number than that of {other}")
+    return [found[number] for number in sorted(found)]
 
 
 def read_numbered(row: Mapping[str, Any]) -> Record:

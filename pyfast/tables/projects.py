@@ -13,6 +13,7 @@ from pyfast.tables.records import (
     as_text,
     beside,
     listed,
+    number,
     said,
     without,
 )
@@ -21,11 +22,11 @@ from pyfast.tables.records import (
 def read_ranked(row: Mapping[str, Any]) -> Record:
     """Read NeMo: completions of a context, each with its rank (0 is best) and perhaps a reward."""
     completions = listed("completions", row["completions"])
-    ranks = [completion["rank"] for completion in completions]
+    ranks = [number("rank", completion["rank"]) for completion in completions]
     responses = [completion["completion"] for completion in completions]
     rewards = [completion.get("reward") for completion in completions]
     known = all(reward is not None for reward in rewards)
-    scores = [float(r) for r in rewards] if known else [-float(rank) for rank in ranks]
+    scores = [number("reward", r) for r in rewards] if known else [-rank for rank in ranks]
     best = min(range(len(ranks)), key=ranks.__getitem__) if ranks else None
     return Record(
         row["context"], responses, scores, best, None, without(row, "context", "completions")
@@ -37,9 +38,9 @@ def write_ranked(record: Record) -> list[dict[str, Any]]:
     scores = record.scores or [-float(i > 0) for i in range(len(record.responses))]
     distinct = sorted(set(scores[1:]), reverse=True)
     completions = []
-    for number, (response, score) in enumerate(zip(record.responses, scores, strict=True)):
+    for place, (response, score) in enumerate(zip(record.responses, scores, strict=True)):
         completion: dict[str, Any] = {
-            "rank": 0 if number == 0 else 1 + distinct.index(score),
+            "rank": 0 if place == 0 else 1 + distinct.index(score),
             "completion": as_messages(response, "assistant"),
         }
         if record.scores is not None:
@@ -176,7 +177,7 @@ def read_ultrafeedback(row: Mapping[str, Any]) -> Record:
     """Read UltraFeedback: an instruction, and completions with an overall score each."""
     completions = listed("completions", row["completions"])
     responses = [completion["response"] for completion in completions]
-    scores = [float(completion["overall_score"]) for completion in completions]
+    scores = [number("overall_score", completion["overall_score"]) for completion in completions]
     return Record(
         row["instruction"],
         responses,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Integral
 from typing import Any
@@ -166,9 +166,17 @@ def beside(record: Record, row: dict[str, Any]) -> dict[str, Any]:
 
 def listed(name: str, value: Any) -> list[Any]:
     """Return a list; of a text or a message its letters or fields would be taken."""
-    if isinstance(value, (str, bytes, Mapping)):
+    if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
         raise ValueError(f"{name}: expected a list, got {value!r}")
     return list(value)
+
+
+def number(name: str, value: Any) -> float:
+    """Return a number as float64."""
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"{name}: expected a number, got {value!r}") from None
 
 
 def against(prompt: Text, chosen: Text, rejected: list[Text], rest: dict[str, Any]) -> Record:
@@ -182,6 +190,6 @@ def against(prompt: Text, chosen: Text, rejected: list[Text], rest: dict[str, An
         others = list(others) if isinstance(others, Sequence) else [others]
         if len(others) != len(rejected):
             raise ValueError(f"score_rejected: expected {len(rejected)}, got {len(others)}")
-        scores = [float(score) for score in (first, *others)]
+        scores = [number("score_chosen", first), *(number("score_rejected", s) for s in others)]
     negatives = list(range(1, len(rejected) + 1))
     return Record(prompt, [chosen, *rejected], scores, 0, negatives, rest)

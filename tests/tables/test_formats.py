@@ -308,6 +308,16 @@ def test_chat_responses_to_a_text_make_it_a_chat(source):
          *ROWS["sharegpt"]["conversations"]]}, "system: expected none beside"),
         (ROWS["sharegpt"] | {"chosen": {"from": "function_call", "value": "{}"}},
          "from: expected one of human, gpt, observation, system, got 'function_call'"),
+        ({"prompt": "q", "chosen": "a", "rejected1": "b", "rejected_1": "c"},
+         "rejected_1: expected another number than that of rejected1"),
+        ({"prompt": "q", "chosen": "a", "rejected1": "b", "rejected01": "c"}, "rejected01: expec"),
+        ({"prompt": "q", "chosen": "a", "rejected": None}, "rejected: expected a list, got None"),
+        (ROWS["swift"] | {"rejected_response": None}, "rejected_response: expected a list"),
+        (ROWS["groups"] | {"scores": [1, "n/a", 2]}, "scores: expected a number, got 'n/a'"),
+        (ROWS["pairs"] | {"score_chosen": "n/a", "score_rejected": 1}, "score_chosen: expected a"),
+        (ROWS["ultrafeedback"] | {"completions": [{"response": "a", "overall_score": None}]},
+         "overall_score: expected a number, got None"),
+        (ROWS["nemo"] | {"completions": [{"rank": None, "completion": "a"}]}, "rank: expected a"),
         ({"chosen": "Human: q Assistant: a", "rejected": "Human: q Assistant: b"},
          "two conversations, as chat messages"),
         ({"system": "s", "question": "q", "chosen": "a", "rejected": "b"},
@@ -318,6 +328,12 @@ def test_chat_responses_to_a_text_make_it_a_chat(source):
 def test_rows_that_would_be_read_as_something_else_are_refused(row, message):
     with pytest.raises(ValueError, match=message):
         read(row)
+
+
+def test_ranks_are_numbers_as_texts_too():
+    """As texts the tenth is before the second."""
+    completions = [{"rank": rank, "completion": rank} for rank in ("10", "2", "3")]
+    assert read({"context": "q", "completions": completions}).chosen_first().responses[0] == "2"
 
 
 def test_a_message_of_calls_alone_says_enough():
