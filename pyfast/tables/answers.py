@@ -13,8 +13,15 @@ _CUT_OUT = ("filter", "safety", "recitation", "block", "tool", "function")
 """In a `finish_reason`: the text is not, or not all, what the model said."""
 
 
-def choices_of(content: bytes) -> list[Any]:
+def choices_of(content: bytes, sent: int | None = None) -> list[Any]:
     """Return the choices of an answer, at least one, in the order of their places.
+
+    Parameters
+    ----------
+    content : bytes
+    sent : int, optional
+        Tokens of the prompt, where they are known: a server that says that it has read fewer
+        answers a part of the prompt.
 
     Raises
     ------
@@ -27,12 +34,22 @@ def choices_of(content: bytes) -> list[Any]:
         answer = json.loads(content)
     except RecursionError:
         raise ServerError("expected an answer not nested so deeply") from None
+    except UnicodeDecodeError as error:
+        # Of one that was cut in the middle of a letter, the next may be whole.
+        if error.end == len(content) and error.reason == "unexpected end of data":
+            raise FailedAnswerError("the answer ends before its end") from None
+        said = shortened(content.decode(errors="replace"))
+        raise ServerError(f"expected JSON in UTF-8 ({error}), got {said}") from None
     except ValueError:
         if content.lstrip()[:1] in (b"{", b""):
             raise FailedAnswerError("the answer ends before its end") from None
         said = shortened(content.decode(errors="replace"))
         raise ServerError(f"expected JSON, got {said}") from None
     _refuse_failure(answer)
+    usage = answer.get("usage") if isinstance(answer, dict) else None
+    read = usage.get("prompt_tokens") if isinstance(usage, dict) else None
+    if sent is not None and type(read) is int and 0 < read < sent:
+        raise ServerError(f"has read {read} of the prompt's {sent} tokens, and cut off the others")
     choices = answer.get("choices") if isinstance(answer, dict) else None
     if not isinstance(choices, list):
         raise ServerError(f"expected choices, got {shortened(answer)}")
@@ -45,6 +62,21 @@ def choices_of(content: bytes) -> list[Any]:
     if whole and len(set(places)) == len(places):  # some servers call all of them 0
         choices = sorted(choices, key=lambda choice: int(choice["index"]))
     return choices
+
+
+def refuse_told_failure(content: bytes) -> None:
+    """Stop at an answer that tells of a failure, whatever its status.
+
+    Raises
+    ------
+    FailedAnswerError, ServerError
+        As for an answer with choices. What is no JSON tells of none.
+    """
+    try:
+        answer = json.loads(content)
+    except (ValueError, RecursionError):
+        return
+    _refuse_failure(answer)
 
 
 def response_of(choice: Any, *, chat: bool, keep_empty: bool) -> tuple[str, str | None]:

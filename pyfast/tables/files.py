@@ -160,12 +160,13 @@ def _write_by_parts(
 
 
 def _check_mark(work: Work, inputs: Sequence[Path], folder: Path) -> None:
-    """Refuse a folder of other outputs, and mark a new one."""
+    """Refuse a folder of other outputs, and mark a new one, or one that has none yet."""
     stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in inputs]
     digest = hashlib.sha256(json.dumps(stats).encode()).hexdigest()
     mark = {"stage": work.name, "settings": dict(work.settings or {}), "inputs": digest}
     path = folder / MARK
-    if path.exists():
+    others = [e for e in folder.iterdir() if e.name != MARK and not e.name.startswith(".")]
+    if path.exists() and others:
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
         except ValueError:
@@ -179,7 +180,7 @@ def _check_mark(work: Work, inputs: Sequence[Path], folder: Path) -> None:
                     "give another folder"
                 )
         return
-    if any(not entry.name.startswith(".") for entry in folder.iterdir()):
+    if others:
         raise ValueError(f"{folder}: expected an empty folder, or one that this stage wrote")
     with written_whole(path) as beside:
         beside.write_text(json.dumps(mark, indent=1) + "\n", encoding="utf-8")

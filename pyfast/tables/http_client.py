@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import ipaddress
 import json
 import threading
 import urllib.error
@@ -42,7 +43,7 @@ class Sender:
     def __init__(self, key: str | None, timeout: float, retries: int) -> None:
         self._key, self._timeout, self._retries = key, timeout, retries
         # Not even a redirect is followed: the key would go with it.
-        self._opener = urllib.request.build_opener(_NoRedirect)
+        self._opener = urllib.request.build_opener(_NoRedirect, _Proxies)
 
     def send(
         self,
@@ -73,6 +74,8 @@ class Sender:
         ServerError
             If it is not answered.
         """
+        proxy = proxy_of(url)
+        place = url if proxy is None else f"{url} (through the environment's proxy {proxy})"
         for attempt in range(self._retries + 1):
             wait = min(_FIRST_WAIT * 2**attempt, _LONGEST_WAIT)
             try:
@@ -86,7 +89,7 @@ class Sender:
                     return self.send(url, body, stop, check=check, simpler=simpler)
                 problem: Exception = ServerError(f"status {error.code}: {said}")
                 if not may_pass(error.code, said):
-                    raise ServerError(f"{url}: {problem}") from None
+                    raise ServerError(f"{place}: {problem}") from None
                 wait = _asked_wait(error.headers.get("Retry-After"), wait)
             except (OSError, http.client.HTTPException) as error:
                 problem = error
@@ -96,7 +99,7 @@ class Sender:
                 raise ServerError("stopped")
         reason = getattr(problem, "reason", problem)
         kind = f"{type(reason).__name__}: " if not isinstance(reason, ServerError) else ""
-        raise ServerError(f"{url}: tried {self._retries + 1} times; {kind}{reason}")
+        raise ServerError(f"{place}: tried {self._retries + 1} times; {kind}{reason}")
 
     def _post(self, url: str, body: dict[str, Any]) -> bytes:
         headers = {"Content-Type": "application/json", "User-Agent": "pyfast"}
@@ -104,6 +107,9 @@ class Sender:
             headers["Authorization"] = f"Bearer {self._key}"
         request = urllib.request.Request(url, json.dumps(body).encode(), headers)
         with self._opener.open(request, timeout=self._timeout) as answer:
+            packed = answer.headers.get("Content-Encoding", "identity")
+            if packed.lower() != "identity":
+                raise ServerError(f"{url}: answers packed as {shortened(packed)}, unasked")
             content: bytes = answer.read()
         return content
 
@@ -111,6 +117,31 @@ class Sender:
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, *_: Any) -> None:
         return None
+
+
+class _Proxies(urllib.request.ProxyHandler):
+    """The environment's proxies, which have no way to what listens on this machine alone."""
+
+    def proxy_open(self, req: urllib.request.Request, proxy: str, type: str) -> Any:
+        if _is_loopback(urllib.parse.urlsplit(req.full_url).hostname):
+            return None
+        return super().proxy_open(req, proxy, type)
+
+
+def _is_loopback(host: str | None) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host or "").is_loopback
+    except ValueError:
+        return False
+
+
+def proxy_of(url: str) -> str | None:
+    """Return the host of the proxy through which requests go, if they do."""
+    parts = urllib.parse.urlsplit(url)
+    proxy = urllib.request.getproxies().get(parts.scheme)
+    if not proxy or _is_loopback(parts.hostname) or urllib.request.proxy_bypass(parts.netloc):
+        return None
+    return urllib.parse.urlsplit(proxy if "//" in proxy else f"//{proxy}").hostname
 
 
 def endpoint(url: str, name: str) -> str:
@@ -122,8 +153,9 @@ def endpoint(url: str, name: str) -> str:
         host, _ = parts.hostname, parts.port
     except ValueError as error:
         raise ValueError(f"url: {error}") from None
-    if parts.scheme not in ("http", "https") or not host or not url.isprintable() or " " in url:
-        raise ValueError(f"url: expected http://HOST or https://HOST, got {url!r}")
+    plain = url.isascii() and url.isprintable() and " " not in url
+    if parts.scheme not in ("http", "https") or not host or not plain:
+        raise ValueError(f"url: expected http://HOST or https://HOST in ASCII, got {url!r}")
     if parts.username is not None or parts.password is not None:
         raise ValueError("url: expected no user or password in it; give a key instead")
     path = parts.path.rstrip("/")
@@ -151,9 +183,13 @@ def _words(error: urllib.error.HTTPError) -> str:
 
 
 def shortened(value: Any) -> str:
-    """Return a server's words, or what it sent, in one line that is not too long."""
+    """Return a server's words, or what it sent, in one line that is not too long.
+
+    What a terminal would obey and not show is shown as its escape.
+    """
     text = value if isinstance(value, str) else json.dumps(value)
-    text = " ".join(text.split())
+    text = " ".join(text[:100_000].split())[: _SAID + 1]
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
     return text if len(text) <= _SAID else text[: _SAID - 3] + "..."
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pyfast.tables.answers import choices_of, response_of
+from pyfast.tables.answers import choices_of, refuse_told_failure, response_of
 from pyfast.tables.http_client import Sender, ServerError, endpoint
 
 Prompt = str | list[dict[str, Any]] | list[int]
@@ -192,7 +192,8 @@ class Server:
         path = self._url
         for known in ("/chat/completions", "/completions"):
             path = path.replace(known, f"/{name}")
-        return self._sender.send(path, dict(body), threading.Event())
+        stop = threading.Event()
+        return self._sender.send(path, dict(body), stop, check=refuse_told_failure)
 
     def _draw(self, prompt: Prompt, seed: int | None, stop: threading.Event) -> Drawn:
         responses: list[str] = []
@@ -230,8 +231,10 @@ class Server:
 
     def _ask(self, body: dict[str, Any], stop: threading.Event) -> list[Any]:
         """Return the choices that a request got, at least one."""
+        prompt = body.get("prompt")
+        sent = len(prompt) if isinstance(prompt, list) else None
         return choices_of(
-            self._sender.send(self._url, body, stop, check=choices_of, simpler=self._simpler)
+            self._sender.send(self._url, body, stop, check=choices_of, simpler=self._simpler), sent
         )
 
     def _simpler(self, body: dict[str, Any], said: str) -> bool:

@@ -75,7 +75,8 @@ class Fake:
             headers = more[0] if more else {}
         if content is None:
             content = json.dumps({"choices": self.reply(body)})
-        content = (content if isinstance(content, str) else json.dumps(content)).encode()
+        if not isinstance(content, bytes):
+            content = (content if isinstance(content, str) else json.dumps(content)).encode()
         handler.leave()
         handler.send_response(status)
         for name, value in headers.items():
@@ -204,6 +205,7 @@ def broken_off():
     "trouble",
     ["dies", "cut", "hangs", (429, {"error": "slow down"}, {"Retry-After": "0.01"}), (500, "oops"),
      (503, ""), (200, '{"choices": [{"index"'), (200, ""),
+     (200, '{"choices": [{"message": {"content": "caf\u00e9'.encode()[:-1]),
      *((200, answer) for answer in broken_off())],
     ids=str,
 )  # fmt: skip
@@ -232,6 +234,9 @@ def _after_one(fake):
         ((429, {"error": {"message": "insufficient_quota"}}), "status 429: insufficient_quota"),
         ((302, "", {"Location": "http://elsewhere/"}), "redirects to http://elsewhere/; give that"),
         ((200, "<html>hello</html>"), "expected JSON, got <html>"),
+        ((200, '{"choices": "caf\u00e9"}'.encode("latin-1")), "expected JSON in UTF-8 .*byte 0xe9"),
+        ((200, b"\x1f\x8b", {"Content-Encoding": "gzip"}), "answers packed as gzip, unasked"),
+        ((404, "\x1b]0;mine\x07 \u009b2J \u202e"), r"404: \\x1b\]0;mine\\x07 \\x9b2J \\u202e"),
         ((200, {"object": "error"}), "expected choices, got"),
         ((200, {"choices": []}), "expected at least one choice, got none"),
         ((200, {"choices": [3]}), "expected a choice, got 3"),
@@ -273,6 +278,21 @@ def test_no_server_at_all():
         Server(f"http://127.0.0.1:{port}", "tiny", retries=0)(["a"])
 
 
+def test_no_proxy_stands_before_this_machine_and_another_ones_is_told(fake, monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://me:word@127.0.0.1:1")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    for url in (fake.url, fake.url.replace("127.0.0.1", "localhost")):
+        (drawn,) = Server(url, "tiny", n=1, retries=0)(["a"])
+        assert drawn.responses == ["a / 0"]
+    told = r"192\.0\.2\.1/.* \(through the environment's proxy 127\.0\.0\.1\): tried 1 times; Conn"
+    with pytest.raises(ServerError, match=told) as error:
+        Server("http://192.0.2.1", "tiny", retries=0)(["a"])
+    assert "word" not in str(error.value)
+    monkeypatch.setenv("no_proxy", "192.0.2.1")
+    assert http_client.proxy_of("http://192.0.2.1/v1") is None
+
+
 def test_no_more_requests_at_a_time_than_said(fake):
     fake.script = [lambda body: time.sleep(0.02) or "good"] * 40
     found = Server(fake.url, "tiny", n=1, concurrency=3)([str(i) for i in range(20)])
@@ -287,6 +307,7 @@ def test_no_more_requests_at_a_time_than_said(fake):
         ({"url": "http://me:word@host"}, "url: expected no user"),
         ({"url": "http://host:port"}, "url: "),
         ({"url": "http://a b"}, "url: expected http"),
+        ({"url": "http://host/\u00e4"}, "url: expected http.* in ASCII"),
         ({"n": 0}, "n: expected at least 1"),
         ({"n": True}, "n: expected an int"),
         ({"max_tokens": 0}, "max_tokens: "),
@@ -357,6 +378,19 @@ def test_a_failure_costs_one_unit(fake, tmp_path, capsys, monkeypatch, suffix, k
         assert len(fake.requests) == count
         assert main([*command, "--temperature", "0.5"]) == 2
         assert "outputs of other settings" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("out", ["out.jsonl", "out"])
+def test_a_mistake_before_anything_is_sampled_keeps_nobody_from_mending_it(
+    fake, tmp_path, capsys, out
+):
+    source = prompts(tmp_path / "in.jsonl", 2)
+    command = ["sample", str(source), "--n", "1", "--retries", "0", "--out", str(tmp_path / out)]
+    fake.script = [(404, "no such model")] * 2
+    assert main([*command, "--server", fake.url, "--model", "tinny"]) == 2
+    assert "no such model" in capsys.readouterr().err
+    assert main([*command, "--server", f"{fake.url}/v1", "--model", "tiny"]) == 0
+    assert all(body["model"] == "tiny" for _, _, body in fake.requests[-2:])
 
 
 def test_ctrl_c_loses_and_doubles_nothing(fake, tmp_path):

@@ -91,11 +91,12 @@ def _load(ctx: Context, config: Any, folder: Path, probe: str) -> str:
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed meanwhile
     folder.parent.mkdir(parents=True, exist_ok=True)
     write_folder(folder, ctx.policy.save_adapter)
-    digest = hashlib.sha256((folder / "adapter_model.safetensors").read_bytes()).hexdigest()
-    name = f"pyfast-{digest[:16]}"
+    path = str(folder.resolve())
+    # Two runs of one seed begin with the same weights: neither is to unload the other's.
+    weights = (folder / "adapter_model.safetensors").read_bytes()
+    name = f"pyfast-{hashlib.sha256(weights + os.fsencode(path)).hexdigest()[:16]}"
     with contextlib.suppress(UserError):  # left there by a run that was killed
         _call(config, "unload_lora_adapter", {"lora_name": name}, retries=0)
-    path = str(folder.resolve())
     _call(config, "load_lora_adapter", {"lora_name": name, "lora_path": path})
     _check(ctx, config, name, ctx.tokens.prompt(probe))
     return name

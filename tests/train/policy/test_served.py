@@ -161,14 +161,41 @@ def test_a_server_that_lost_the_adapter(values, server, tmp_path, one_thread):
             (400, {"error": {"message": "LoRA rank 2 is greater than max_lora_rank 1"}}),
             "max_lora_rank 1",
         ),
+        (
+            (200, {"error": "Unexpected endpoint or method. (POST /v1/load_lora_adapter)"}),
+            r"tried 3 times; Unexpected endpoint or method",
+        ),
         ((404, {"detail": "Not Found"}), r"status 404: Not Found \(vLLM: --enable-lora, and VLLM_"),
     ],
 )
 def test_an_adapter_that_is_refused(values, server, tmp_path, answer, message):
-    server.script = [lambda path, body: answer if path == "/v1/load_lora_adapter" else None]
+    server.script = [lambda path, body: answer if path == "/v1/load_lora_adapter" else None] * 3
     with pytest.raises(UserError, match=message):
         train(values, tmp_path / "run")
     server.script = []
+
+
+def test_a_server_that_cuts_the_prompt(values, server, tmp_path):
+    def cuts(path, body):
+        if path != "/v1/completions":
+            return None
+        status, content = server.answer(path, body)
+        read = len(body["prompt"]) - (len(body["prompt"]) > 2)
+        return status, {**content, "usage": {"prompt_tokens": read}}
+
+    server.script = [cuts] * 20
+    with pytest.raises(UserError, match=r"has read \d+ of the prompt's \d+ tokens, and cut off"):
+        train(values, tmp_path / "run")
+
+
+def test_two_runs_of_one_seed_keep_off_each_others_adapter(values, server, tmp_path, one_thread):
+    values["active"]["rounds"] = 1
+    names = []
+    for name in ("one", "other"):
+        train(values, tmp_path / name)
+        names.append({body["lora_name"] for path, body in server.requests if "/load" in path})
+        server.requests.clear()
+    assert names[0].isdisjoint(names[1])
 
 
 def test_a_server_of_another_model(values, server, tiny_model, tmp_path):
