@@ -74,6 +74,8 @@ def run(arguments: argparse.Namespace) -> int:
     _check(arguments)
     found = Run(Path(arguments.folder))
     if arguments.export:
+        if arguments.out == "-":
+            raise UserError("--out: expected the name of a file, got '-'")
         count = exchange.write(found, arguments.export, Path(arguments.out))
         print(f"{count} pairs: {arguments.out}")
         return 0
@@ -88,7 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
         else:
             print(agreement.table(state) or "one annotator so far; another one: --annotator NAME")
         return 0
-    name = arguments.annotator or "first"
+    name = "first" if arguments.annotator is None else arguments.annotator
     desk = Desk(
         found, name, via="page" if arguments.web else "terminal", again=arguments.disagreements
     )

@@ -216,8 +216,7 @@ def of_environment(environment: Mapping[str, str] = os.environ) -> tuple[int, in
     Raises
     ------
     UserError
-        If they are not numbers that go together, or the launcher was asked for what a run would
-        pass over in silence.
+        If they are not numbers that go together.
     """
     if "WORLD_SIZE" not in environment or "RANK" not in environment:
         if environment.get("ACCELERATE_USE_CPU", "").lower() == "true" and (
@@ -237,12 +236,17 @@ def of_environment(environment: Mapping[str, str] = os.environ) -> tuple[int, in
             "RANK and WORLD_SIZE: expected whole numbers, RANK below WORLD_SIZE, got "
             f"{environment['RANK']!r} and {environment['WORLD_SIZE']!r}"
         )
-    _check_accelerate(environment)
     return rank, count
 
 
-def _check_accelerate(environment: Mapping[str, str]) -> None:
-    """Refuse what accelerate was asked for and a run does not do."""
+def check_accelerate(environment: Mapping[str, str] = os.environ) -> None:
+    """Refuse what accelerate was asked for, of one process or several, and a run does not do.
+
+    Raises
+    ------
+    UserError
+        Rather than pass over it in silence.
+    """
     for name, plain, instead in (
         ("USE_DEEPSPEED", "false", "each process has the whole model; expected no DeepSpeed"),
         ("USE_FSDP", "false", "each process has the whole model; expected no FSDP"),
@@ -264,6 +268,7 @@ def _check_accelerate(environment: Mapping[str, str]) -> None:
 @contextlib.contextmanager
 def team(settings: Any) -> Iterator[Team]:
     """Give the processes of a run, and join them for as long as it goes on."""
+    check_accelerate()
     rank, count = of_environment()
     if count == 1:
         yield ALONE

@@ -109,6 +109,8 @@ def test_ctrl_c_stops_as_q_does(run, capsys, monkeypatch):
         (["--export", "argilla"], "--out and --export go together"),
         (["--import", "argilla"], "--from and --import go together"),
         (["--annotator", "a/b"], "annotator: expected a name"),
+        (["--annotator", ""], "annotator: expected a name"),
+        (["--export", "argilla", "--out", "-"], "--out: expected the name of a file"),
         (["--port", "8000"], "--port goes with --web"),
         (["--json"], "--json goes with --agreement"),
         (["--agreement", "--annotator", "bob"], "--annotator has no effect on --agreement"),

@@ -14,7 +14,7 @@ from peak_memory import MEASURED
 from pyfast import cli
 from pyfast._files import locked
 from pyfast.train.errors import ProcessesError, UserError
-from pyfast.train.processes import of_environment, team
+from pyfast.train.processes import check_accelerate, of_environment, team
 from pyfast.train.recipes.ampo import AmpoSettings
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -257,10 +257,14 @@ def test_what_a_launcher_sets():
     both = {"RANK": "1", "WORLD_SIZE": "2"}
     assert of_environment({}) == (0, 1)
     assert of_environment(both) == (1, 2)
-    assert of_environment({**both, "ACCELERATE_MIXED_PRECISION": "no"}) == (1, 2)
     for name, value in (("RANK", "2"), ("RANK", "x"), ("WORLD_SIZE", "0")):
         with pytest.raises(UserError, match="RANK and WORLD_SIZE: expected whole numbers"):
             of_environment({**both, name: value})
+    with pytest.raises(UserError, match="starts one process, whatever --num_processes says"):
+        of_environment({"ACCELERATE_USE_CPU": "True", "MASTER_PORT": "29500"})
+
+
+def test_what_accelerate_is_asked_for_is_refused_in_one_process_too(monkeypatch):
     for name, value in (
         ("USE_DEEPSPEED", "true"),
         ("USE_FSDP", "true"),
@@ -269,9 +273,12 @@ def test_what_a_launcher_sets():
         ("GRADIENT_ACCUMULATION_STEPS", "4"),
     ):
         with pytest.raises(UserError, match=f"ACCELERATE_{name}: .*, got '{value}'"):
-            of_environment({**both, f"ACCELERATE_{name}": value})
-    with pytest.raises(UserError, match="starts one process, whatever --num_processes says"):
-        of_environment({"ACCELERATE_USE_CPU": "True", "MASTER_PORT": "29500"})
+            check_accelerate({f"ACCELERATE_{name}": value})
+    check_accelerate({"ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_DYNAMO_BACKEND": "NO"})
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    with pytest.raises(UserError, match="sets the number type"), team(None):
+        pass
+    assert cli.main(["env"]) == 0  # no run's business
 
 
 def test_other_commands_are_refused(monkeypatch, capsys):
