@@ -275,6 +275,11 @@ def test_wheel_contents(tmp_path: Path) -> None:
     subprocess.run(build, check=True, capture_output=True)  # the sdist, and the wheel from it
     (wheel,) = tmp_path.glob("pyfast_align-*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
+    ours = [*(ROOT / "pyfast").rglob("*"), *(ROOT / "kernels").rglob("*.py")]
+    sources = {path.relative_to(ROOT).as_posix() for path in ours if path.is_file()}
+    sources = {name for name in sources if not name.endswith((".pyc", ".so", ".pyd"))}
+    installed = {f"pyfast/{name}" if name.startswith("kernels/") else name for name in sources}
+    assert not installed - names  # or a pattern of pyproject.toml or .gitignore is too wide
     assert {"pyfast/py.typed", "pyfast/_core.pyi", "pyfast/kernels/runtime.py"} <= names
     assert any(n.startswith("pyfast/_core.") and n.endswith((".so", ".pyd")) for n in names)
     assert {"pyfast/train/demo/prompts_train.jsonl", "pyfast/train/demo/ampo.json"} <= names

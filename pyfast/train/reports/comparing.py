@@ -273,7 +273,7 @@ def table(result: Mapping[str, Any], metrics: Sequence[str] | None = None) -> st
     known = list(dict.fromkeys(name for row in rows for name in row["metrics"]))
     for name in metrics or []:
         if name not in known:
-            raise UserError(f"metrics: no run has {name!r}; they have {', '.join(known)}")
+            raise UserError(f"--metrics: no run has {name!r}; they have {', '.join(known)}")
     percent = f"{100 * result['confidence']:g} %"
     of_prompts = f"{100 * result['prompts_confidence']:g} %"
     lines = []

@@ -15,12 +15,13 @@ import torch
 
 from pyfast._files import clear_leftovers, locked
 from pyfast._threads import MOST_THREADS
-from pyfast.train.runs import checkpoint
-from pyfast.train import (files)
 from pyfast.train import config as configs
+from pyfast.train import files
 from pyfast.train.config import Settings
 from pyfast.train.errors import UserError
 from pyfast.train.processes import Team
+from pyfast.train.recipe import Inputs
+from pyfast.train.runs import checkpoint
 from pyfast.train.runs.layout import (
     ANNOTATIONS,
     FOLDERS,
@@ -31,7 +32,6 @@ from pyfast.train.runs.layout import (
     TRAINED,
     check_own,
 )
-from pyfast.train.recipe import Inputs
 
 STEPS = "optimisation.steps"
 FREE = configs.WITHOUT_EFFECT | {
@@ -49,9 +49,7 @@ SUMMARISED = frozenset({
 })  # fmt: skip
 
 
-def open_run(
-    config: Settings, inputs: Inputs, steps: int, out: Path, processes: int = 1
-) -> bool:
+def open_run(config: Settings, inputs: Inputs, steps: int, out: Path, processes: int = 1) -> bool:
     """Start a run folder, or check that the one that is there can be gone on with.
 
     Parameters
@@ -205,9 +203,7 @@ def _take_up(
     files.write_json(out / "config.json", config.to_dict())
 
 
-def _take_up_processes(
-    environment: dict[str, Any], processes: int, out: Path, done: int
-) -> None:
+def _take_up_processes(environment: dict[str, Any], processes: int, out: Path, done: int) -> None:
     """Record and tell that other processes share the run from now on."""
     before = environment.get("processes", 1)
     if processes == before:

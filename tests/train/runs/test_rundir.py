@@ -13,8 +13,8 @@ from pyfast.train import config as configs
 from pyfast.train import loop
 from pyfast.train.data.inputs import read_inputs
 from pyfast.train.errors import DivergedError, UserError
-from pyfast.train.recipes.ampo import recipe as ampo
 from pyfast.train.recipes.ampo import Ampo, AmpoSettings
+from pyfast.train.recipes.ampo import recipe as ampo
 from pyfast.train.runs import checkpoint, layout, rundir
 
 STEPS = "optimisation.steps"
