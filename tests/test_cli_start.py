@@ -49,6 +49,84 @@ def test_help_of_a_command_loads_that_command_alone():
     assert not loaded & {"tqdm", "importlib.metadata", "torch"}
 
 
+BARE = """
+import importlib.util, sys
+
+OTHERS = set("{others}".split())
+find = importlib.util.find_spec
+importlib.util.find_spec = (
+    lambda name, *of: None if name.split(".")[0] in OTHERS else find(name, *of)
+)
+
+
+class Nothing:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in OTHERS:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+
+sys.meta_path.insert(0, Nothing())
+from pyfast import cli
+
+sys.exit(cli.main(sys.argv[1:]))
+"""
+OTHERS = (
+    "accelerate datasets gguf markdown_it matplotlib pandas peft pyarrow sacrebleu safetensors "
+    "scipy sklearn starlette tokenizers torch tqdm transformers triton trl uvicorn vaderSentiment "
+    "yaml"
+)
+
+
+def bare(folder, *arguments):
+    """Run a command where no package but numpy can be imported."""
+    script = BARE.format(others=OTHERS)
+    return subprocess.run(
+        [sys.executable, "-c", script, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=folder,
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["train", "ampo", "--help"], ["completion", "bash"], ["env", "--json"]],
+)
+def test_help_completion_and_env_need_numpy_alone(tmp_path, arguments):
+    done = bare(tmp_path, *arguments)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout
+
+
+def test_select_needs_numpy_alone(tmp_path):
+    row = {"prompt": "p", "responses": ["a", "b", "c", "d"], "scores": [0.1, 0.9, 0.2, 0.4]}
+    row["embeddings"] = [[0.0], [1.0], [2.0], [4.0]]
+    (tmp_path / "groups.jsonl").write_text(json.dumps(row) + "\n")
+    done = bare(tmp_path, "select", "groups.jsonl", "--k", "2")
+    assert (done.returncode, done.stderr) == (0, "")
+    chosen = json.loads(done.stdout)
+    assert chosen["positive"] == 1
+    assert len(chosen["negatives"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "extras"),
+    [
+        ("score a.jsonl --reward vader", "tables"),
+        ("embed a.jsonl", "tables,train"),
+        ("select a.jsonl --selector logdet", "tables"),
+        ("train ampo --prompts prompts.txt --reward os:strerror", "train"),
+        ("compare runs", "train"),
+    ],
+)
+def test_what_is_missing_is_told_with_its_extra(tmp_path, arguments, extras):
+    (tmp_path / "prompts.txt").write_text("one\n")
+    done = bare(tmp_path, *arguments.split())
+    assert done.returncode == 2, done.stderr
+    assert f"(try: pip install 'pyfast-align[{extras}]')" in done.stderr
+
+
 def test_what_select_says_without_loading_ampo_is_what_ampo_says():
     from pyfast.cli import select
     from pyfast.train.recipes.ampo import selection

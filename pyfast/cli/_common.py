@@ -52,6 +52,8 @@ def need(*packages: str, extra: str = "train") -> None:
 
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
+        wanted = {"tables" if name == "pyarrow" else extra for name in missing if name != "tqdm"}
+        extras = ",".join(sorted(wanted or {extra}))  # tqdm is in both
         raise UserError(
-            f"this command needs {', '.join(missing)} (try: pip install 'pyfast-align[{extra}]')"
+            f"this command needs {', '.join(missing)} (try: pip install 'pyfast-align[{extras}]')"
         )

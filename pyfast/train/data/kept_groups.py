@@ -8,8 +8,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
 from pyfast.train.data.group import Group, group_at
 from pyfast.train.errors import UserError
 from pyfast.train.evaluation.metrics import sample_metrics
@@ -76,6 +74,8 @@ def make(
                 if at == len(prompts) or groups.add(raw).prompt != prompts[at]:
                     shown = "no more" if at == len(prompts) else reprlib.repr(str(prompts[at]))
                     raise UserError(f"{path}:{at + 1}: expected the group of {shown}")
+    from tqdm import tqdm  # the recipes are known, and explained, without the trainer's packages
+
     bar = tqdm(None, path.stem, len(prompts), unit="prompt", initial=len(groups), leave=False)
     at_once = ctx.team.count  # alone, each is on the disk before the next is made
     for start in range(len(groups), len(prompts), at_once):
