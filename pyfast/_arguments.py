@@ -6,6 +6,7 @@ numbers are only converted where no value changes (integers and float16 widen).
 
 import operator
 from dataclasses import dataclass
+from numbers import Number
 from typing import Any, Literal
 
 import numpy as np
@@ -160,8 +161,19 @@ def as_floats(value: ArrayLike, name: str, *, booleans: bool = False) -> Floats:
     elif array.dtype.kind in "iu":
         array = _widened(array, name)
     elif array.dtype.kind != "f" or array.dtype.itemsize > 8:
-        raise TypeError(f"{name}: expected real numbers, float32 or float64, got {array.dtype}")
+        raise TypeError(
+            f"{name}: expected real numbers, float32 or float64, got {array.dtype}"
+            f"{_for_objects(array, name)}"
+        )
     return np.require(array, array.dtype.newbyteorder("="), ["C_CONTIGUOUS", "ALIGNED"])
+
+
+def _for_objects(array: NDArray[Any], name: str) -> str:
+    """Say what makes numbers of Python objects, as columns of pandas hold them."""
+    first = array.flat[0] if array.dtype == object and array.ndim and array.size else None
+    if isinstance(first, (list, tuple, np.ndarray)):
+        return f"; np.stack({name}) makes one array of vectors"
+    return f"; try np.asarray({name}, float)" if isinstance(first, Number) else ""
 
 
 def _widened(array: NDArray[Any], name: str) -> NDArray[np.float64]:

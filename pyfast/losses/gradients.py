@@ -41,7 +41,7 @@ def advantages(
     Raises
     ------
     TypeError
-        If ``reduction`` is given.
+        If `loss` is no function, or ``reduction`` is given.
     TypeError, ValueError
         What the loss raises.
 
@@ -52,6 +52,8 @@ def advantages(
     >>> losses.advantages(losses.dpo, logps, logps, beta=0.1)  # beta sigmoid(0)
     tensor([ 0.0500, -0.0500])
     """
+    if not callable(loss):
+        raise TypeError(f"loss: expected a function, such as losses.swepo, got {loss!r}")
     if "reduction" in kwargs:
         raise TypeError("reduction: expected none; advantages are of each group's own loss")
     with torch.inference_mode(False), torch.enable_grad():

@@ -71,6 +71,8 @@ def run(
         if out == STANDARD:
             write_lines(work, all_batches(work, parts), sys.stdout.buffer, bar.update)
         elif not out.suffix or out.is_dir():
+            if out.exists() and not out.is_dir():
+                raise ValueError(f"{out}: expected a folder, or a file named by what it holds")
             if STANDARD in inputs:
                 raise ValueError(f"{out}: expected a file, or -, for standard input; got a folder")
             _write_folder(work, inputs, parts, out, bar)

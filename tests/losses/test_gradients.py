@@ -46,3 +46,8 @@ def test_without_gradients_and_under_inference_mode():
 def test_a_reduction_is_refused():
     with pytest.raises(TypeError, match="reduction: expected none"):
         losses.advantages(losses.dpo, POLICY, REF, reduction="mean")
+
+
+def test_a_name_is_no_loss():
+    with pytest.raises(TypeError, match=r"loss: expected a function, such as .* got 'swepo'"):
+        losses.advantages("swepo", POLICY, REF)

@@ -242,6 +242,22 @@ CASES = {
         TypeError,
         "rewards: expected real numbers, float32 or float64, got float128",
     ),
+    "numbers as objects": (
+        lambda: select.kmedoids(X.astype(object), 1),
+        TypeError,
+        "X: expected real numbers, float32 or float64, got object; try np.asarray(X, float)",
+    ),
+    "a column of vectors, as pandas holds one": (
+        lambda: select.kmedoids(np.array([*X, None], object)[:-1], 1),
+        TypeError,
+        "X: expected real numbers, float32 or float64, got object; np.stack(X) makes one array of "
+        "vectors",
+    ),
+    "no numbers": (
+        lambda: select.kmedoids({1.0}, 1),
+        TypeError,
+        "X: expected real numbers, float32 or float64, got object",
+    ),
     "integers that float64 does not hold": (
         lambda: select.bottom_k(np.array([2**53, 2**53 + 1]), k=1),
         ValueError,
