@@ -1,6 +1,7 @@
 // Cholesky factors of a few hundred rows. A part of kernels.hpp, which includes it where it stands:
-// inside the unnamed namespace of one instruction set, so it has no includes of its own. All loops
-// go number by number: however many a register holds, the bits are the same.
+// inside the unnamed namespace of one instruction set, so it has no includes of its own. What is
+// taken off a number is taken off in order, product and difference rounded apart: however many a
+// register holds, and whichever rows go together, the bits are the same.
 
 // high + low += a x, exactly but for what is below the digits of both: a product of two doubles is
 // the sum of two doubles (Dekker 1971), and so is a sum of two (Knuth).
@@ -19,61 +20,84 @@ void add_scaled(double a, const double* x, index count, double* __restrict high,
   }
 }
 
-// to[j] -= entries[0] rows[0][j] + .. in that order, for begin <= j < end and the `Targets` rows
-// from `to` on, whose entries stand beside each other: four rows at a time, so that what is
-// subtracted from stays in registers, and what is subtracted serves all targets.
-template <int Targets>
-inline void subtract_rows(const double* rows, index stride, const double* entries,
-                          index entry_stride, index count, index begin, index end, double* to) {
-  constexpr int group = 4;
-  for (index s = 0; s < count; s += group) {
-    const int together = count - s < group ? static_cast<int>(count - s) : group;
-    double of[Targets][group];
+constexpr index kFactorLanes = PYFAST_VECTOR_BYTES / 8;
+// Rows that are changed together, so that what is read serves all of them.
+constexpr int kFactorTargets = PYFAST_VECTOR_BYTES == 16 ? 4 : 8;
+constexpr int kFactorVectors = PYFAST_VECTOR_BYTES == 32 ? 1 : 2;  // sums stay in registers
+
+// to[r][j] -= entries[r][0] rows[0][j] + .. in that order, for the columns of Vectors registers;
+// all rows and entries stand `stride` numbers apart.
+template <int Targets, int Vectors>
+inline void subtract_tile(const double* rows, index stride, const double* entries, index count,
+                          double* to) {
+  Doubles left[Targets][Vectors];
+  for (int r = 0; r < Targets; ++r) {
+    for (int v = 0; v < Vectors; ++v) left[r][v] = load(to + r * stride + v * kFactorLanes, 0.0);
+  }
+  for (index s = 0; s < count; ++s) {
+    Doubles right[Vectors];
+    for (int v = 0; v < Vectors; ++v) right[v] = load(rows + s * stride + v * kFactorLanes, 0.0);
     for (int r = 0; r < Targets; ++r) {
-      for (int g = 0; g < together; ++g) of[r][g] = entries[(s + g) * entry_stride + r];
+      const Doubles entry = entries[r * stride + s] - Doubles{};
+      for (int v = 0; v < Vectors; ++v) left[r][v] -= entry * right[v];
     }
-    const double* first = rows + s * stride;
-    double* __restrict target = to;
-    if (together == group) {
-      for (index j = begin; j < end; ++j) {
-        for (int r = 0; r < Targets; ++r) {
-          double left = target[r * stride + j];
-          for (int g = 0; g < group; ++g) left -= of[r][g] * first[g * stride + j];
-          target[r * stride + j] = left;
-        }
-      }
-    } else {
-      for (int g = 0; g < together; ++g) {
-        for (int r = 0; r < Targets; ++r) {
-          for (index j = begin; j < end; ++j) {
-            target[r * stride + j] -= of[r][g] * first[g * stride + j];
-          }
-        }
-      }
-    }
+  }
+  for (int r = 0; r < Targets; ++r) {
+    for (int v = 0; v < Vectors; ++v) store(to + r * stride + v * kFactorLanes, left[r][v]);
   }
 }
 
-// A = L L^T, given above the diagonal; L takes its place below the diagonal, L^T above it. Two rows
-// at a time: all rows before them are taken off both at once, and then the first off the second.
-void factorise(double* a, index d) {
-  const auto finish = [&](index i) {
-    double* row = a + i * d;
-    const double pivot = __builtin_sqrt(row[i]), inverse = 1 / pivot;
-    row[i] = pivot;
-    for (index j = i + 1; j < d; ++j) row[j] *= inverse;
-    for (index s = 0; s < i; ++s) row[s] = a[s * d + i];
-  };
-  for (index i = 0; i < d; i += 2) {
-    double* row = a + i * d;
-    if (i + 1 == d) {
-      subtract_rows<1>(a, d, a + i, d, i, i, d, row);
-      return finish(i);
+// The same for the columns begin <= j < end.
+template <int Targets>
+inline void subtract_rows(const double* rows, index stride, const double* entries, index count,
+                          index begin, index end, double* to) {
+  constexpr int vectors = Targets == 1 ? 4 : kFactorVectors;
+  index j = begin;
+  for (; (end - j) % kFactorLanes != 0; ++j) {
+    double left[Targets];
+    for (int r = 0; r < Targets; ++r) left[r] = to[r * stride + j];
+    for (index s = 0; s < count; ++s) {
+      for (int r = 0; r < Targets; ++r) left[r] -= entries[r * stride + s] * rows[s * stride + j];
     }
-    subtract_rows<2>(a, d, a + i, d, i, i, d, row);
-    finish(i);
-    subtract_rows<1>(row, d, row + i + 1, d, 1, i + 1, d, row + d);
-    finish(i + 1);
+    for (int r = 0; r < Targets; ++r) to[r * stride + j] = left[r];
+  }
+  for (; j + vectors * kFactorLanes <= end; j += vectors * kFactorLanes) {
+    subtract_tile<Targets, vectors>(rows + j, stride, entries, count, to + j);
+  }
+  for (; j < end; j += kFactorLanes) {
+    subtract_tile<Targets, 1>(rows + j, stride, entries, count, to + j);
+  }
+}
+
+// The same for so many rows, kFactorTargets at most.
+inline void subtract_rows(const double* rows, index stride, const double* entries, index count,
+                          index begin, index end, double* to, index targets) {
+  if (targets == kFactorTargets) {
+    return subtract_rows<kFactorTargets>(rows, stride, entries, count, begin, end, to);
+  }
+  for (index r = 0; r < targets; ++r) {
+    subtract_rows<1>(rows, stride, entries + r * stride, count, begin, end, to + r * stride);
+  }
+}
+
+// A = L L^T, given above the diagonal; L takes its place below the diagonal, L^T above it. A few
+// rows at a time: all rows before them are taken off at once, and then each off those after it.
+void factorise(double* a, index d) {
+  for (index i = 0; i < d; i += kFactorTargets) {
+    const index together = d - i < kFactorTargets ? d - i : kFactorTargets;
+    double* row = a + i * d;
+    subtract_rows(a, d, row, i, i, d, row, together);
+    for (index r = 0; r < together; ++r) {
+      double* to = row + r * d;
+      for (index q = 0; q < r; ++q) to[i + q] = row[q * d + i + r];
+      subtract_rows<1>(row, d, to + i, r, i + r, d, to);
+      const double pivot = __builtin_sqrt(to[i + r]), inverse = 1 / pivot;
+      to[i + r] = pivot;
+      for (index j = i + r + 1; j < d; ++j) to[j] *= inverse;
+    }
+    for (index j = i + together; j < d; ++j) {
+      for (index r = 0; r < together; ++r) a[j * d + i + r] = row[r * d + j];
+    }
   }
 }
 
@@ -99,17 +123,19 @@ void backward(const double* factor, index d, double* __restrict x, double* __res
 
 // inverse = L^{-1}, with zeros above the diagonal.
 void invert(const double* factor, index d, double* inverse) {
-  constexpr index group = 16;
-  for (index i = 0; i < d; ++i) {
-    double* to = inverse + i * d;
-    for (index j = 0; j < d; ++j) to[j] = 0;
+  for (index p = 0; p < d * d; ++p) inverse[p] = 0;
+  for (index i = 0; i < d; i += kFactorTargets) {
+    const index together = d - i < kFactorTargets ? d - i : kFactorTargets;
     const double* row = factor + i * d;
-    for (index s = 0; s < i; s += group) {  // of these rows there are zeros beyond the last one's
-      const index count = i - s < group ? i - s : group;
-      subtract_rows<1>(inverse + s * d, d, row + s, 1, count, 0, s + count, to);
+    double* to = inverse + i * d;
+    for (index j = 0; j < i; j += kFactorTargets) {  // in these columns, rows before j are zeros
+      subtract_rows(inverse + j * d, d, row + j, i - j, j, j + kFactorTargets, to, together);
     }
-    const double pivot = 1 / row[i];
-    for (index j = 0; j < i; ++j) to[j] *= pivot;
-    to[i] = pivot;
+    for (index r = 0; r < together; ++r) {
+      subtract_rows<1>(to, d, row + r * d + i, r, 0, i + r, to + r * d);
+      const double pivot = 1 / row[r * d + i + r];
+      for (index j = 0; j < i + r; ++j) to[r * d + j] *= pivot;
+      to[r * d + i + r] = pivot;
+    }
   }
 }

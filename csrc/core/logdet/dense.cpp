@@ -22,8 +22,8 @@ namespace pyfast {
 namespace {
 
 constexpr index kLikely = 4;  // candidates looked at before all that may win,
-constexpr int kRounds = 4;    // so many times
-constexpr double kAnew = 3;   // residuals so many times smaller are looked at anew
+constexpr int kRounds = 2;    // so many times
+constexpr double kAnew = 30;  // residuals so many times smaller are looked at anew
 constexpr index kBlock = InformationMatrix::kTogether;
 constexpr index kWidth = simd::kPanelWidth;
 constexpr double kVectors = 16;  // multiplications that a vector unit does in a nanosecond

@@ -53,8 +53,8 @@ double InformationMatrix::error() const {
 void InformationMatrix::factorise() {
   if (factorised_ == count_) return;
   factorised_ = count_;
-  for (std::size_t p = 0; p < factor_.size(); ++p) factor_[p] = high_[p] + low_[p];
   for (index s = 0; s < d_; ++s) {
+    for (index p = s * d_ + s; p < (s + 1) * d_; ++p) factor_[p] = high_[p] + low_[p];
     factor_[s * d_ + s] += ridge_;
     roots_[s] = std::sqrt(factor_[s * d_ + s]);
   }
