@@ -33,6 +33,7 @@ def kmedoids(
     weights: _Doubles,
     k: int,
     precomputed: bool,
+    checked: bool,
     search: str,
     init: str,
     given: _Indices,
@@ -41,7 +42,7 @@ def kmedoids(
     sample_size: int,
     sampled_above: int,
     threads: int,
-) -> tuple[_Indices, _Indices, _Doubles, _Indices, _Indices]: ...
+) -> tuple[_Indices, _Indices, _Doubles, _Indices, _Indices] | None: ...
 def kmedoids_bounds(
     data: _Floats,
     offsets: _Indices,
@@ -134,4 +135,3 @@ def sketch_add_products(
     threads: int,
 ) -> _Doubles: ...
 def squared_norms(data: _Floats, threads: int) -> _Doubles: ...
-def surely_distances(distances: _Floats, offsets: _Indices, threads: int) -> bool: ...

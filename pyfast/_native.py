@@ -23,7 +23,6 @@ from pyfast._core import (
     sketch_add,
     sketch_add_products,
     squared_norms,
-    surely_distances,
 )
 
 __all__ = [
@@ -49,5 +48,4 @@ __all__ = [
     "sketch_add",
     "sketch_add_products",
     "squared_norms",
-    "surely_distances",
 ]

@@ -76,23 +76,6 @@ index first_asymmetric_groups(const py::array& distances, const py::array& offse
                                : search(checked<double>(distances, "distances", 1));
 }
 
-bool surely_distances_groups(const py::array& distances, const py::array& offsets, int threads) {
-  const Groups groups = checked_squares(distances, offsets);
-  check_range(threads, "threads", 1, kMostThreads);
-  const auto check = [&](const auto* d) {
-    bool fine = true;
-    without_gil(threads, [&](Work& work) {
-      for (index b = 0; b < groups.count && fine; ++b) {
-        fine = surely_distances(d, groups.size(b), work);
-        d += groups.size(b) * groups.size(b);
-      }
-    });
-    return fine;
-  };
-  return is_float32(distances) ? check(checked<float>(distances, "distances", 1))
-                               : check(checked<double>(distances, "distances", 1));
-}
-
 py::array_t<index> random_subsets(const py::array& sizes, index k, std::uint64_t seed) {
   const index* n = checked<index>(sizes, "sizes", 1);
   check_range(k, "k", 1, index{1} << 32);  // of no sizes at all, too
@@ -137,9 +120,6 @@ void bind_support(py::module_& m) {
         "Flat position of the first NaN, infinite or (if asked) negative value; -1 if none.");
   m.def("first_asymmetric", &first_asymmetric_groups, py::arg("distances"), py::arg("offsets"),
         "Flat position of the first distance far from its mirror image; -1 if none.");
-  m.def("surely_distances", &surely_distances_groups, py::arg("distances"), py::arg("offsets"),
-        py::arg("threads"),
-        "Whether one quick pass finds all finite, >= 0 and symmetric; False leaves it open.");
   m.def("random_subsets", &random_subsets, py::arg("sizes"), py::arg("k"), py::arg("seed"),
         "k distinct numbers below sizes[b] for each b, ascending: (B, k).");
   m.def(

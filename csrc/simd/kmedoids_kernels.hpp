@@ -61,7 +61,7 @@ index within(const unsigned char* codes, const unsigned char* limits, index coun
   return found;
 }
 
-constexpr index kTile = 64;  // of mirrored()
+constexpr index kTile = 64;  // of mirrored(); as many codes fill a cache line
 
 // to[c * to_stride + r] = from[r * stride + c] for 4 x 4 numbers.
 inline void turn4(const float* from, index stride, float* to, index to_stride) {
@@ -104,9 +104,32 @@ inline auto mirrors(typename VectorOf<T>::type x, typename VectorOf<T>::type y) 
   return (difference <= kRelative * y + kAbsolute) & (x >= 0) & (y >= 0) & (y <= kLargest);
 }
 
+// A whole line that is not read soon goes past the caches: half the traffic.
+inline void write_past(const unsigned char* line, unsigned char* to) {
+#if defined(__SSE2__)
+  for (index c = 0; c < kTile; c += 16) {
+    _mm_stream_si128(reinterpret_cast<__m128i*>(to + c),
+                     _mm_load_si128(reinterpret_cast<const __m128i*>(line + c)));
+  }
+#else
+  __builtin_memcpy(to, line, kTile);
+#endif
+}
+
+// The codes of rows x columns numbers from d[i * n + j] on, in lines of their own.
+template <class T>
+inline void encode_tile(const T* d, index n, index i, index j, index rows, index columns,
+                        const Codes<T>& to) {
+  for (index r = i; r < i + rows; ++r) {
+    alignas(16) unsigned char line[kTile] = {};
+    encode(d + r * n + j, to.scales + j, columns, line);
+    write_past(line, to.codes + r * to.stride + j);
+  }
+}
+
 // The next tiles are asked for ahead of time, because no hardware foresees the way down a column.
 template <class T>
-bool mirrored(const T* d, index n, index top) {
+bool mirrored(const T* d, index n, index top, const Codes<T>& codes) {
   typedef typename VectorOf<T>::type Vector;
   constexpr index kWidth = Lanes<T>::per_part, kLine = 64 / sizeof(T);
   const index rows = n - top < kTile ? n - top : kTile;
@@ -121,18 +144,26 @@ bool mirrored(const T* d, index n, index top) {
           fine &= mirrors<T>(x - Vector{}, y - Vector{});
         }
       }
+      if (codes.scales != nullptr) {
+        encode_tile(d, n, top, left, rows, columns, codes);
+        encode_tile(d, n, left, top, columns, rows, codes);
+      }
       continue;
     }
     turn(d + left * n + top, n, turned);
     for (index i = 0; i < kTile; ++i) {
       for (index t = 0; t < kTile; t += kLine) {
-        if (next + t < n) __builtin_prefetch(d + (top + i) * n + next + t);
-        if (next + i < n) __builtin_prefetch(d + (next + i) * n + top + t);
+        if (next + t < n) __builtin_prefetch(d + (top + i) * n + next + t, 0, 2);
+        if (next + i < n) __builtin_prefetch(d + (next + i) * n + top + t, 0, 2);
       }
       for (index j = 0; j < kTile; j += kWidth) {
         fine &=
             mirrors<T>(load(d + (top + i) * n + left + j, T{}), load(turned + i * kTile + j, T{}));
       }
+    }
+    if (codes.scales != nullptr) {
+      encode_tile(d, n, top, left, kTile, kTile, codes);
+      encode_tile(d, n, left, top, kTile, kTile, codes);
     }
   }
   for (index c = 0; c < kWidth; ++c) {

@@ -103,6 +103,15 @@ struct PanelSquares {
   index stride;
 };
 
+// Where the codes of a matrix go, each column at its scale (`encode` in the table); nowhere, if
+// there are no scales.
+template <class T>
+struct Codes {
+  const T* scales = nullptr;
+  unsigned char* codes = nullptr;
+  index stride = 0;
+};
+
 constexpr index kPhiloxLanes = 16;
 
 struct Kernels {
@@ -163,9 +172,10 @@ struct Kernels {
 
   // Whether the distances d (n x n) in the 64 rows from `top` on, from column `top` on, and those
   // across the diagonal from them are surely finite, >= 0 and close to each other, as far as
-  // symmetry.hpp asks. False may mean that rounding leaves it open.
-  bool (*mirrored_f32)(const float* d, index n, index top);
-  bool (*mirrored_f64)(const double* d, index n, index top);
+  // distance/check.hpp asks. False may mean that rounding leaves it open. Their codes are made on
+  // the way.
+  bool (*mirrored_f32)(const float* d, index n, index top, const Codes<float>& codes);
+  bool (*mirrored_f64)(const double* d, index n, index top, const Codes<double>& codes);
 
   // Whether all numbers are finite (and, if asked, none is below zero).
   bool (*valid_f32)(const float* x, index count, bool nonnegative);

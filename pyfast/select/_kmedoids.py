@@ -188,7 +188,7 @@ def kmedoids(
         result.__dict__["_fit"] = _fit(metric, data, layout, result.medoids)
         return result
     if metric == "precomputed":
-        layout = _distance_layout(data, offsets, threads)
+        layout = _distance_layout(data, offsets)
         data = data.reshape(-1)
     else:
         layout = args.layout_of(data, "X", 2, offsets)
@@ -206,15 +206,14 @@ def kmedoids(
     if certify or exact:
         _check_certifiable(layout, metric, sampling[1], exact)
 
-    def solve(
-        start: str, given: NDArray[np.int64], n_init: int
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64], Any, Any]:
+    def solve(start: str, given: NDArray[np.int64], n_init: int, checked: bool) -> Any:
         return _native.kmedoids(
             data,
             layout.offsets,
             w,
             k,
             metric == "precomputed",
+            checked,
             args.check_name(search, "search", ("eager", "best")),
             start,
             given,
@@ -224,7 +223,12 @@ def kmedoids(
             threads,
         )
 
-    medoids, labels, cost, swaps, passes = solve(start, given, args.check_int(n_init, "n_init", 1))
+    n_init = args.check_int(n_init, "n_init", 1)
+    found = solve(start, given, n_init, False)
+    if found is None:  # perhaps not distances
+        _check_distances(data, layout)
+        found = solve(start, given, n_init, True)
+    medoids, labels, cost, swaps, passes = found
     bound = gap = None
     if certify or exact:
         problem = _certificate.PMedian(
@@ -239,7 +243,7 @@ def kmedoids(
         bound, certified, best = _certificate.certify(problem, medoids, cost, threads, exact)
         gap = _certificate.gaps(bound, certified)
         if (best != medoids).any():
-            medoids, labels, cost, *_ = solve("given", best, 1)
+            medoids, labels, cost, *_ = solve("given", best, 1, True)
             bound = cost * (1 - gap)
     result = KMedoidsResult(
         medoids=layout.per_group(medoids.reshape(layout.count, k)),
@@ -310,8 +314,8 @@ def _sampling(sample_size: int | None, metric: Any, k: int) -> tuple[int, int]:
     return size, size
 
 
-def _distance_layout(data: args.Floats, offsets: ArrayLike | None, threads: int) -> args.Layout:
-    """Read the groups of precomputed distances and check the values."""
+def _distance_layout(data: args.Floats, offsets: ArrayLike | None) -> args.Layout:
+    """Read the groups of precomputed distances."""
     if offsets is None:
         layout = args.layout_of(data, "X", 2, None)
         if data.shape[-1] != data.shape[-2]:
@@ -325,8 +329,11 @@ def _distance_layout(data: args.Floats, offsets: ArrayLike | None, threads: int)
         layout = args.Layout("ragged", args.check_offsets(offsets, None))
         if (total := sum(n * n for n in layout.sizes.tolist())) != data.size:
             raise ValueError(f"X: expected sum of n_b^2 = {total} distances, got {data.size}")
-    if _native.surely_distances(data.reshape(-1), layout.offsets, threads):
-        return layout
+    return layout
+
+
+def _check_distances(data: args.Floats, layout: args.Layout) -> None:
+    """Raise a ValueError that names the first value, or else pair, that no distances have."""
     for name, flat, expected in (
         ("value", _native.first_invalid(data, True), "a finite distance >= 0"),
         ("pair", _native.first_asymmetric(data.reshape(-1), layout.offsets), "D[i, j] = D[j, i]"),
@@ -336,7 +343,6 @@ def _distance_layout(data: args.Floats, offsets: ArrayLike | None, threads: int)
                 f"X: expected {expected}, got {name} {data.reshape(-1)[flat]} "
                 f"at {_pair(layout, flat)}"
             )
-    return layout
 
 
 def _pair(layout: args.Layout, flat: int) -> str:

@@ -94,7 +94,7 @@ TEST(one_pass_sees_what_is_no_distance_at_every_level) {
       }
       const auto fine = [&] {
         bool all = true;
-        for (index top = 0; top < n; top += 64) all = k->mirrored_f32(d.data(), n, top) && all;
+        for (index top = 0; top < n; top += 64) all = k->mirrored_f32(d.data(), n, top, {}) && all;
         return all;
       };
       CHECK(fine());
@@ -111,6 +111,34 @@ TEST(one_pass_sees_what_is_no_distance_at_every_level) {
       CHECK(fine());
     }
   }
+}
+
+// Of distances and of what is none.
+template <class T>
+void check_codes_of_a_pass() {
+  for (const index n : {1, 5, 64, 65, 130, 200}) {
+    std::vector<T> d = converted<T>(uniform(std::size_t(n * n), unsigned(n), 0, 3));
+    const std::vector<T> seconds = converted<T>(uniform(std::size_t(n), 1, 0.5, 1));
+    for (const bool symmetric : {false, true}) {
+      for (index i = 0; symmetric && i < n; ++i) {
+        for (index j = 0; j < i; ++j) d[i * n + j] = d[j * n + i];
+      }
+      if (!symmetric) d[n / 2] = std::numeric_limits<T>::quiet_NaN();
+      ByteBounds<T> one(n, seconds), row_by_row(n, seconds);
+      Work work(3);
+      CHECK(surely_distances(d.data(), n, work, &one) == symmetric);
+      for (index i = 0; i < n; ++i) {
+        row_by_row.add(i, 0, n, d.data() + i * n);
+        if (symmetric) CHECK(std::equal(one.row(i), one.row(i) + n, row_by_row.row(i)));
+      }
+      if (!symmetric) d[n / 2] = 1;
+    }
+  }
+}
+
+TEST(the_pass_that_checks_makes_the_codes_of_all_rows) {
+  check_codes_of_a_pass<float>();
+  check_codes_of_a_pass<double>();
 }
 
 TEST(tiles_hold_the_distances_of_pairs) {

@@ -48,6 +48,7 @@ def kmedoids(rng: np.random.Generator) -> dict[str, Any]:
         "weights": rng.exponential(size=offsets[-1]),
         "k": k,
         "precomputed": precomputed,
+        "checked": bool(rng.random() < 0.5),
         "search": str(rng.choice(["best", "eager"])),
         "init": str(rng.choice(["random", "greedy", "given"])),
         "given": np.concatenate(given),
@@ -245,11 +246,6 @@ CALLS: dict[str, Make] = {
     "squared_norms": lambda rng: {"data": points(rng, 5), "threads": 2},
     "first_invalid": lambda rng: {"array": points(rng, 3), "nonnegative": True},
     "first_asymmetric": lambda rng: {"distances": rng.random(25), "offsets": np.array([0, 3, 7])},
-    "surely_distances": lambda rng: {
-        "distances": rng.random(25),
-        "offsets": np.array([0, 3, 7]),
-        "threads": 2,
-    },
     "random_subsets": lambda rng: {
         "sizes": rng.integers(2, 30, 3),
         "k": int(rng.integers(1, 3)),

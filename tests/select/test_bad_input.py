@@ -442,12 +442,12 @@ def test_what_changes_no_value_is_taken() -> None:
 
 def test_the_extension_itself_refuses_wrong_arrays() -> None:
     from pyfast._core import (
+        first_asymmetric,
         first_invalid,
         kmedoids,
         kmedoids_bounds,
         opt_select,
         random_subsets,
-        surely_distances,
     )
 
     offsets, w = np.array([0, 6]), np.ones(6)
@@ -455,7 +455,7 @@ def test_the_extension_itself_refuses_wrong_arrays() -> None:
 
     def call(data=X, offsets=offsets, w=w, k=2, given=none, init="random", sample_size=5, above=9):
         return kmedoids(
-            data, offsets, w, k, False, "eager", init, given, 1, 0, sample_size, above, 1
+            data, offsets, w, k, False, False, "eager", init, given, 1, 0, sample_size, above, 1
         )
 
     assert call()[0].shape == (2,)
@@ -501,7 +501,9 @@ def test_the_extension_itself_refuses_wrong_arrays() -> None:
             bound(**bad)
         assert words in str(raised.value)
     with pytest.raises(TypeError, match=r"distances: expected sum of n_b\^2 of them"):
-        surely_distances(R, offsets, 1)
+        first_asymmetric(R, offsets)
+    with pytest.raises(TypeError, match=r"D: expected sum of n_b\^2 distances"):
+        kmedoids(R, offsets, w, 2, True, True, "eager", "random", none, 1, 0, 5, 9, 1)
     with pytest.raises(TypeError, match="embeddings: expected one row per reward"):
         opt_select(X[:5], R, offsets, 2, False, True, "eager", "random", 1, 0, 1)
     with pytest.raises(TypeError, match="k: expected 1 to 3"):

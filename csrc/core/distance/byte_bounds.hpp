@@ -17,8 +17,8 @@ class ByteBounds {
   // Distances to point i keep their resolution up to 1.5 times `seconds`[i], or the median of those
   // if that is more; farther ones share a bound.
   ByteBounds(index rows, const std::vector<T>& seconds)
-      : cols_(static_cast<index>(seconds.size())),
-        bounds_(big_array<unsigned char>(rows * cols_)),
+      : stride_((static_cast<index>(seconds.size()) + kLine - 1) / kLine * kLine),
+        bounds_(big_array<unsigned char>(rows * stride_)),
         steps_(seconds.size()),
         scales_(seconds.size()) {
     std::vector<T> sorted = seconds;
@@ -33,17 +33,20 @@ class ByteBounds {
     }
   }
 
-  const unsigned char* row(index row) const { return bounds_.get() + row * cols_; }
+  const unsigned char* row(index row) const { return bounds_.get() + row * stride_; }
 
   // The distances of candidate `row` to points first .. first + count - 1, or bounds of them.
   void add(index row, index first, index count, const T* distances) {
-    unsigned char* bounds = bounds_.get() + row * cols_ + first;
+    unsigned char* bounds = bounds_.get() + row * stride_ + first;
     if constexpr (sizeof(T) == sizeof(float)) {
       kernels_.encode_f32(distances, scales_.data() + first, count, bounds);
     } else {
       kernels_.encode_f64(distances, scales_.data() + first, count, bounds);
     }
   }
+
+  // For kernels that see a matrix of distances anyway.
+  simd::Codes<T> codes() { return {scales_.data(), bounds_.get(), stride_}; }
 
   // At most any distance to point i that has this bound: the scale is short of 1 / step by more
   // than all rounding.
@@ -55,7 +58,9 @@ class ByteBounds {
   }
 
  private:
-  index cols_;
+  static constexpr index kLine = 64;  // a row begins on a cache line, which tiles fill at once
+
+  index stride_;
   BigArray<unsigned char> bounds_;
   std::vector<double> steps_;
   std::vector<T> scales_;

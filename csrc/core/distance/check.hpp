@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cmath>
 
+#include "core/distance/byte_bounds.hpp"
 #include "core/run/views.hpp"
 #include "core/run/work.hpp"
 #include "simd/simd.hpp"
@@ -36,11 +37,13 @@ index first_asymmetric(const T* d, index n, Work& work) {
   return -1;
 }
 
-// Whether the n x n distances are surely finite, >= 0 and symmetric, in one pass over them. False
-// may mean that first_asymmetric() and a look at each value have to tell.
+// Whether the n x n distances are surely finite, >= 0 and symmetric, in one pass over them, which
+// makes their bounds too, if asked. False may mean that first_asymmetric() and a look at each value
+// have to tell.
 template <class T>
-bool surely_distances(const T* d, index n, Work& work) {
+bool surely_distances(const T* d, index n, Work& work, ByteBounds<T>* bounds = nullptr) {
   constexpr index kStrip = 64;
+  const simd::Codes<T> codes = bounds != nullptr ? bounds->codes() : simd::Codes<T>{};
   std::atomic<bool> fine{true};
   work.each((n + kStrip - 1) / kStrip, static_cast<double>(n * n),
             [&](index strip, int, Work& own) {
@@ -48,9 +51,9 @@ bool surely_distances(const T* d, index n, Work& work) {
               own.spend(kStrip * n);
               const simd::Kernels& kernels = simd::kernels();
               if constexpr (sizeof(T) == sizeof(float)) {
-                if (!kernels.mirrored_f32(d, n, strip * kStrip)) fine = false;
+                if (!kernels.mirrored_f32(d, n, strip * kStrip, codes)) fine = false;
               } else {
-                if (!kernels.mirrored_f64(d, n, strip * kStrip)) fine = false;
+                if (!kernels.mirrored_f64(d, n, strip * kStrip, codes)) fine = false;
               }
             });
   return fine;

@@ -8,8 +8,9 @@
 
 namespace pyfast {
 
-// A block of candidates is looked through at once, by all threads; the answers hold until the next
-// swap, so that the swaps do not depend on the threads. Blocks grow while nothing is found.
+// Candidates are looked at one by one until so many in a row have found nothing that as many more
+// are worth several threads. Answers hold until the next swap, which makes those after it useless;
+// so the swaps do not depend on the threads.
 template <class T>
 void search_eager(State<T>& state, const KMedoidsProblem<T>& problem, Work& work,
                   KMedoidsSolution& tally) {
@@ -19,18 +20,20 @@ void search_eager(State<T>& state, const KMedoidsProblem<T>& problem, Work& work
                                              state.new_scan());
   std::vector<char> promising(static_cast<std::size_t>(std::min(m, kLargest)));
   Turns turns(m);
-  index block = kPiece;
+  const auto operations = [&](index count) {
+    return static_cast<double>(count * problem.points()) / 16;
+  };
   while (turns.left()) {
-    const index in = turns.next(), count = std::min(block, turns.at_once());
+    const index in = turns.next();
+    const index block = std::min({turns.since_swap(), turns.at_once(), kLargest});
+    const index count = work.worth(operations(block)) > 1 ? block : 1;
     const auto look = [&](index piece, int worker, Work& own) {
       for (index c = piece * kPiece; c < std::min((piece + 1) * kPiece, count); ++c) {
         own.spend(problem.points());
         promising[c] = !state.is_medoid(in + c) && state.may_improve(in + c, scans[worker], own);
       }
     };
-    work.each((count + kPiece - 1) / kPiece, static_cast<double>(count * problem.points()) / 16,
-              look);
-    block = std::min(2 * block, kLargest);
+    work.each((count + kPiece - 1) / kPiece, operations(count), look);
     index seen = 0;
     bool swapped = false;
     for (; seen < count && !swapped; ++seen) {
@@ -42,7 +45,6 @@ void search_eager(State<T>& state, const KMedoidsProblem<T>& problem, Work& work
       ++tally.swaps;
       if (!state.apply({static_cast<std::int32_t>(least - costs.begin()), in + seen})) return;
       swapped = true;
-      block = kPiece;
     }
     turns.looked_at(seen, swapped);
   }

@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "core/distance/byte_bounds.hpp"
+#include "core/distance/check.hpp"
 #include "core/distance/euclidean.hpp"
 #include "core/distance/exact.hpp"
 #include "core/distance/point_distances.hpp"
@@ -102,6 +103,24 @@ KMedoidsSolution solution_of(const SmallSearch<double>& search) {
   return solution;
 }
 
+// Of each point, the second least of its distances to some candidates.
+template <class T>
+std::vector<T> seconds_of(MatrixView<T> distances, const std::vector<index>& candidates,
+                          Work& work) {
+  std::vector<T> first(static_cast<std::size_t>(distances.cols),
+                       std::numeric_limits<T>::infinity());
+  std::vector<T> second(first);
+  for (const index j : candidates) {
+    work.spend(distances.cols);
+    const T* row = distances.row(j);
+    for (std::size_t i = 0; i < first.size(); ++i) {
+      second[i] = std::min(second[i], std::max(first[i], row[i]));
+      first[i] = std::min(first[i], row[i]);
+    }
+  }
+  return second;
+}
+
 // All at once and not when rows are first looked at: most of those looks come between two swaps,
 // where one thread is alone.
 template <class T>
@@ -143,8 +162,9 @@ KMedoidsSolution search_matrix(const KMedoidsProblem<T>& problem, std::vector<in
       search_best(state, problem, work, tally);
     } else {
       if (way == Way::bytes) {
-        if (!bounds) bounds = bounds_of(problem.distances, state.seconds(), work);
-        state.look_in(bounds.get(), nullptr);
+        const bool given = problem.bounds != nullptr;
+        if (!given && !bounds) bounds = bounds_of(problem.distances, state.seconds(), work);
+        state.look_in(given ? problem.bounds : bounds.get(), nullptr);
       }
       search_eager(state, problem, work, tally);
     }
@@ -236,6 +256,17 @@ KMedoidsSolution search_starts(const KMedoidsProblem<T>& problem, const KMedoids
 }  // namespace
 
 template <class T>
+bool check_distances(MatrixView<T> distances, index k, const KMedoidsOptions& options, Work& work,
+                     std::unique_ptr<ByteBounds<T>>& bounds) {
+  const index n = distances.rows;
+  if (plan({n, n, k, true}, options) == Way::bytes) {
+    const std::vector<index> some = plain_start(options, n, k, 0, work);
+    bounds = std::make_unique<ByteBounds<T>>(n, seconds_of(distances, some, work));
+  }
+  return surely_distances(distances.data, n, work, bounds.get());
+}
+
+template <class T>
 KMedoidsSolution solve(const KMedoidsProblem<T>& problem, const KMedoidsOptions& options,
                        Work& work, index* labels) {
   const Way way = plan({problem.candidates(), problem.points(), problem.k, true}, options);
@@ -258,6 +289,8 @@ KMedoidsSolution solve(const KMedoidsPoints<T>& points, const KMedoidsOptions& o
 }
 
 #define PYFAST_INSTANTIATE(T)                                                               \
+  template bool check_distances(MatrixView<T>, index, const KMedoidsOptions&, Work&,        \
+                                std::unique_ptr<ByteBounds<T>>&);                           \
   template KMedoidsSolution solve(const KMedoidsProblem<T>&, const KMedoidsOptions&, Work&, \
                                   index*);                                                  \
   template KMedoidsSolution solve(const KMedoidsPoints<T>&, const KMedoidsOptions&, Work&, index*);

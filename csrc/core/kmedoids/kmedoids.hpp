@@ -1,6 +1,8 @@
 // The one way into k-medoids: plan() says how a problem is solved, solve() does it.
 #pragma once
 
+#include <memory>
+
 #include "core/kmedoids/problem.hpp"
 #include "core/run/work.hpp"
 
@@ -22,6 +24,13 @@ struct Shape {
   bool distances;  // whether they are given
 };
 Way plan(const Shape& shape, const KMedoidsOptions& options);
+
+// Whether distances as they come are surely finite, >= 0 and symmetric (distance/check.hpp). If
+// solve() would look at their bounds first, it is given what the same pass has made: reading the
+// matrix takes as long as searching it.
+template <class T>
+bool check_distances(MatrixView<T> distances, index k, const KMedoidsOptions& options, Work& work,
+                     std::unique_ptr<ByteBounds<T>>& bounds);
 
 // The best of n_init local searches, the first of equals: a set that no single swap improves by
 // more than kImprovement of its cost, or that no swap with the candidates tried does, if it is

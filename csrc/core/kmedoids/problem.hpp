@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "core/distance/byte_bounds.hpp"
 #include "core/run/views.hpp"
 
 namespace pyfast {
@@ -20,6 +21,7 @@ struct KMedoidsProblem {
   MatrixView<T> distances;  // candidates x points
   const double* weights = nullptr;
   index k = 0;
+  const ByteBounds<T>* bounds = nullptr;  // of the distances, if there are some already
 
   index candidates() const { return distances.rows; }
   index points() const { return distances.cols; }
@@ -84,6 +86,7 @@ class Turns {
 
   bool left() const { return unchanged_ < candidates_; }
   index next() const { return in_; }
+  index since_swap() const { return unchanged_; }
   // How many may be looked at in one go, from next() on.
   index at_once() const { return std::min(candidates_ - in_, candidates_ - unchanged_); }
   // So many were looked at, of which none, or the last one, has swapped.

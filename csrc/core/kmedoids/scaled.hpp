@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <memory>
+#include <optional>
 #include <stdexcept>
 #include <vector>
 
@@ -74,13 +76,25 @@ void with_distances(MatrixView<T> x, const double* weights, index k, Work& work,
 
 template <class T>
 KMedoidsSolution solve_distances(MatrixView<T> distances, const double* weights, index k,
-                                 const KMedoidsOptions& options, Work& work, index* labels) {
+                                 const KMedoidsOptions& options, Work& work, index* labels,
+                                 const ByteBounds<T>* bounds = nullptr) {
   KMedoidsSolution solution;
-  with_weights(distances, 0, weights, k, work, [&](const auto& problem, const Shifts& shifts) {
+  with_weights(distances, 0, weights, k, work, [&](KMedoidsProblem<T> problem, const Shifts& by) {
+    problem.bounds = bounds;
     solution = solve(problem, options, work, labels);
-    solution.cost = unscaled(solution.cost, shifts.costs());
+    solution.cost = unscaled(solution.cost, by.costs());
   });
   return solution;
+}
+
+// Of distances that nobody has checked; nothing, if they are not surely what they should be.
+template <class T>
+std::optional<KMedoidsSolution> solve_unchecked(MatrixView<T> distances, const double* weights,
+                                                index k, const KMedoidsOptions& options, Work& work,
+                                                index* labels) {
+  std::unique_ptr<ByteBounds<T>> bounds;
+  if (!check_distances(distances, k, options, work, bounds)) return std::nullopt;
+  return solve_distances(distances, weights, k, options, work, labels, bounds.get());
 }
 
 // Exact distances up to kSmall points, those of the points' own type with more of them.

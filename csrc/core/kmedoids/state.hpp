@@ -54,7 +54,7 @@ class State {
 
   // From now on candidates are looked at in `bounds` first, those of all rows. Without a matrix,
   // `points` measures the rest.
-  void look_in(ByteBounds<T>* bounds, const PointDistances<T>* points) {
+  void look_in(const ByteBounds<T>* bounds, const PointDistances<T>* points) {
     bounds_ = bounds;
     points_ = points;
     own_ = new_scan();
@@ -306,7 +306,7 @@ class State {
   std::vector<std::int32_t> slot_, second_slot_;
   std::vector<double> removal_;  // of each slot: what taking it away would cost
   double cost_ = 0, rounding_ = 0;
-  ByteBounds<T>* bounds_ = nullptr;
+  const ByteBounds<T>* bounds_ = nullptr;
   const PointDistances<T>* points_ = nullptr;
   std::vector<T> row_;  // of the last candidate measured,
   index in_row_ = 0;    // at so many of own_.places
