@@ -103,6 +103,17 @@ inline Doubles fused(Doubles a, Doubles b, Doubles c) {
 #endif
 }
 
+inline Floats root(Floats v) {
+#if defined(__AVX512F__)
+  return _mm512_sqrt_ps(v);
+#elif defined(__AVX2__)
+  return _mm256_sqrt_ps(v);
+#else
+  for (int l = 0; l < Lanes<float>::per_part; ++l) v[l] = __builtin_sqrtf(v[l]);
+  return v;
+#endif
+}
+
 #include "simd/trees.hpp"
 
 struct Product {
@@ -294,6 +305,8 @@ const Kernels PYFAST_JOIN(kernels_, PYFAST_SIMD_LEVEL) = {
     below<double>,
     encode<float>,
     encode<double>,
+    encode_tile<float>,
+    encode_tile<double>,
     within,
     mirrored<float>,
     mirrored<double>,
@@ -303,6 +316,7 @@ const Kernels PYFAST_JOIN(kernels_, PYFAST_SIMD_LEVEL) = {
     squared_norms<double>,
     float_dots,
     panel_dots,
+    to_panel,
     philox,
     add_stripe,
     add_products,
@@ -311,7 +325,7 @@ const Kernels PYFAST_JOIN(kernels_, PYFAST_SIMD_LEVEL) = {
     forward,
     backward,
     invert,
-    panel_squares,
+    panel_distances,
 };
 
 }  // namespace pyfast::simd

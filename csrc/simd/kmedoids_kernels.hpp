@@ -116,15 +116,52 @@ inline void write_past(const unsigned char* line, unsigned char* to) {
 #endif
 }
 
-// The codes of rows x columns numbers from d[i * n + j] on, in lines of their own.
+// Before another thread is told.
+inline void written_past() {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
+}
+
+// The codes of a tile's rows. As many of them as fill a line begin on one.
 template <class T>
-inline void encode_tile(const T* d, index n, index i, index j, index rows, index columns,
-                        const Codes<T>& to) {
-  for (index r = i; r < i + rows; ++r) {
-    alignas(16) unsigned char line[kTile] = {};
-    encode(d + r * n + j, to.scales + j, columns, line);
-    write_past(line, to.codes + r * to.stride + j);
+inline void encode_rows(const DistanceTile<T>& in, const Codes<T>& to) {
+  for (index r = 0; r < in.rows; ++r) {
+    for (index c = 0; c < in.columns; c += kTile) {
+      const T* from = in.d + r * in.stride + c;
+      const T* scales = to.scales + in.second + c;
+      unsigned char* const codes = to.codes + (in.first + r) * to.stride + in.second + c;
+      if (in.columns - c < kTile) {
+        encode(from, scales, in.columns - c, codes);
+      } else {
+        alignas(16) unsigned char line[kTile];
+        encode(from, scales, kTile, line);
+        write_past(line, codes);
+      }
+    }
   }
+}
+
+template <class T>
+void encode_tile(const DistanceTile<T>& in, const Codes<T>& to) {
+  encode_rows(in, to);
+  T turned[kTile * kTile];
+  for (index c = 0; c < in.columns && in.first != in.second; c += kTile) {
+    const index columns = in.columns - c < kTile ? in.columns - c : kTile;
+    for (index r = 0; r < in.rows; r += kTile) {
+      const index rows = in.rows - r < kTile ? in.rows - r : kTile;
+      const T* from = in.d + r * in.stride + c;
+      if (rows == kTile && columns == kTile) {
+        turn(from, in.stride, turned);
+      } else {
+        for (index i = 0; i < columns; ++i) {
+          for (index j = 0; j < rows; ++j) turned[i * kTile + j] = from[j * in.stride + i];
+        }
+      }
+      encode_rows({turned, kTile, in.second + c, columns, in.first + r, rows}, to);
+    }
+  }
+  written_past();
 }
 
 // The next tiles are asked for ahead of time, because no hardware foresees the way down a column.
@@ -145,8 +182,8 @@ bool mirrored(const T* d, index n, index top, const Codes<T>& codes) {
         }
       }
       if (codes.scales != nullptr) {
-        encode_tile(d, n, top, left, rows, columns, codes);
-        encode_tile(d, n, left, top, columns, rows, codes);
+        encode_rows({d + top * n + left, n, top, rows, left, columns}, codes);
+        encode_rows({d + left * n + top, n, left, columns, top, rows}, codes);
       }
       continue;
     }
@@ -162,10 +199,11 @@ bool mirrored(const T* d, index n, index top, const Codes<T>& codes) {
       }
     }
     if (codes.scales != nullptr) {
-      encode_tile(d, n, top, left, kTile, kTile, codes);
-      encode_tile(d, n, left, top, kTile, kTile, codes);
+      encode_rows({d + top * n + left, n, top, kTile, left, kTile}, codes);
+      encode_rows({d + left * n + top, n, left, kTile, top, kTile}, codes);
     }
   }
+  written_past();
   for (index c = 0; c < kWidth; ++c) {
     if (fine[c] == 0) return false;
   }

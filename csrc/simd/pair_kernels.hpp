@@ -78,7 +78,12 @@ void pair_squares(const Sum* const* x, index n, index from, index to, index begi
 template <class Sum, class A>
 void squares_to(const A* const* rows, index n, const A* one, index d, Sum* out) {
   constexpr index kChunk = kChunkBytes / static_cast<index>(sizeof(Sum));
+  constexpr index kLine = 64 / static_cast<index>(sizeof(A)), kFetched = 512;
   for (index i = 0; i < n; i += kTileRows) {
+    // The next rows lie anywhere, and are too short for the hardware to foresee them.
+    for (index r = i + kTileRows; r < i + 2 * kTileRows && r < n; ++r) {
+      for (index t = 0; t < d && t < kFetched; t += kLine) __builtin_prefetch(rows[r] + t);
+    }
     Sum squares[kTileRows];
     for (index t = 0; t == 0 || t < d; t += kChunk) {
       const A* a[kTileRows];

@@ -50,66 +50,92 @@ void panel_dots(const float* a, index rows, index a_stride, const float* panel, 
   }
 }
 
-// Rows of one panel beside the columns of another: both read in order from one place each, which
-// leaves registers for the sums. tile[r * kPanelWidth + c] for Rows rows from the first on.
+void to_panel(const float* rows, index stride, index d, float* panel) {
+  for (index t = 0; t < d; t += 4) {
+    for (index c = 0; c < kPanelWidth; c += 4) {
+      turn4(rows + c * stride + t, stride, panel + t * kPanelWidth + c, kPanelWidth);
+    }
+  }
+}
+
+// Rows of one panel beside the columns of one or two others: all read in order from one place each,
+// which leaves registers for the sums. A piece of all of them stays in the first-level cache while
+// the rows pass by, a few at a time. tile[r * Panels * kPanelWidth + c].
 constexpr int kPairRows = PYFAST_VECTOR_BYTES == 64 ? 16 : PYFAST_VECTOR_BYTES == 32 ? 4 : 2;
 constexpr index kPairSum = 32;  // numbers that are added up before they join the others
 
+template <int Panels>
 inline void panel_pair(const float* a, const float* b, index d, float* tile) {
-  constexpr int lanes = PYFAST_VECTOR_BYTES / 4;
+  constexpr int lanes = PYFAST_VECTOR_BYTES / 4, rows = kPairRows / Panels;
+  constexpr int vectors = Panels * kPanelVectors;
   for (index begin = 0; begin < d; begin += kPairSum) {
     const index end = begin + kPairSum < d ? begin + kPairSum : d;
-    Floats sums[kPairRows][kPanelVectors];
-    for (int r = 0; r < kPairRows; ++r) {
-      for (int v = 0; v < kPanelVectors; ++v) sums[r][v] = held(Floats{});
-    }
-    for (index t = begin; t < end; ++t) {
-      Floats right[kPanelVectors];
-      for (int v = 0; v < kPanelVectors; ++v) {
-        right[v] = load(b + t * kPanelWidth + v * lanes, 0.0f);
+    for (index first = 0; first < kPanelWidth; first += rows) {
+      Floats sums[rows][vectors];
+      for (int r = 0; r < rows; ++r) {
+        for (int v = 0; v < vectors; ++v) sums[r][v] = held(Floats{});
       }
-      for (int r = 0; r < kPairRows; ++r) {
-        const Floats left = a[t * kPanelWidth + r] - Floats{};
-        for (int v = 0; v < kPanelVectors; ++v) sums[r][v] = fused(left, right[v], sums[r][v]);
+      for (index t = begin; t < end; ++t) {
+        Floats right[vectors];
+        for (int v = 0; v < vectors; ++v) {
+          right[v] = load(
+              b + ((v / kPanelVectors) * d + t) * kPanelWidth + v % kPanelVectors * lanes, 0.0f);
+        }
+        if (first == 0) {  // the next piece
+          __builtin_prefetch(a + (t + kPairSum) * kPanelWidth);
+          for (index p = 0; p < Panels; ++p) {
+            __builtin_prefetch(b + (p * d + t + kPairSum) * kPanelWidth);
+          }
+        }
+        for (int r = 0; r < rows; ++r) {
+          Floats left = a[t * kPanelWidth + first + r] - Floats{};
+          if (Panels > 1) left = held(left);
+          for (int v = 0; v < vectors; ++v) sums[r][v] = fused(left, right[v], sums[r][v]);
+        }
       }
-    }
-    for (int r = 0; r < kPairRows; ++r) {
-      for (int v = 0; v < kPanelVectors; ++v) {
-        float* to = tile + r * kPanelWidth + v * lanes;
-        store(to, begin == 0 ? sums[r][v] : load(to, 0.0f) + sums[r][v]);
+      for (int r = 0; r < rows; ++r) {
+        for (int v = 0; v < vectors; ++v) {
+          float* to = tile + (first + r) * Panels * kPanelWidth + v * lanes;
+          store(to, begin == 0 ? sums[r][v] : load(to, 0.0f) + sums[r][v]);
+        }
       }
     }
   }
 }
 
-index panel_squares(const PanelSquares& in) {
-  constexpr int lanes = PYFAST_VECTOR_BYTES / 4;
-  float tile[kPanelWidth * kPanelWidth];
-  for (index r = 0; r < kPanelWidth; r += kPairRows) {
-    panel_pair(in.a + r, in.b, in.d, tile + r * kPanelWidth);
-  }
+template <int Panels>
+inline index pair_distances(const PanelPair& in) {
+  constexpr int lanes = PYFAST_VECTOR_BYTES / 4, vectors = Panels * kPanelVectors;
+  constexpr index width = Panels * kPanelWidth;
+  float tile[kPanelWidth * width];
+  panel_pair<Panels>(in.a, in.b, in.d, tile);
   auto close = Floats{} != Floats{};  // none
+  Floats largest[vectors];
+  for (int v = 0; v < vectors; ++v) largest[v] = load(in.largest + v * lanes, 0.0f);
   for (index r = 0; r < in.rows; ++r) {
-    for (int v = 0; v < kPanelVectors; ++v) {
-      float* const at = tile + r * kPanelWidth + v * lanes;
+    for (int v = 0; v < vectors; ++v) {
+      float* const at = tile + r * width + v * lanes;
       const Floats dot = load(at, 0.0f);
       const Floats both = in.a_norms[r] + load(in.b_norms + v * lanes, 0.0f);
       const Floats square = both - (dot + dot);
       const auto apart = in.apart * square >= both;
       close += ~apart;
-      store(at, apart ? square : Floats{} - 1.0f);
-      store(in.out + r * in.stride + v * lanes, load(at, 0.0f));
+      const Floats length = apart ? root(square) : Floats{} - 1.0f;
+      largest[v] = length > largest[v] ? length : largest[v];
+      store(at, length);
+      store(in.out + r * in.stride + v * lanes, length);
     }
   }
+  for (int v = 0; v < vectors; ++v) store(in.largest + v * lanes, largest[v]);
   for (index r = 0; r < in.rows; r += 4) {
     for (index c = 0; c < in.columns; c += 4) {
       if (r + 4 <= in.rows && c + 4 <= in.columns) {
-        turn4(tile + r * kPanelWidth + c, kPanelWidth, in.mirrored + c * in.stride + r, in.stride);
+        turn4(tile + r * width + c, width, in.mirrored + c * in.stride + r, in.stride);
         continue;
       }
       for (index i = r; i < r + 4 && i < in.rows; ++i) {
         for (index j = c; j < c + 4 && j < in.columns; ++j) {
-          in.mirrored[j * in.stride + i] = tile[i * kPanelWidth + j];
+          in.mirrored[j * in.stride + i] = tile[i * width + j];
         }
       }
     }
@@ -117,4 +143,8 @@ index panel_squares(const PanelSquares& in) {
   index count = 0;
   for (int l = 0; l < lanes; ++l) count -= close[l];
   return count;
+}
+
+index panel_distances(const PanelPair& in) {
+  return in.panels == 2 ? pair_distances<2>(in) : pair_distances<1>(in);
 }

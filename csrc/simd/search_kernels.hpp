@@ -20,17 +20,6 @@ bool narrow(const double* const* x, index rows, index d, const double* centre, f
   return inexact == 0;
 }
 
-inline Floats root(Floats v) {
-#if defined(__AVX512F__)
-  return _mm512_sqrt_ps(v);
-#elif defined(__AVX2__)
-  return _mm256_sqrt_ps(v);
-#else
-  for (int l = 0; l < Lanes<float>::per_part; ++l) v[l] = __builtin_sqrtf(v[l]);
-  return v;
-#endif
-}
-
 inline Floats smaller(Floats a, Floats b) {
 #if defined(__AVX512F__)
   return _mm512_min_ps(a, b);

@@ -89,18 +89,28 @@ struct ProductTile {
   float* out;
 };
 
-// The squared distances of the points of two panels of d numbers each: norms_i + norms_j - 2 x_i .
-// x_j, or -1 if that times `apart` is less than the sum of the norms. They go to out[i * stride +
-// j] for the first `rows` points of a and all of b, and to mirrored[j * stride + i] for the first
-// `columns` of b.
-struct PanelSquares {
+// The distances of the points of a panel a to those of a panel b, or of two that follow each other,
+// d numbers each: the root of norms_i + norms_j - 2 x_i . x_j, or -1 if that times `apart` is less
+// than the sum of the norms. They go to out[i * stride + j] for the first `rows` points of a and
+// all of b, and to mirrored[j * stride + i] for the first `columns` of b; largest[j] grows to the
+// largest of them.
+struct PanelPair {
   const float *a, *b;
-  index d;
+  index panels, d;  // 1 or 2
   const float *a_norms, *b_norms;
   float apart;
   index rows, columns;
   float *out, *mirrored;
   index stride;
+  float* largest;
+};
+
+// Distances, or bounds of them, of `rows` points from `first` on to `columns` points from `second`
+// on: d[r * stride + c].
+template <class T>
+struct DistanceTile {
+  const T* d;
+  index stride, first, rows, second, columns;
 };
 
 // Where the codes of a matrix go, each column at its scale (`encode` in the table); nowhere, if
@@ -165,6 +175,10 @@ struct Kernels {
   void (*encode_f32)(const float* d, const float* scales, index count, unsigned char* codes);
   void (*encode_f64)(const double* d, const double* scales, index count, unsigned char* codes);
 
+  // The codes of a tile in its rows and, unless it lies on the diagonal, of its mirror image.
+  void (*encode_tile_f32)(const DistanceTile<float>& tile, const Codes<float>& codes);
+  void (*encode_tile_f64)(const DistanceTile<double>& tile, const Codes<double>& codes);
+
   // The places of the codes[i] <= limits[i], ascending, in `places` (room for `count` and 4 more);
   // how many.
   index (*within)(const unsigned char* codes, const unsigned char* limits, index count,
@@ -196,6 +210,9 @@ struct Kernels {
   // meets at most 260 + d / 256 roundings.
   void (*panel_dots)(const float* a, index n, index a_stride, const float* panel, index d,
                      float* out, index out_stride);
+  // panel[t * kPanelWidth + c] = rows[c * stride + t] for kPanelWidth rows of d numbers, a multiple
+  // of 4.
+  void (*to_panel)(const float* rows, index stride, index d, float* panel);
   // The Philox4x32-10 block of counter (c0[i], c1[i], c2, c3), its word j to out[j * count + i];
   // `count` is a multiple of kPhiloxLanes.
   void (*philox)(const std::uint32_t* c0, const std::uint32_t* c1, std::uint32_t c2,
@@ -213,7 +230,7 @@ struct Kernels {
 
   // How many of rows x kPanelWidth pairs got -1. On its way to x_i . x_j a product meets at most
   // 34 + d / 32 roundings.
-  index (*panel_squares)(const PanelSquares& in);
+  index (*panel_distances)(const PanelPair& in);
 };
 
 // The level in use. Throws std::invalid_argument if PYFAST_SIMD names one that is unknown, or that

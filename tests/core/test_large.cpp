@@ -195,8 +195,15 @@ bool floors_are_close(int kind, index d) {
   euclidean_distances(points, exact.data(), work);
   for (const int threads : {1, 4}) {
     std::vector<T>& all = threads == 1 ? one : four;
-    const auto copy = [&](index i, index j, index count, const T* found) {
-      std::copy(found, found + count, all.data() + i * n + j);
+    const auto copy = [&](const simd::DistanceTile<T>& tile) {
+      for (index r = 0; r < tile.rows; ++r) {
+        for (index c = 0; c < tile.columns; ++c) {
+          const index i = tile.first + r, j = tile.second + c;
+          const T found = tile.d[r * tile.stride + c];
+          all[i * n + j] = found;
+          if (tile.first != tile.second) all[j * n + i] = found;
+        }
+      }
     };
     Work team(threads);
     each_bound<T>(points, copy, team);

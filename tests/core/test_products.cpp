@@ -4,7 +4,7 @@
 #include <cstring>
 
 #include "check.hpp"
-#include "core/distance/product_squares.hpp"
+#include "core/distance/product_distances.hpp"
 #include "simd/simd.hpp"
 
 namespace pyfast::test {
@@ -32,7 +32,7 @@ std::vector<float> drawn_points(index n, index d, double away) {
 
 }  // namespace
 
-TEST(squares_by_products_are_as_near_as_they_say) {
+TEST(distances_by_products_are_as_near_as_they_say) {
   Work work;
   for (const index n : {2, 5, 16, 17, 33, 200}) {
     for (const index d : {1, 15, 40, 130, 700}) {
@@ -41,8 +41,9 @@ TEST(squares_by_products_are_as_near_as_they_say) {
         const GroupPoints<float> points = points_of(x, n, d);
         const index stride = (n + 15) / 16 * 16;
         std::vector<float> out(std::size_t(n * stride), -7.0f);
-        ProductSquares squares;
-        if (!squares.measure(points, out.data(), stride, work)) {
+        ProductDistances distances;
+        std::vector<float> largest(std::size_t(n), -7.0f);
+        if (distances.measure(points, out.data(), stride, largest.data(), work) < 0) {
           CHECK(d < 40);  // of few numbers, many pairs are close
           continue;
         }
@@ -52,11 +53,14 @@ TEST(squares_by_products_are_as_near_as_they_say) {
             if (i == j || j >= n) {
               CHECK(found == 0);
             } else if (found != -1) {
-              const double exact = points.distance(i, j) * points.distance(i, j);
-              CHECK_NEAR(double(found), exact, ProductSquares::error(d) * exact);
+              const double exact = points.distance(i, j);
+              CHECK_NEAR(double(found), exact, ProductDistances::error(d) * exact);
             }
             if (j < n) CHECK(found == out[j * stride + i]);
           }
+          const float* row = out.data() + i * stride;
+          CHECK(std::count(row, row + n, largest[i]) > 0);
+          CHECK(largest[i] >= *std::max_element(row + i, row + n));
         }
       }
     }
@@ -66,42 +70,47 @@ TEST(squares_by_products_are_as_near_as_they_say) {
 TEST(close_pairs_and_numbers_out_of_range_are_told) {
   Work work;
   const index n = 48, d = 64;
-  std::vector<float> x = drawn_points(n, d, 0), out(std::size_t(n * n), 0.0f);
+  std::vector<float> x = drawn_points(n, d, 0), out(std::size_t(n * n), 0.0f), largest(out);
   for (index t = 0; t < d; ++t) x[t] = x[d + t] + 1e-3f;  // the first two points
-  ProductSquares squares;
-  CHECK(squares.measure(points_of(x, n, d), out.data(), n, work));
+  ProductDistances distances;
+  CHECK(distances.measure(points_of(x, n, d), out.data(), n, largest.data(), work) > 0);
   CHECK(out[1] == -1 && out[n] == -1);
   CHECK(std::count(out.begin(), out.end(), -1.0f) == 2);
   for (const float scale : {0.0f, 1e-25f, 1e25f}) {
     std::vector<float> y = x;
     for (float& number : y) number *= scale;
-    CHECK(!squares.measure(points_of(y, n, d), out.data(), n, work));
+    CHECK(distances.measure(points_of(y, n, d), out.data(), n, largest.data(), work) < 0);
   }
   for (index i = 0; i < n; ++i) std::copy_n(x.data() + i % 3 * d, d, x.data() + i * d);
-  CHECK(!squares.measure(points_of(x, n, d), out.data(), n, work));
+  CHECK(distances.measure(points_of(x, n, d), out.data(), n, largest.data(), work) < 0);
 }
 
-TEST(panels_give_the_same_squares_at_every_level) {
+TEST(panels_give_the_same_distances_at_every_level) {
   for (const index d : {16, 48, 400}) {
-    const std::vector<double> draws = uniform(std::size_t(32 * d), unsigned(d), -1, 1);
-    const std::vector<float> panels(draws.begin(), draws.end()), norms(32, float(d) / 3);
-    std::vector<float> first;
+    const std::vector<double> draws = uniform(std::size_t(48 * d), unsigned(d), -1, 1);
+    const std::vector<float> panels(draws.begin(), draws.end()), norms(48, float(d) / 3);
+    std::vector<float> first(16 * 32, -7.0f);
     for (const char* name : kLevels) {
       const simd::Kernels* k = simd::find_level(name);
       if (k == nullptr) continue;
-      for (const index rows : {1, 6, 16}) {
-        std::vector<float> out(16 * 16, -7.0f), mirrored(out);
-        k->panel_squares({panels.data(), panels.data() + 16 * d, d, norms.data(), norms.data(), 4,
-                          rows, 11, out.data(), mirrored.data(), 16});
-        if (first.empty()) first.assign(16 * 16, -7.0f);
-        for (index i = 0; i < 16; ++i) {
-          for (index j = 0; j < 16; ++j) {
-            const float found = out[i * 16 + j];
-            CHECK((found == -7) == (i >= rows));
-            CHECK(mirrored[j * 16 + i] == (i < rows && j < 11 ? found : -7));
-            float& same = first[i * 16 + j];
-            if (i < rows && same == -7) same = found;
-            if (i < rows) CHECK(std::memcmp(&same, &found, sizeof same) == 0);
+      for (const index at_once : {1, 2}) {
+        for (const index rows : {1, 6, 16}) {
+          const index width = 16 * at_once, columns = width - 5;
+          std::vector<float> out(16 * 32, -7.0f), mirrored(32 * 32, -7.0f), largest(32, 0.0f);
+          k->panel_distances({panels.data(), panels.data() + 16 * d, at_once, d, norms.data(),
+                              norms.data(), 4, rows, columns, out.data(), mirrored.data(), 32,
+                              largest.data()});
+          for (index i = 0; i < 16; ++i) {
+            for (index j = 0; j < 32; ++j) {
+              const float found = out[i * 32 + j];
+              CHECK((found == -7) == (i >= rows || j >= width));
+              CHECK(mirrored[j * 32 + i] == (i < rows && j < columns ? found : -7));
+              if (found == -7) continue;
+              float& same = first[i * 32 + j];
+              if (same == -7) same = found;
+              CHECK(std::memcmp(&same, &found, sizeof same) == 0);
+              CHECK(largest[j] >= found);
+            }
           }
         }
       }

@@ -45,6 +45,15 @@ class ByteBounds {
     }
   }
 
+  // Distances of both points of each pair, or bounds of them.
+  void add(const simd::DistanceTile<T>& tile) {
+    if constexpr (sizeof(T) == sizeof(float)) {
+      kernels_.encode_tile_f32(tile, codes());
+    } else {
+      kernels_.encode_tile_f64(tile, codes());
+    }
+  }
+
   // For kernels that see a matrix of distances anyway.
   simd::Codes<T> codes() { return {scales_.data(), bounds_.get(), stride_}; }
 

@@ -94,16 +94,18 @@ void check_overflow(const T* d, index i, index j, index count, const index* name
   }
 }
 
-// What is measured of a tile: the distances of the points a to the points b of a strip.
+// What is measured of a tile: the distances of the points a, from `left` on, to those of a strip.
+// Whether some of it may be infinite.
 template <class T>
 class Measured {
  public:
   explicit Measured(MatrixView<T> strip) : strip_(strip) {}
 
-  void measure(index, MatrixView<T> a, T* tile, index side, Work& work) const {
+  bool measure(index, MatrixView<T> a, T* tile, index side, Work& work) const {
     work.spend(a.rows * strip_.rows * a.cols);
     squares(a, strip_, tile, side);
     take_roots(a, strip_, tile, side);
+    return true;
   }
 
  private:
@@ -117,38 +119,30 @@ class Bounded {
   Bounded(MatrixView<T> strip, index top, const GemmBounds<T>& bounds, Work& work)
       : exactly_(strip), strip_(strip), bounds_(bounds, top, strip.rows, work) {}
 
-  void measure(index left, MatrixView<T> a, T* tile, index side, Work& work) {
-    bound_.resize(static_cast<std::size_t>(side * side));
-    if (!bounds_.measure(left, a.rows, bound_.data(), side, work)) {
-      return exactly_.measure(left, a, tile, side, work);
-    }
-    for (index i = 0; i < a.rows; ++i) {
-      const float* bounds = bound_.data() + i * side;
+  bool measure(index left, MatrixView<T> a, T* tile, index side, Work& work) {
+    const index unknown = bounds_.measure(left, a.rows, tile, side, work);
+    if (unknown < 0) return exactly_.measure(left, a, tile, side, work);
+    for (index i = 0; unknown > 0 && i < a.rows; ++i) {
       T* row = tile + i * side;
-      int unknown = 0;
       for (index j = 0; j < strip_.rows; ++j) {
-        row[j] = static_cast<T>(bounds[j]);
-        unknown |= static_cast<int>(bounds[j] < 0);
-      }
-      for (index j = 0; unknown != 0 && j < strip_.rows; ++j) {
         if (row[j] >= 0) continue;
         const T* const to = strip_.row(j);
         distances_to(a.row(i), &to, 1, a.cols, row + j);
       }
     }
+    return unknown > 0;
   }
 
  private:
   Measured<T> exactly_;
   MatrixView<T> strip_;
   typename GemmBounds<T>::Strip bounds_;
-  std::vector<float> bound_;
 };
 
 // Every strip of points beside all strips before it, and itself: begin(strip, top, work) says what
 // measures its tiles.
 template <class T, class Begin>
-void each_tile(MatrixView<T> x, const SeeDistances<T>& see, Work& work, const index* names,
+void each_tile(MatrixView<T> x, const SeeTile<T>& see, Work& work, const index* names,
                Begin&& begin) {
   const index n = x.rows, side = tile_of(x.cols), strips = (n + side - 1) / side;
   // The strip of the most tiles goes first, so that the threads end together.
@@ -157,28 +151,20 @@ void each_tile(MatrixView<T> x, const SeeDistances<T>& see, Work& work, const in
     const MatrixView<T> b = rows_of(x, top, side);
     auto measured = begin(b, top, own);
     std::vector<T> tile(static_cast<std::size_t>(side * side));
-    std::vector<T> column(static_cast<std::size_t>(side));
     for (index left = 0; left <= top; left += side) {
       const MatrixView<T> a = rows_of(x, left, side);
-      measured.measure(left, a, tile.data(), side, own);
-      for (index i = 0; i < a.rows; ++i) {
-        const T* row = tile.data() + i * side;
-        check_overflow(row, left + i, top, b.rows, names);
-        see(left + i, top, b.rows, row);
-      }
-      if (left == top) continue;  // a tile on the diagonal is its own mirror image
-      for (index j = 0; j < b.rows; ++j) {
+      if (measured.measure(left, a, tile.data(), side, own)) {
         for (index i = 0; i < a.rows; ++i) {
-          column[static_cast<std::size_t>(i)] = tile[static_cast<std::size_t>(i * side + j)];
+          check_overflow(tile.data() + i * side, left + i, top, b.rows, names);
         }
-        see(top + j, left, a.rows, column.data());
       }
+      see({tile.data(), side, left, a.rows, top, b.rows});
     }
   });
 }
 
 template <class T>
-void each_distance(MatrixView<T> x, const SeeDistances<T>& see, Work& work, const index* names) {
+void each_distance(MatrixView<T> x, const SeeTile<T>& see, Work& work, const index* names) {
   each_tile(x, see, work, names,
             [](MatrixView<T> strip, index, Work&) { return Measured<T>(strip); });
 }
@@ -186,7 +172,7 @@ void each_distance(MatrixView<T> x, const SeeDistances<T>& see, Work& work, cons
 }  // namespace
 
 template <class T>
-void each_bound(MatrixView<T> x, const SeeDistances<T>& see, Work& work, const index* names) {
+void each_bound(MatrixView<T> x, const SeeTile<T>& see, Work& work, const index* names) {
   if (x.cols > GemmBounds<T>::kWidest) {
     return each_distance(x, see, work, names);
   }
@@ -198,8 +184,15 @@ void each_bound(MatrixView<T> x, const SeeDistances<T>& see, Work& work, const i
 
 template <class T>
 void euclidean_distances(MatrixView<T> x, T* out, Work& work, const index* names) {
-  const auto copy = [=](index i, index j, index count, const T* d) {
-    std::copy(d, d + count, out + i * x.rows + j);
+  const auto copy = [=](const simd::DistanceTile<T>& tile) {
+    for (index r = 0; r < tile.rows; ++r) {
+      const T* row = tile.d + r * tile.stride;
+      std::copy(row, row + tile.columns, out + (tile.first + r) * x.rows + tile.second);
+    }
+    for (index c = 0; c < tile.columns; ++c) {
+      T* column = out + (tile.second + c) * x.rows + tile.first;
+      for (index r = 0; r < tile.rows; ++r) column[r] = tile.d[r * tile.stride + c];
+    }
   };
   each_distance<T>(x, copy, work, names);
 }
@@ -233,9 +226,9 @@ void distances_to(const double* to, const double* const* rows, index count, inde
   for (index r = 0; r < count; ++r) out[r] = distance_of(out[r], rows[r], to, d);
 }
 
-#define PYFAST_INSTANTIATE(T)                                                           \
-  template void each_bound(MatrixView<T>, const SeeDistances<T>&, Work&, const index*); \
-  template void euclidean_distances(MatrixView<T>, T*, Work&, const index*);            \
+#define PYFAST_INSTANTIATE(T)                                                      \
+  template void each_bound(MatrixView<T>, const SeeTile<T>&, Work&, const index*); \
+  template void euclidean_distances(MatrixView<T>, T*, Work&, const index*);       \
   template void distance_rows(MatrixView<T>, const std::vector<index>&, T*, Work&, const index*);
 PYFAST_INSTANTIATE(float)
 PYFAST_INSTANTIATE(double)

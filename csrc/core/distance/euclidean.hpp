@@ -10,6 +10,7 @@
 
 #include "core/run/views.hpp"
 #include "core/run/work.hpp"
+#include "simd/simd.hpp"
 
 namespace pyfast {
 
@@ -18,14 +19,13 @@ namespace pyfast {
 template <class T>
 void euclidean_distances(MatrixView<T> x, T* out, Work& work, const index* names = nullptr);
 
-// Without a matrix, and sooner: see(i, j, count, d) is given numbers d that the distances of point
-// i to the points j .. j + count - 1 do not fall below (gemm_bounds.hpp), some of a row at a
-// time, from any of the threads.
+// Without a matrix, and sooner: see(tile) is given numbers that the distances do not fall below
+// (gemm_bounds.hpp), from any of the threads. Each pair of points is in one tile, whose second
+// points are not before the first ones; both of its orders, where they are the same points.
 template <class T>
-using SeeDistances = std::function<void(index i, index j, index count, const T* d)>;
+using SeeTile = std::function<void(const simd::DistanceTile<T>& tile)>;
 template <class T>
-void each_bound(MatrixView<T> x, const SeeDistances<T>& see, Work& work,
-                const index* names = nullptr);
+void each_bound(MatrixView<T> x, const SeeTile<T>& see, Work& work, const index* names = nullptr);
 
 // out[r * n + i] = ||x_points[r] - x_i||_2 for all n rows of x. Throws as euclidean_distances().
 template <class T>

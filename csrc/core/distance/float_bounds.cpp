@@ -44,11 +44,13 @@ bool FloatBounds<T>::measure(const GroupPoints<T>& points, bool rough, const sim
   if (stride_ % 256 == 0) stride_ += 16;  // or all rows compete for the same few cache lines
   if (m * stride_ > room_) distances_ = big_array<float>(room_ = m * stride_);
   row_largest_.resize(static_cast<std::size_t>(m));
-  rough_ =
-      rough && m >= kProductsFrom && products_.measure(points, distances_.get(), stride_, work);
-  if (rough_) {
-    error_ = ProductSquares::error(d) / 2 + 2 * kFloatRounding;
-    return take_roots() || measure_odd_pairs(work);
+  rough_ = false;
+  if (rough && m >= kProductsFrom) {
+    const index close =
+        products_.measure(points, distances_.get(), stride_, row_largest_.data(), work);
+    rough_ = close >= 0;
+    error_ = ProductDistances::error(d);
+    if (rough_) return close == 0 || measure_odd_pairs(work);
   }
   const bool exact = narrow_rows(width, work);
   pair_squares(rows_.data(), m, width, distances_.get(), stride_, ahead, work);
@@ -136,7 +138,7 @@ double FloatBounds<T>::largest() const {
   if (most == 0) return largest;
   for (index i = 0; i < points_->count(); ++i) {
     if (row_largest_[i] < enough) continue;
-    for (index j = 0; j < i; ++j) {
+    for (index j = i + 1; j < points_->count(); ++j) {
       if (row(i)[j] >= enough) largest = std::max(largest, points_->distance(i, j));
     }
   }

@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "core/distance/group_points.hpp"
-#include "core/distance/product_squares.hpp"
+#include "core/distance/product_distances.hpp"
 #include "core/run/memory.hpp"
 
 namespace pyfast {
@@ -40,11 +40,11 @@ class FloatBounds {
   index stride_ = 0;
   double error_ = 0;
   bool rough_ = false;
-  ProductSquares products_;
+  ProductDistances products_;
   AlignedRows<float> narrow_;
   BigArray<float> distances_;
-  index room_ = 0;  // of distances_
-  std::vector<float> row_largest_;
+  index room_ = 0;                  // of distances_
+  std::vector<float> row_largest_;  // at least of the row's distances past the diagonal
   std::vector<const float*> rows_;
 };
 

@@ -55,41 +55,47 @@ template <class T>
 GemmBounds<T>::Strip::Strip(const GemmBounds& bounds, index top, index count, Work& work)
     : bounds_(bounds), top_(top), count_(count) {
   const index d = bounds.x_.cols;
-  panels_.resize(panels_for(count), d * kWidth, work);
-  rows_.resize(1, bounds.width_, work);
-  for (index c = 0; c < panels_for(count) * kWidth; ++c) {
-    work.spend(4 * d);
-    float* panel = panels_.row(c / kWidth) + c % kWidth;
-    if (c < count) bounds.centre_row(top + c, rows_.row(0));
-    for (index t = 0; t < d; ++t) panel[t * kWidth] = c < count ? rows_.row(0)[t] : 0.0f;
+  panels_.resize(panels_for(count), bounds.width_ * kWidth, work);
+  rows_.resize(kWidth, bounds.width_, work);
+  for (index p = 0; p < panels_for(count); ++p) {
+    work.spend(4 * kWidth * d);
+    std::fill(rows_.row(0), rows_.row(kWidth), 0.0f);
+    for (index c = p * kWidth; c < std::min((p + 1) * kWidth, count); ++c) {
+      bounds.centre_row(top + c, rows_.row(c % kWidth));
+    }
+    simd::kernels().to_panel(rows_.row(0), bounds.width_, bounds.width_, panels_.row(p));
   }
 }
 
 template <class T>
-bool GemmBounds<T>::Strip::measure(index left, index count, float* out, index stride, Work& work) {
+index GemmBounds<T>::Strip::measure(index left, index count, T* out, index stride, Work& work) {
   const index d = bounds_.x_.cols, width = bounds_.width_;
   work.spend(count * count_ * d / 2);
   rows_.resize(count, width, work);
+  dots_.resize(count, panels_for(count_) * kWidth, work);
   for (index i = 0; i < count; ++i) bounds_.centre_row(left + i, rows_.row(i));
   for (index p = 0; p < panels_for(count_); ++p) {
-    simd::kernels().panel_dots(rows_.row(0), count, width, panels_.row(p), d, out + p * kWidth,
-                               stride);
+    simd::kernels().panel_dots(rows_.row(0), count, width, panels_.row(p), d,
+                               dots_.row(0) + p * kWidth, panels_for(count_) * kWidth);
   }
-  int unknown = 0;
+  index unknown = 0;
   for (index i = 0; i < count; ++i) {
-    float* row = out + i * stride;
+    const float* dots = dots_.row(i);
+    T* row = out + i * stride;
+    int odd = 0;
     const float own = bounds_.norms_[left + i], *norms = bounds_.norms_.data() + top_;
     for (index j = 0; j < count_; ++j) {
       const float both = own + norms[j], slack = bounds_.slack_ * both;
-      const float square = both - 2 * row[j] - slack;
+      const float square = both - 2 * dots[j] - slack;
       const int known = static_cast<int>(square > 64 * slack) & static_cast<int>(square > 1e-28f) &
                         static_cast<int>(square < 1e37f);
       const float root = std::sqrt(std::max(square, 0.0f));
-      row[j] = known != 0 ? root : -1.0f;
-      unknown += 1 - known;
+      row[j] = static_cast<T>(known != 0 ? root : -1.0f);
+      odd += 1 - known;
     }
+    unknown += odd;
   }
-  return unknown <= std::max<index>(count * count_ / 16, std::max(count, count_));
+  return unknown <= std::max(count * count_ / 16, std::max(count, count_)) ? unknown : -1;
 }
 
 template class GemmBounds<float>;

@@ -29,15 +29,14 @@ class GemmBounds {
 
     // out[i * stride + j] <= ||x_{left + i} - x_{top + j}|| as euclidean.hpp computes it, and
     // by less than 2 % of it; or -1 where that cannot be told, which is also the answer for i = j.
-    // False, with `out` in no state, if that is so for more than few. `stride` is a multiple of 16,
-    // not less than the points of the strip.
-    bool measure(index left, index count, float* out, index stride, Work& work);
+    // How many of those; negative, with `out` in no state, if that is more than few.
+    index measure(index left, index count, T* out, index stride, Work& work);
 
    private:
     const GemmBounds& bounds_;
     index top_, count_;
     AlignedRows<float> panels_;  // a row for each 16 points: their first numbers, their second, ...
-    AlignedRows<float> rows_;
+    AlignedRows<float> rows_, dots_;
   };
 
  private:

@@ -186,9 +186,7 @@ KMedoidsSolution search_measured(const KMedoidsPoints<T>& points, std::vector<in
   rows.reset();
   if (!bounds) {
     bounds = std::make_unique<ByteBounds<T>>(n, state.seconds());
-    const auto add = [&](index i, index j, index count, const T* d) {
-      bounds->add(i, j, count, d);
-    };
+    const auto add = [&](const simd::DistanceTile<T>& tile) { bounds->add(tile); };
     each_bound<T>(points.x, add, work, points.names);
   }
   const PointDistances<T> measure(points.x);

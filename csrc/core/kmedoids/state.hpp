@@ -132,7 +132,7 @@ class State {
         near.second_slot = swap.slot;
       }
     }
-    find_orphaned();
+    find_orphaned(swap.slot);
     sum_cost();
     return cost_ < before;
   }
@@ -149,6 +149,8 @@ class State {
   // nearest medoid's, and so make no difference.
   const T* candidate_row(index in) {
     if (points_ == nullptr) return problem_.distances.row(in);
+    if (in == measured_) return row_.data();
+    measured_ = in;
     for (index f = 0; f < in_row_; ++f) row_[own_.places[f]] = std::numeric_limits<T>::infinity();
     in_row_ =
         kernels_.within(bounds_->row(in), limits_.data(), problem_.points(), own_.places.data());
@@ -223,9 +225,19 @@ class State {
     }
   }
 
+  // The distance of a point to the medoid of a slot, if it was one of its two nearest and still is
+  // a medoid, or has just been measured; else infinity.
+  T known_distance(index i, std::int32_t slot, std::int32_t swapped) const {
+    constexpr T kUnknown = std::numeric_limits<T>::infinity();
+    if (slot == swapped) return points_ != nullptr ? row_[i] : kUnknown;
+    const Nearest& before = nearest_[i];
+    if (before.slot == slot) return static_cast<T>(before.first);
+    return before.second_slot == slot ? static_cast<T>(before.second) : kUnknown;
+  }
+
   // A bound is the whole part of a distance in steps: if two medoids have bounds up to b, none with
   // a bound above b + 1 is one of the two nearest.
-  void offer_by_bounds(const std::vector<std::int32_t>& points) {
+  void offer_by_bounds(const std::vector<std::int32_t>& points, std::int32_t swapped) {
     std::vector<unsigned char> least(points.size(), 255), second(points.size(), 255);
     for (const index medoid : medoids_) {
       const unsigned char* bounds = bounds_->row(medoid);
@@ -239,15 +251,20 @@ class State {
     std::vector<std::size_t> places;
     for (std::size_t s = 0; s < medoids_.size(); ++s) {
       const unsigned char* bounds = bounds_->row(medoids_[s]);
+      const auto slot = static_cast<std::int32_t>(s);
       near.clear();
       places.clear();
       work_.spend(4 * static_cast<index>(points.size()));
       for (std::size_t p = 0; p < points.size(); ++p) {
         if (bounds[points[p]] > second[p] + 1) continue;
+        const T known = known_distance(points[p], slot, swapped);
+        if (known < std::numeric_limits<T>::infinity()) {
+          offer(p, slot, known);
+          continue;
+        }
         near.push_back(points[p]);
         places.push_back(p);
       }
-      const auto slot = static_cast<std::int32_t>(s);
       if (points_ == nullptr) {
         const T* row = problem_.distances.row(medoids_[s]);
         for (std::size_t f = 0; f < near.size(); ++f) offer(places[f], slot, row[near[f]]);
@@ -259,9 +276,10 @@ class State {
     }
   }
 
-  void find_orphaned() {
+  // After a swap of a slot's medoid.
+  void find_orphaned(std::int32_t swapped) {
     if (bounds_ != nullptr) {
-      find_nearest(orphaned_, [&] { offer_by_bounds(orphaned_); });
+      find_nearest(orphaned_, [&] { offer_by_bounds(orphaned_, swapped); });
       return;
     }
     std::vector<const T*> rows;
@@ -286,6 +304,7 @@ class State {
       throw std::range_error("weights times distances overflow float64; scale the weights down");
     }
     if (bounds_ != nullptr) set_limits();
+    measured_ = -1;
   }
 
   void set_limits() {
@@ -310,6 +329,7 @@ class State {
   const PointDistances<T>* points_ = nullptr;
   std::vector<T> row_;  // of the last candidate measured,
   index in_row_ = 0;    // at so many of own_.places
+  index measured_ = -1;
   Scan own_;
   std::vector<unsigned char> limits_;  // bounds above them are not below the second distance
   const simd::Kernels& kernels_ = simd::kernels();
