@@ -78,12 +78,16 @@ def read_pair(row: Mapping[str, Any]) -> Record:
 
 def _parted(chosen: Sequence[Any], rejected: Sequence[Any]) -> tuple[list[Any], ...]:
     """Return the messages with which both conversations begin, and what is left of each."""
-    shared = 0
-    while shared < min(len(chosen), len(rejected)) and chosen[shared] == rejected[shared]:
-        shared += 1
+    same = [_told(one) == _told(other) for one, other in zip(chosen, rejected, strict=False)]
+    shared = same.index(False) if False in same else len(same)
     if shared in (len(chosen), len(rejected)):
         raise ValueError("chosen and rejected: expected different last messages")
     return list(chosen[:shared]), list(chosen[shared:]), list(rejected[shared:])
+
+
+def _told(turn: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a message that are not null: in Arrow all rows of a column have all."""
+    return {name: value for name, value in turn.items() if value is not None}
 
 
 def read_implicit(row: Mapping[str, Any]) -> Record:

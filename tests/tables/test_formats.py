@@ -330,6 +330,14 @@ def test_rows_that_would_be_read_as_something_else_are_refused(row, message):
         read(row)
 
 
+@pytest.mark.parametrize("prompt", [{}, {"prompt": "Say hello."}])
+def test_fields_that_only_one_column_has_make_no_other_prompt(prompt):
+    """Arrow has one type a column: all of its messages have the fields that one of them has."""
+    asked = [{**USER[0], "tool_calls": None}]
+    record = read({**prompt, "chosen": asked + says("a"), "rejected": USER + says("b")})
+    assert (record.prompt, record.responses) == (asked, [says("a"), says("b")])
+
+
 def test_ranks_are_numbers_as_texts_too():
     """As texts the tenth is before the second."""
     completions = [{"rank": rank, "completion": rank} for rank in ("10", "2", "3")]
