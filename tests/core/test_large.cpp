@@ -25,7 +25,7 @@ std::vector<T> converted(const std::vector<double>& values) {
 }
 
 template <class T>
-void check_codes(double spread) {
+void check_bytes(double spread) {
   const index n = 300;
   const std::vector<T> seconds = converted<T>(uniform(n, 1, 0, spread));
   std::vector<T> d = converted<T>(uniform(n, 2, 0, 3 * spread));
@@ -49,12 +49,12 @@ void check_codes(double spread) {
 
 }  // namespace
 
-TEST(codes_round_down_and_keep_what_is_below_a_limit) {
+TEST(bytes_round_down_and_keep_what_is_below_a_limit) {
   for (const double spread : {1.0, 1e-20, 1e20, 1e-40}) {
-    check_codes<float>(spread);
-    check_codes<double>(spread);
+    check_bytes<float>(spread);
+    check_bytes<double>(spread);
   }
-  check_codes<double>(1e300);
+  check_bytes<double>(1e300);
 }
 
 TEST(places_within_limits_at_every_level) {
@@ -115,7 +115,7 @@ TEST(one_pass_sees_what_is_no_distance_at_every_level) {
 
 // Of distances and of what is none.
 template <class T>
-void check_codes_of_a_pass() {
+void check_bytes_of_a_pass() {
   for (const index n : {1, 5, 64, 65, 130, 200}) {
     std::vector<T> d = converted<T>(uniform(std::size_t(n * n), unsigned(n), 0, 3));
     const std::vector<T> seconds = converted<T>(uniform(std::size_t(n), 1, 0.5, 1));
@@ -136,9 +136,9 @@ void check_codes_of_a_pass() {
   }
 }
 
-TEST(the_pass_that_checks_makes_the_codes_of_all_rows) {
-  check_codes_of_a_pass<float>();
-  check_codes_of_a_pass<double>();
+TEST(the_pass_that_checks_makes_the_bytes_of_all_rows) {
+  check_bytes_of_a_pass<float>();
+  check_bytes_of_a_pass<double>();
 }
 
 TEST(tiles_hold_the_distances_of_pairs) {
@@ -176,7 +176,7 @@ TEST(tiles_hold_the_distances_of_pairs) {
 // Kinds: plain, two far clusters, duplicates, in a far corner, tiny, huge, some overflowing float's
 // squares.
 template <class T>
-bool floors_are_close(int kind, index d) {
+bool bounds_are_close(int kind, index d) {
   const index n = 270;
   std::vector<double> values = uniform(std::size_t(n * d), unsigned(kind), -1, 1);
   for (index i = 0; i < n * d; ++i) {
@@ -214,11 +214,11 @@ bool floors_are_close(int kind, index d) {
   return one == four;
 }
 
-TEST(floors_are_just_below_the_distances) {
+TEST(bounds_are_just_below_the_distances) {
   for (const index d : {1, 3, 16, 40, 384, 5000}) {
     for (int kind = 0; kind < 7; ++kind) {
-      CHECK(floors_are_close<float>(kind, d));
-      CHECK(floors_are_close<double>(kind, d));
+      CHECK(bounds_are_close<float>(kind, d));
+      CHECK(bounds_are_close<double>(kind, d));
     }
   }
 }
