@@ -24,7 +24,7 @@ from pyfast.train.recipe import Recipe, TrainingGroup
 from pyfast.train.reports import reporting
 from pyfast.train.reports.report import read_summary
 from pyfast.train.reports.reporting import Reporter
-from pyfast.train.runs import checkpoint, rundir
+from pyfast.train.runs import checkpoint, kept, rundir
 from pyfast.train.runs.layout import TIMES
 from pyfast.train.scoring import rewards
 
@@ -65,6 +65,7 @@ def run(kind: type[Recipe], settings: Any, inputs: Any, out: Path) -> dict[str, 
         reporting.reporter(settings, out) as report,
     ):
         is_finished = rundir.open_for(team, settings, inputs, steps, out)
+        team.once(lambda: kept.verify_all(out))
         team.once(lambda: kind.verify(settings, out))
         if is_finished:
             # killed after the summary, it was not tidied yet

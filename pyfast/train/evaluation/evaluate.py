@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from pyfast._files import written_whole
 from pyfast.train.context import Context
 from pyfast.train.data.group import Group, read_groups, write_groups
 from pyfast.train.errors import UserError
 from pyfast.train.evaluation.answering import AT_ONCE
 from pyfast.train.evaluation.metrics import bootstrap_interval
+from pyfast.train.runs import kept
 from pyfast.train.scoring import rewards
 from pyfast.train.seeds import derive
 
@@ -65,7 +65,7 @@ def answer(
 
     def write() -> None:
         path.parent.mkdir(exist_ok=True)
-        with written_whole(path) as beside:
+        with kept.sealed(path) as beside:
             write_groups(beside, chain.from_iterable(batches))
 
     ctx.once(write)

@@ -10,7 +10,7 @@ from pyfast.train import config as configs
 from pyfast.train import files, loop, sft
 from pyfast.train.errors import UserError
 from pyfast.train.recipe import Recipe
-from pyfast.train.runs import checkpoint, rundir
+from pyfast.train.runs import checkpoint, kept, rundir
 from pyfast.train.runs.layout import RUN_MARK
 
 ORIGIN = "trained_in"
@@ -49,6 +49,7 @@ def evaluate_on(kind: type[Recipe], run: Path, data: str, out: Path) -> dict[str
     origin = {**environment, "inputs": inputs.hashes, ORIGIN: files.sha256(run / "config.json")}
     with rundir.claim(out):
         _check_same(out, origin)
+        kept.verify_all(out)
         files.write_json(out / RUN_MARK, origin)
         files.write_json(out / "config.json", settings.to_dict())
         loop.quiet_libraries()

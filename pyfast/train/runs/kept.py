@@ -6,7 +6,9 @@ silence. Beside each lies its SHA-256, under its name and ``.sha256``.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,28 @@ def read(path: Path) -> Any:
         raise _changed(path)
     verify(path)
     return read_json(path)
+
+
+@contextlib.contextmanager
+def sealed(path: Path) -> Iterator[Path]:
+    """Write a file whole or not at all (`written_whole`), and its digest before it is there."""
+    with written_whole(path) as beside:
+        yield beside
+        _write_digest(path, sha256(beside))
+
+
+def verify_all(run: Path) -> None:
+    """Refuse a run folder in which a file is not as its digest says; a file may be missing."""
+    for folder in (run, run / "evaluation"):
+        for digest in sorted(folder.glob("*.sha256")):
+            if digest.with_suffix("").exists():
+                verify(digest.with_suffix(""))
+
+
+def remove(path: Path) -> None:
+    """Remove a file and its digest, where they are."""
+    path.unlink(missing_ok=True)
+    _digest_path(path).unlink(missing_ok=True)
 
 
 def seal(path: Path) -> None:

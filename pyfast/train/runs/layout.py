@@ -32,7 +32,7 @@ FILES = (
     ".lock", RUN_MARK, "config.json", *APPENDED, TIMES, LABELS, "eval_before.jsonl",
     "eval_after.jsonl", "summary.json", "training_curves.png", "heldout_scores.png",
     "selected_responses.png", "heldout_curves.png", "rounds.png", "selections.png", "wandb.json",
-    ANNOTATIONS, ".annotations.lock",
+    ANNOTATIONS, ".annotations.lock", "eval_before.jsonl.sha256", "eval_after.jsonl.sha256",
 )  # fmt: skip
 TRAINED = ("adapter", "model")
 """What a run has trained: one of these folders."""

@@ -21,7 +21,7 @@ from pyfast.train.config import Settings
 from pyfast.train.errors import UserError
 from pyfast.train.processes import Team
 from pyfast.train.recipe import Inputs
-from pyfast.train.runs import checkpoint
+from pyfast.train.runs import checkpoint, kept
 from pyfast.train.runs.layout import (
     ANNOTATIONS,
     FOLDERS,
@@ -239,7 +239,7 @@ def _remove(out: Path, *names: str) -> None:
         if name in FOLDERS:
             shutil.rmtree(out / name, ignore_errors=True)
         else:
-            (out / name).unlink(missing_ok=True)
+            kept.remove(out / name)
 
 
 def check_models(out: Path, found: dict[str, dict[str, str]]) -> None:

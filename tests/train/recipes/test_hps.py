@@ -612,6 +612,7 @@ def test_damaged_measures_are_told(measured_run, tmp_path, name, content, messag
     folder = tmp_path / "damaged"
     shutil.copytree(out, folder)
     (folder / name).write_text(content)
+    (folder / f"{name}.sha256").unlink(missing_ok=True)  # which would be refused before
     (folder / "summary.json").unlink()
     (tmp_path / "values.json").write_text(json.dumps(values))
     command = ["train", "hps", "--config", str(tmp_path / "values.json"), "--out", str(folder)]
@@ -619,6 +620,31 @@ def test_damaged_measures_are_told(measured_run, tmp_path, name, content, messag
     told = capsys.readouterr().err
     assert message in told
     assert "Traceback" not in told
+
+
+@pytest.mark.parametrize("name", ["eval_before.jsonl", "evaluation/pairs-step-6.jsonl"])
+@pytest.mark.parametrize("summary", [True, False])
+def test_measures_that_somebody_has_changed_are_refused(
+    measured_run, tmp_path, name, summary, capsys
+):
+    """Though they have the right form: what is counted once more would be wrong in silence."""
+    values, out = measured_run
+    folder = tmp_path / "changed"
+    shutil.copytree(out, folder)
+    first, *others = (folder / name).read_text().splitlines(keepends=True)
+    row = json.loads(first)
+    measured, at = (row["scores"], 0) if "scores" in row else (row, "rm_dpo")
+    measured[at] += 0.5
+    (folder / name).write_text("".join([json.dumps(row) + "\n", *others]))
+    if not summary:
+        (folder / "summary.json").unlink()
+    (tmp_path / "values.json").write_text(json.dumps(values))
+    command = ["train", "hps", "--config", str(tmp_path / "values.json"), "--out", str(folder)]
+    assert cli.main(command) == 2
+    assert (
+        f"{name}: expected what the run has kept there, as it was written"
+        in capsys.readouterr().err
+    )
 
 
 def test_the_score_of_clean_language():

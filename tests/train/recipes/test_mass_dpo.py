@@ -283,6 +283,18 @@ def test_selected_negatives_are_kept_for_an_epoch_or_for_all(make_policy, tmp_pa
         assert kept == names.get(reselect, ["negatives-0.json", "negatives-1.json"])
 
 
+def test_rankings_that_somebody_has_changed_are_refused(tmp_path, settings, capsys):
+    """They have the right form, and would be the "before" of the longer run."""
+    out = run(tmp_path, settings, optimisation={"steps": 1}, evaluation={"every": None})
+    path = out / "evaluation" / "test-0.jsonl"
+    (row,) = lines(path)
+    row["policy_logps"][0] += 0.5
+    path.write_text(json.dumps(row) + "\n")
+    command = ["train", "mass-dpo", "--config", str(out / "config.json"), "--out", str(out)]
+    assert cli.main([*command, "--steps", "2"]) == 2
+    assert "test-0.jsonl: expected what the run has kept there" in capsys.readouterr().err
+
+
 def test_a_run_of_epochs_is_extended_by_steps_alone(tmp_path, settings):
     """Nothing reads the epochs beside steps, so other ones are no reason to refuse."""
     out = run(tmp_path, settings, evaluation={"every": None})

@@ -19,6 +19,7 @@ from pyfast.train.data.lines import as_object, lines
 from pyfast.train.data.prompts import Prompt, numbered_prompts
 from pyfast.train.data.records import Record, read_records
 from pyfast.train.errors import UserError
+from pyfast.train.runs import kept
 
 if TYPE_CHECKING:
     from pyfast.train.context import Context
@@ -172,7 +173,7 @@ def measure(
 
     def write() -> None:
         path.parent.mkdir(exist_ok=True)
-        with written_whole(path) as beside:
+        with kept.sealed(path) as beside:
             beside.write_text("".join(line for some in lines_of for line in some), "utf-8")
 
     ctx.once(write)

@@ -19,6 +19,7 @@ from pyfast.train.evaluation import bleu, judging
 from pyfast.train.recipes.hps import hard_negatives, heldout_pairs
 from pyfast.train.recipes.hps.hard_negatives import NegativesConfig
 from pyfast.train.recipes.hps.heldout_pairs import HeldOut
+from pyfast.train.runs import kept
 from pyfast.train.scoring import rewards
 from pyfast.train.scoring.reward_models import is_model
 
@@ -224,6 +225,7 @@ def _against(settings: Any) -> dict[str, Path]:
         answers, name = run / "eval_after.jsonl", run.resolve().name
         if not answers.exists() or not (run / "config.json").exists():
             raise UserError(f"scoring.against: no answers of a finished run here: {run}")
+        kept.verify_all(run)
         other = files.read_json(run / "config.json")
         theirs, ours = _scorer_of(other), _scorer_of(settings.to_dict())
         if theirs != ours:

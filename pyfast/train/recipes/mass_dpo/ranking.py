@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, ClassVar, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pyfast._files import written_whole
 from pyfast.train import files
 from pyfast.train.config import MeasuringConfig, Section, setting
 from pyfast.train.data.lines import as_object, lines
 from pyfast.train.data.records import Record, read_records
 from pyfast.train.errors import UserError
+from pyfast.train.runs import kept
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -281,7 +281,7 @@ def rank(
 
     def write() -> None:
         path.parent.mkdir(exist_ok=True)
-        with written_whole(path) as beside:
+        with kept.sealed(path) as beside:
             beside.write_text("".join(rows), encoding="utf-8", newline="\n")
 
     ctx.once(write)
@@ -337,6 +337,6 @@ def write_curve(folder: Path, split: str, beta: float) -> None:
             means = {name: float(numbers.mean()) for name, numbers in values.items()}
             found[step] = files.to_json({"step": step, **means})
     if steps:
-        with written_whole(curve) as beside:
+        with kept.sealed(curve) as beside:
             text = "".join(f"{found[step]}\n" for step in steps)
             beside.write_text(text, encoding="utf-8", newline="\n")
