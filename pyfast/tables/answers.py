@@ -13,7 +13,7 @@ _CUT_OUT = ("filter", "safety", "recitation", "block", "tool", "function")
 """In a `finish_reason`: the text is not, or not all, what the model said."""
 
 
-def choices_of(content: bytes, sent: int | None = None) -> list[Any]:
+def choices_of(content: bytes, sent: int | None = None, model: str | None = None) -> list[Any]:
     """Return the choices of an answer, at least one, in the order of their places.
 
     Parameters
@@ -22,6 +22,8 @@ def choices_of(content: bytes, sent: int | None = None) -> list[Any]:
     sent : int, optional
         Tokens of the prompt, where they are known: a server that says that it has read fewer
         answers a part of the prompt.
+    model : str, optional
+        Who is to answer: a server that names another model has answered by that one.
 
     Raises
     ------
@@ -50,6 +52,9 @@ def choices_of(content: bytes, sent: int | None = None) -> list[Any]:
     read = usage.get("prompt_tokens") if isinstance(usage, dict) else None
     if sent is not None and type(read) is int and 0 < read < sent:
         raise ServerError(f"has read {read} of the prompt's {sent} tokens, and cut off the others")
+    named = answer.get("model") if isinstance(answer, dict) else None
+    if model is not None and isinstance(named, str) and named != model:
+        raise ServerError(f"says that {shortened(named)} has answered, in place of {model}")
     choices = answer.get("choices") if isinstance(answer, dict) else None
     if not isinstance(choices, list):
         raise ServerError(f"expected choices, got {shortened(answer)}")

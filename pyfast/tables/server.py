@@ -72,6 +72,9 @@ class Server:
     keep_empty : bool
         Take a choice without text as the response "". Else it is an error: with reasoning models
         it often means that `max_tokens` was used up before the answer.
+    exact : bool
+        Refuse an answer that names another model. Some servers have aliases; others answer by the
+        model that is loaded, whatever they are asked for.
 
     Raises
     ------
@@ -95,6 +98,7 @@ class Server:
         retries: int = 5,
         concurrency: int = 8,
         keep_empty: bool = False,
+        exact: bool = False,
     ) -> None:
         self._url = endpoint(url, "chat/completions" if chat else "completions")
         for name, value, least in (
@@ -117,6 +121,7 @@ class Server:
         self._sender, self._concurrency = Sender(key, timeout, retries), concurrency
         self._seed, self._keep_empty = seed, keep_empty
         self._one_at_a_time = False
+        self._model = model if exact else None
         self._length_name, self._length = "max_tokens", max_tokens
         self._body: dict[str, Any] = {"model": model, "temperature": temperature}
         for name, value in (extra or {}).items():
@@ -233,9 +238,8 @@ class Server:
         """Return the choices that a request got, at least one."""
         prompt = body.get("prompt")
         sent = len(prompt) if isinstance(prompt, list) else None
-        return choices_of(
-            self._sender.send(self._url, body, stop, check=choices_of, simpler=self._simpler), sent
-        )
+        content = self._sender.send(self._url, body, stop, check=choices_of, simpler=self._simpler)
+        return choices_of(content, sent, self._model)
 
     def _simpler(self, body: dict[str, Any], said: str) -> bool:
         """Change a refused request to what more servers take, if there is anything left."""

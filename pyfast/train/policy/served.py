@@ -132,7 +132,7 @@ def _answer(
     seeds: list[int],
 ) -> list[Samples]:
     server = _server(config, model=name, n=n, max_tokens=how.max_new_tokens,
-                     temperature=how.temperature, extra=_WHOLE)  # fmt: skip
+                     temperature=how.temperature, extra=_WHOLE, exact=True)  # fmt: skip
     try:
         drawn = server(prompts, [seed % 2**31 for seed in seeds])  # what all servers take
     except ServerError as error:

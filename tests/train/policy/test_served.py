@@ -188,6 +188,18 @@ def test_a_server_that_cuts_the_prompt(values, server, tmp_path):
         train(values, tmp_path / "run")
 
 
+def test_a_server_that_answers_without_the_adapter(values, server, tmp_path):
+    def passes_over(path, body):
+        if path != "/v1/completions":
+            return None
+        status, content = server.answer(path, body)
+        return status, {**content, "model": "the-base-model"}
+
+    server.script = [passes_over]
+    with pytest.raises(UserError, match=r"that the-base-model has answered, in place of pyfast-"):
+        train(values, tmp_path / "run")
+
+
 def test_two_runs_of_one_seed_keep_off_each_others_adapter(values, server, tmp_path, one_thread):
     values["active"]["rounds"] = 1
     names = []
