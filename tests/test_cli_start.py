@@ -241,3 +241,12 @@ def test_zsh_takes_the_script(scripts):
     done = subprocess.run(["zsh", "-f", "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "compgen" in done.stdout
+
+
+def test_weights_that_the_disk_does_not_take_are_the_users_to_mend(tmp_path):
+    """Safetensors tells it by an error of its own, which is no OSError."""
+    torch = pytest.importorskip("torch")
+    save_file = pytest.importorskip("safetensors.torch").save_file
+    with pytest.raises(Exception, match="os error") as caught:
+        save_file({"a": torch.ones(4)}, str(tmp_path / "none" / "weights.safetensors"))
+    assert cli._message(caught.value) == ("weights: No such file or directory", 2)

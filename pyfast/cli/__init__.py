@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import re
 import shlex
 import sys
 import textwrap
@@ -129,6 +130,9 @@ def _message(error: BaseException) -> tuple[str, int]:
         where = error.filename2 or error.filename
         place = f"{os.fsdecode(where)}: " if isinstance(where, str | bytes | os.PathLike) else ""
         return f"{place}{error.strerror}", USERS
+    code = re.search(r"\(os error (\d+)\)", said) if kind == "SafetensorError" else None
+    if code:  # safetensors tells a full disk, say, by an error of its own
+        return f"weights: {os.strerror(int(code[1]))}", USERS
     if isinstance(error, MemoryError) or kind == "OutOfMemoryError" or "can't allocate" in said:
         return (
             "not enough memory; fewer or shorter responses (--responses, --max-new-tokens) or a "
