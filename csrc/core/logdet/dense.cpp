@@ -138,7 +138,8 @@ void LogDetGreedy::next_dense(Work& work) {
     take_falls(work);
     for (const index i : likely) best = best < 0 || bound_[i] > bound_[best] ? i : best;
   }
-  listed_.assign(1, best);
+  listed_.clear();
+  if (best >= 0) listed_.push_back(best);  // none if the caller's lengths are not those of vectors
   evaluate_dense(work);
   list_open();
   if (floats_fit_ && std::isfinite(information_.error())) ask_inverse(work);
