@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from harness import Machine
+from threadpoolctl import threadpool_limits
 
 from pyfast import select
 from pyfast.select import _kmedoids
@@ -262,7 +263,8 @@ def main() -> None:
     if options.one:
         print(json.dumps(asdict(measure(Size(**json.loads(options.one)), options.seconds))))
         return
-    machine = Machine.measure()
+    with threadpool_limits(1):
+        machine = Machine.measure()
     found: dict[str, list[Point]] = {}
     for name, sizes in studies().items():
         found[name] = []
