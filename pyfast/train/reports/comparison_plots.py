@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pyfast._files import written_whole
-from pyfast.train.data.lines import as_object, lines
 from pyfast.train.errors import UserError
-from pyfast.train.files import is_number
 from pyfast.train.reports.comparing import Row
 from pyfast.train.reports.drawing import STYLE
+from pyfast.train.reports.measured import measures
 
 Curve = dict[str, dict[float, float]]
 """What a run measured along the way: {metric: {step: value}}."""
@@ -178,13 +176,7 @@ def _curve(folder: Path) -> Curve:
     path = folder / "evaluation" / "metrics.jsonl"
     if not path.exists():
         return found
-    for number, text in lines(path, growing=True):
-        record = as_object(path, number, text, 'an object like {"step": 1, ...}')
-        for name, value in {"step": None, **record}.items():
-            if not is_number(value):
-                raise UserError(
-                    f"{path}:{number}: {name}: expected a finite number, got {reprlib.repr(value)}"
-                )
+    for number, record in measures(path):
         at = record.pop("labels", record["step"])
         del record["step"]
         for name, value in record.items():

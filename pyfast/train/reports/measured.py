@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import reprlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from pyfast.train.data.group import Group, group_at, read_groups
 from pyfast.train.data.lines import as_object, lines
@@ -34,13 +35,7 @@ def read_metrics(path: Path, *, every: bool = False) -> list[dict[str, float]]:
         ``file:line: ...`` for what is no finite number, or a step that is not the next one.
     """
     records: list[dict[str, float]] = []
-    for number, text in lines(path, growing=True):
-        record = as_object(path, number, text, 'an object like {"step": 1, ...}')
-        for name, value in {"step": None, **record}.items():
-            if not is_number(value):
-                raise UserError(
-                    f"{path}:{number}: {name}: expected a finite number, got {reprlib.repr(value)}"
-                )
+    for number, record in measures(path):
         if records:
             _check_next(f"{path}:{number}", records[-1]["step"], record["step"], every)
         records.append({name: float(value) for name, value in record.items()})
@@ -48,6 +43,24 @@ def read_metrics(path: Path, *, every: bool = False) -> list[dict[str, float]]:
         raise UserError(f"{path}: expected a line a step, the file has none")
     _tell_gaps(path, records)
     return records
+
+
+def measures(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the whole lines of such a file, each with its number: all finite numbers, and a step.
+
+    Raises
+    ------
+    UserError
+        ``file:line: ...`` for what is none.
+    """
+    for number, text in lines(path, growing=True):
+        record = as_object(path, number, text, 'an object like {"step": 1, ...}')
+        for name, value in {"step": None, **record}.items():
+            if not is_number(value):
+                raise UserError(
+                    f"{path}:{number}: {name}: expected a finite number, got {reprlib.repr(value)}"
+                )
+        yield number, record
 
 
 def _check_next(place: str, before: float, step: float, every: bool) -> None:
