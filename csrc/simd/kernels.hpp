@@ -214,6 +214,19 @@ inline void tile(const A* a, index a_stride, const B* b, index b_stride, index d
   }
 }
 
+// Fewer columns than a tile's: together, because one pair's additions wait for each other.
+template <class Term, class Sum, int Rows, int Cols, class A, class B>
+inline void narrower(const A* a, index a_stride, const B* b, index cols, index b_stride, index d,
+                     bool fresh, Sum* out, index out_stride) {
+  if constexpr (Cols > 1) {
+    if (cols < Cols) {
+      return narrower<Term, Sum, Rows, Cols - 1>(a, a_stride, b, cols, b_stride, d, fresh, out,
+                                                 out_stride);
+    }
+  }
+  tile<Term, Sum, Rows, Cols>(a, a_stride, b, b_stride, d, fresh, out, out_stride);
+}
+
 template <class Term, class Sum, int Rows, class A, class B>
 inline void strip(const A* a, index a_stride, const B* b, index cols, index b_stride, index d,
                   bool fresh, Sum* out, index out_stride) {
@@ -222,9 +235,10 @@ inline void strip(const A* a, index a_stride, const B* b, index cols, index b_st
     tile<Term, Sum, Rows, kTileCols>(a, a_stride, b + j * b_stride, b_stride, d, fresh, out + j,
                                      out_stride);
   }
-  for (; j < cols; ++j) {
-    tile<Term, Sum, Rows, 1>(a, a_stride, b + j * b_stride, b_stride, d, fresh, out + j,
-                             out_stride);
+  constexpr int most = Rows == 1 ? kTileCols - 1 : 1;
+  for (; j < cols; j += most) {
+    narrower<Term, Sum, Rows, most>(a, a_stride, b + j * b_stride, cols - j, b_stride, d, fresh,
+                                    out + j, out_stride);
   }
 }
 

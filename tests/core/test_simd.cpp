@@ -62,7 +62,7 @@ bool same_bits(simd::Block<A, B, Sum> block, Term&& term) {
 
 template <class T>
 bool same_squares(void (*squares)(const T*, index, index, index, double*)) {
-  for (const index d : {1, 7, 8, 9, 100, 511, 512, 513, 1030}) {
+  for (const index d : {1, 7, 8, 9, 100, 511, 512, 513, 1023, 1024, 1030, 1536, 2049, 2600}) {
     for (const index rows : {1, 2, 3, 4, 5, 8, 11}) {
       const index stride = d + 3;
       const std::vector<double> numbers = uniform(std::size_t(rows * stride), unsigned(d), -1, 1);
@@ -81,17 +81,21 @@ bool same_squares(void (*squares)(const T*, index, index, index, double*)) {
   return true;
 }
 
-// Rows in any order, columns any distance apart, each product as near as float_dot_error says, and
-// nothing written beside the block.
-bool rough_enough(const simd::Kernels& kernels) {
-  for (const index d : {1, 7, 8, 17, 63, 255, 256, 257, 511, 513, 1025, 3000}) {
+// Rows in any order, from any number on, alike or not beside the boundaries of registers; columns
+// any distance apart; each product as near as float_dot_error says. Nothing beside the rows and
+// columns is counted, and nothing written beside the block.
+bool rough_enough(const simd::Kernels& kernels, bool alike) {
+  for (const index d : {1, 7, 8, 15, 16, 17, 33, 63, 255, 256, 257, 511, 513, 1025, 2048, 3000}) {
+    const index row = alike ? (d + 16) / 16 * 16 : d + 1;
     for (index rows = 1; rows <= simd::kFloatDotsRows; ++rows) {
       const index cols = 1 + (d + 5 * rows) % simd::kFloatDotsColumns, apart = d + 5;
-      const std::vector<double> x = uniform(std::size_t(16 * d), unsigned(d), -1, 1),
-                                y = uniform(std::size_t(cols * apart), unsigned(d + 1), -1, 1);
+      std::vector<double> x = uniform(std::size_t(16 * row + 32), unsigned(d), -1, 1),
+                          y = uniform(std::size_t(cols * apart), unsigned(d + 1), -1, 1);
+      for (index i = 0; i < 16; ++i) x[std::size_t(rows + i * row + d)] = NAN;
+      for (index j = 0; j < cols; ++j) y[std::size_t(j * apart + d)] = NAN;
       const std::vector<float> a(x.begin(), x.end()), b(y.begin(), y.end());
       std::vector<const float*> at;
-      for (index i = 0; i < rows; ++i) at.push_back(&a[std::size_t((7 * i + d) % 16 * d)]);
+      for (index i = 0; i < rows; ++i) at.push_back(&a[std::size_t(rows + (7 * i + d) % 16 * row)]);
       std::vector<float> out(std::size_t(rows * (cols + 2)), NAN);
       kernels.float_dots(at.data(), rows, b.data(), cols, apart, d, out.data(), cols + 2);
       for (index i = 0; i < rows; ++i) {
@@ -289,7 +293,7 @@ TEST(every_level_gives_the_documented_bits) {
     CHECK(same_bits(k->squared_distance_wide, square));
     CHECK(same_squares(k->squared_norms_f32));
     CHECK(same_squares(k->squared_norms_f64));
-    CHECK(rough_enough(*k));
+    CHECK(rough_enough(*k, true) && rough_enough(*k, false));
     CHECK(panel_enough(*k));
     CHECK(same_pairs<float>(k->pair_squares_f32));
     CHECK(same_pairs<double>(k->pair_squares_f64));

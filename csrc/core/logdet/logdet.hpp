@@ -224,15 +224,19 @@ inline void LogDetGreedy::lower(index i, double value, index known) {
 template <class Take>
 void LogDetGreedy::each_that_may_win(double best, Take&& take) {
   const auto n = static_cast<index>(bound_.size());
-  const double spare = spare_of_length_ * longest_;
+  const double* bounds = bound_.data();
+  const double spare = spare_of_length_ * longest_, grown = 1 + spare_of_bound_;
+  const double least = best * (1 - kLogDetTie);
   for (index first = 0; first < n; first += kTop) {
     double& top = tops_[first / kTop];
-    if (top * (1 + spare_of_bound_) + spare < best * (1 - kLogDetTie)) continue;
+    if (top * grown + spare < least) continue;
     const index end = std::min(first + kTop, n);
-    top = *std::max_element(bound_.begin() + first, bound_.begin() + end);
+    double largest = kTaken;
     for (index i = first; i < end; ++i) {
-      if (may_win(i, best)) take(i);
+      largest = std::max(largest, bounds[i]);
+      if (bounds[i] * grown + spare >= least && may_win(i, best)) take(i);
     }
+    top = largest;
   }
 }
 

@@ -97,17 +97,21 @@ void LogDetGreedy::list(const Layer& layer) {
 // Lists the largest bounds of all that are cheap to bring up to date (the largest, if there is
 // none): once those are, best_ is nearly the best.
 void LogDetGreedy::list_likely(const Layer& layer) {
-  const index n = candidates_->count();
+  const index n = candidates_->count(), least_known = shown_ - kStride;
+  const double* bounds = bound_.data();
+  const index* known = layer.known.data();
   index top[kLikely];
   index count = 0, largest = -1;
+  double largest_bound = 0, last = 0;
   for (index i = 0; i < n; ++i) {
-    if (bound_[i] == kTaken) continue;
-    if (largest < 0 || bound_[i] > bound_[largest]) largest = i;
-    if (layer.known[i] < shown_ - kStride) continue;
-    if (count == kLikely && bound_[i] <= bound_[top[count - 1]]) continue;
+    const double bound = bounds[i];
+    if (bound == kTaken) continue;
+    if (largest < 0 || bound > largest_bound) largest_bound = bound, largest = i;
+    if ((count == kLikely && bound <= last) || known[i] < least_known) continue;
     index at = count < kLikely ? count++ : count - 1;
-    for (; at > 0 && bound_[top[at - 1]] < bound_[i]; --at) top[at] = top[at - 1];
+    for (; at > 0 && bounds[top[at - 1]] < bound; --at) top[at] = top[at - 1];
     top[at] = i;
+    last = bounds[top[count - 1]];
   }
   if (count == 0) top[count++] = largest;
   listed_.assign(top, top + count);
