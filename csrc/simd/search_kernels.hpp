@@ -85,8 +85,6 @@ bool roots(float* squares, index n, index stride, float* row_largest) {
   return all_good && expected == 0;
 }
 
-constexpr index kWideBytes = 4096;
-
 // What points i .. end - 1 add to the costs of the candidates that fill Wide registers: to every
 // slot's (`joined`), and to their own slot's.
 template <int Wide, class T>
@@ -168,81 +166,96 @@ inline typename VectorOf<T>::type add_run(const SwapCosts<T>& in, index i, index
   return finish_costs<Wide>(in, from, costs, least);
 }
 
-// The same for so many candidates at once that each row is read as memory gives it fastest: in
-// order, with the next one on its way.
-template <class T>
-inline void add_wide_run(const SwapCosts<T>& in, index i, index from, index count, T* costs,
-                         T* least) {
+// The same by slots: as long as the points are those of one slot, all sums stay in registers. The
+// weights come first, so that what the own slot's sum has too much is taken off once a slot.
+constexpr int kSlotWide = PYFAST_VECTOR_BYTES == 64 ? 8 : 4;
+
+template <int Wide, class T>
+inline void add_slot(const SwapCosts<T>& in, const std::int32_t* points, const std::int32_t* end,
+                     index from, bool fresh, typename VectorOf<T>::type* joined, T* own) {
+  typedef typename VectorOf<T>::type Vector;
   constexpr int per_part = Lanes<T>::per_part;
-  const index end = i + kSwapRun < in.points ? i + kSwapRun : in.points;
-  T* const sums = i == 0 ? costs : in.runs;
-  T joined[kWideBytes / sizeof(T)];
-  for (index c = 0; c < count; ++c) joined[c] = 0;
-  for (index s = 0; s < in.k; ++s) {
-    for (index c = 0; c < count; ++c) sums[s * in.stride + from + c] = 0;
-  }
-  for (index point = i; point < end; ++point) {
-    const auto weight = in.weights[point] - typename VectorOf<T>::type{};
-    const auto first = in.first[point] - typename VectorOf<T>::type{};
-    const auto second = in.second[point] - typename VectorOf<T>::type{};
-    const T* to = in.to + point * in.stride + from;
-    T* of_slot = sums + in.slots[point] * in.stride + from;
-    for (index c = 0; c < count; c += per_part) {
-      __builtin_prefetch(to + in.stride + c);
-      const auto d = load(to + c, T{});
-      const auto with = smaller(d, first);
-      store(joined + c, load(joined + c, T{}) + weight * with);
-      store(of_slot + c, load(of_slot + c, T{}) + weight * (smaller(d, second) - with));
+  Vector with_first[Wide], with_second[Wide];
+  for (int p = 0; p < Wide; ++p) with_first[p] = with_second[p] = Vector{};
+  for (; points < end; ++points) {
+    const index i = *points;
+    const Vector weight = in.weights[i] - Vector{};
+    const Vector first = weight * in.first[i], second = weight * in.second[i];
+    const T* to = in.to + i * in.stride + from;
+    for (int p = 0; p < Wide; ++p) {
+      const Vector d = weight * load(to + p * per_part, T{});
+      with_first[p] += smaller(d, first);
+      with_second[p] += smaller(d, second);
     }
   }
-  for (index c = 0; c < count; ++c) {
-    least[from + c] = i == 0 ? joined[c] : least[from + c] + joined[c];
+  for (int p = 0; p < Wide; ++p) {
+    T* const at = own + p * per_part;
+    const Vector more = with_second[p] - with_first[p];
+    store(at, fresh ? more : load(at, T{}) + more);
+    joined[p] += with_first[p];
   }
-  for (index s = 0; s < in.k && i > 0; ++s) {
-    T* const all = costs + s * in.stride + from;
-    for (index c = 0; c < count; ++c) all[c] += sums[s * in.stride + from + c];
+}
+
+template <int Wide, class T>
+inline void add_run_by_slot(const SwapCosts<T>& in, index i, index from, T* costs, T* least) {
+  typedef typename VectorOf<T>::type Vector;
+  constexpr int per_part = Lanes<T>::per_part;
+  const std::int32_t* starts = in.starts + i / kSwapRun * (in.k + 1);
+  Vector joined[Wide];
+  for (int p = 0; p < Wide; ++p) joined[p] = Vector{};
+  for (index s = 0; s < in.k; ++s) {
+    add_slot<Wide>(in, in.by_slot + starts[s], in.by_slot + starts[s + 1], from, i == 0, joined,
+                   costs + s * in.stride + from);
+  }
+  for (int p = 0; p < Wide; ++p) {
+    T* const at = least + from + p * per_part;
+    store(at, i == 0 ? joined[p] : load(at, T{}) + joined[p]);
   }
 }
 
 template <class T>
-T swap_costs_of_many(const SwapCosts<T>& in, index from, index count, T* costs, T* least) {
-  typedef typename VectorOf<T>::type Vector;
-  constexpr index width = Lanes<T>::count, wide = kWideBytes / static_cast<index>(sizeof(T));
+inline typename VectorOf<T>::type costs_by_slot(const SwapCosts<T>& in, index from, index count,
+                                                T* costs, T* least) {
+  constexpr index width = Lanes<T>::count, wide = kSlotWide * Lanes<T>::per_part;
+  const index end = from + count;
   for (index i = 0; i < in.points; i += kSwapRun) {
-    for (index c = 0; c < count; c += wide) {
-      add_wide_run(in, i, from + c, count - c < wide ? count - c : wide, costs, least);
-    }
+    index c = from;
+    for (; c + wide <= end; c += wide) add_run_by_slot<kSlotWide>(in, i, c, costs, least);
+    for (; c < end; c += width) add_run_by_slot<kParts>(in, i, c, costs, least);
   }
-  T all = T(__builtin_huge_val());
-  for (index c = 0; c < count; c += width) {
-    const Vector lowest = finish_costs<kParts>(in, from + c, costs, least);
-    for (int l = 0; l < Lanes<T>::per_part; ++l) all = lowest[l] < all ? lowest[l] : all;
+  auto lowest = T(__builtin_huge_val()) - typename VectorOf<T>::type{};
+  for (index c = from; c < end; c += width) {
+    lowest = smaller(finish_costs<kParts>(in, c, costs, least), lowest);
   }
-  return all;
+  return lowest;
 }
 
 // Run by run, whose rows stay in the second-level cache and in the table of pages while all
 // candidates pass by.
 template <class T>
+inline typename VectorOf<T>::type costs_in_order(const SwapCosts<T>& in, index from, index count,
+                                                 T* costs, T* least) {
+  constexpr index width = Lanes<T>::count, wide = kSlotWide * Lanes<T>::per_part;
+  const index end = from + count;
+  auto lowest = T(__builtin_huge_val()) - typename VectorOf<T>::type{};
+  for (index i = 0; i < in.points; i += kSwapRun) {
+    index c = from;
+    for (; in.points > kSwapRun && c + wide <= end; c += wide) {
+      lowest = smaller(add_run<kSlotWide>(in, i, c, costs, least), lowest);
+    }
+    for (; c + 2 * width <= end; c += 2 * width) {
+      lowest = smaller(add_run<2 * kParts>(in, i, c, costs, least), lowest);
+    }
+    for (; c < end; c += width) lowest = smaller(add_run<kParts>(in, i, c, costs, least), lowest);
+  }
+  return lowest;
+}
+
+template <class T>
 T swap_costs(const SwapCosts<T>& problem, index from, index count, T* costs, T* least) {
   const SwapCosts<T> in = problem;  // a copy that no store can change
-  typedef typename VectorOf<T>::type Vector;
-  constexpr index width = Lanes<T>::count;
-  if (in.points > kSwapRun && count > 2 * width) {
-    return swap_costs_of_many(in, from, count, costs, least);
-  }
-  Vector lowest = T(__builtin_huge_val()) - Vector{};
-  for (index i = 0; i < in.points; i += kSwapRun) {
-    index c = 0;
-    for (; c + 2 * width <= count; c += 2 * width) {
-      const Vector block = add_run<2 * kParts>(in, i, from + c, costs, least);
-      lowest = smaller(block, lowest);
-    }
-    for (; c < count; c += width) {
-      const Vector block = add_run<kParts>(in, i, from + c, costs, least);
-      lowest = smaller(block, lowest);
-    }
-  }
+  const auto lowest = in.by_slot != nullptr ? costs_by_slot(in, from, count, costs, least)
+                                            : costs_in_order(in, from, count, costs, least);
   T all = lowest[0];
   for (int l = 1; l < Lanes<T>::per_part; ++l) all = lowest[l] < all ? lowest[l] : all;
   return all;

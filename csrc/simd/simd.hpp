@@ -30,6 +30,9 @@ struct SwapCosts {
   const T *weights, *first, *second, *barrier;
   const std::int32_t* slots;
   T* runs;  // k x stride of work space, if there are more than kSwapRun points
+  // Or null: of each kSwapRun points those of slot s, ascending, are by_slot[starts[s]] up to
+  // by_slot[starts[s + 1]], whose k + 1 starts lie one run after the other.
+  const std::int32_t *by_slot, *starts;
 };
 
 template <class T>
@@ -155,8 +158,8 @@ struct Kernels {
   // costs[s * stride + c] = sum_i w_i min(first_i, d_ic) + sum_{i of slot s} w_i (min(second_i,
   // d_ic) - min(first_i, d_ic)) with d_ic = to[i * stride + c], and least[c] = barrier[c] + the
   // least of them over the k slots, for the candidates c = from .. from + count - 1, multiples of
-  // 16 (float) or 8 (double); sums in the order of the points, those of kSwapRun of them apart, so
-  // that a term meets few roundings. Returns the least of `least`.
+  // 16 (float) or 8 (double); sums in the order of the points, or of by_slot, those of kSwapRun of
+  // them apart, so that a term meets few roundings. Returns the least of `least`.
   float (*swap_costs_f32)(const SwapCosts<float>& in, index from, index count, float* costs,
                           float* least);
   double (*swap_costs_f64)(const SwapCosts<double>& in, index from, index count, double* costs,

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 
 #include "check.hpp"
 #include "core/distance/product_distances.hpp"
@@ -118,26 +119,57 @@ TEST(panels_give_the_same_distances_at_every_level) {
   }
 }
 
+// A problem of swaps, and its prices by the formula of simd.hpp in double.
+struct Swaps {
+  static constexpr index n = 300, k = 5, stride = 1104;
+  std::vector<float> to, weights, first, second, barrier, runs;
+  std::vector<std::int32_t> slots;
+
+  Swaps() : barrier(std::size_t(stride), 0.0f), runs(std::size_t(k * stride)) {
+    const auto numbers = [](index count, unsigned seed) {
+      const std::vector<double> draws = uniform(std::size_t(count), seed);
+      return std::vector<float>(draws.begin(), draws.end());
+    };
+    to = numbers(n * stride, 1);
+    weights = numbers(n, 2);
+    first = second = numbers(n, 3);
+    for (float& d : second) d += 0.25f;
+    for (index i = 0; i < n; ++i) slots.push_back(std::int32_t(i * i % 7 % (k - 1)));  // none of 4
+  }
+  simd::SwapCosts<float> problem() {
+    return {to.data(),
+            stride,
+            n,
+            k,
+            weights.data(),
+            first.data(),
+            second.data(),
+            barrier.data(),
+            slots.data(),
+            runs.data(),
+            nullptr,
+            nullptr};
+  }
+  double price(index slot, index c) const {
+    double sum = 0;
+    for (index i = 0; i < n; ++i) {
+      const double limit = slots[i] == slot ? second[i] : first[i];
+      sum += double{weights[i]} * std::min<double>(limit, to[i * stride + c]);
+    }
+    return sum;
+  }
+};
+
 // All candidates at once are priced in another order of loops than a few at a time.
 TEST(prices_of_many_points_are_those_of_a_few_candidates_at_a_time) {
-  const index n = 300, k = 5, stride = 1104;
-  const auto numbers = [](index count, unsigned seed) {
-    const std::vector<double> draws = uniform(std::size_t(count), seed);
-    return std::vector<float>(draws.begin(), draws.end());
-  };
-  const std::vector<float> to = numbers(n * stride, 1), w = numbers(n, 2), first = numbers(n, 3);
-  std::vector<float> second = first, barrier(std::size_t(stride), 0.0f);
-  for (float& d : second) d += 0.25f;
-  std::vector<std::int32_t> slots;
-  for (index i = 0; i < n; ++i) slots.push_back(std::int32_t(i * 7 % k));
+  Swaps swaps;
+  const index stride = Swaps::stride;
   for (const char* name : kLevels) {
     const simd::Kernels* kernels = simd::find_level(name);
     if (kernels == nullptr) continue;
-    std::vector<float> runs(std::size_t(k * stride)), costs(runs), some(runs);
+    std::vector<float> costs(swaps.runs), some(costs);
     std::vector<float> least(std::size_t(stride), 0.0f), some_least(least);
-    const simd::SwapCosts<float> problem{
-        to.data(),      stride,       n,          k, w.data(), first.data(), second.data(),
-        barrier.data(), slots.data(), runs.data()};
+    const simd::SwapCosts<float> problem = swaps.problem();
     const float all = kernels->swap_costs_f32(problem, 0, stride, costs.data(), least.data());
     float lowest = all + 1;
     for (index c = 0; c < stride; c += 16) {
@@ -147,6 +179,50 @@ TEST(prices_of_many_points_are_those_of_a_few_candidates_at_a_time) {
     CHECK(all == lowest);
     CHECK(costs == some);
     CHECK(least == some_least);
+  }
+}
+
+// By slots, too, on every level the same bits; and they are the prices.
+TEST(prices_by_slot_are_those_of_the_formula) {
+  Swaps swaps;
+  const index n = Swaps::n, k = Swaps::k, stride = Swaps::stride;
+  std::vector<std::int32_t> by_slot, starts;
+  for (index i = 0; i < n; i += simd::kSwapRun) {
+    for (index s = 0; s < k; ++s) {
+      starts.push_back(std::int32_t(by_slot.size()));
+      for (index p = i; p < std::min(n, i + simd::kSwapRun); ++p) {
+        if (swaps.slots[p] == s) by_slot.push_back(std::int32_t(p));
+      }
+    }
+    starts.push_back(std::int32_t(by_slot.size()));
+  }
+  simd::SwapCosts<float> problem = swaps.problem();
+  problem.by_slot = by_slot.data();
+  problem.starts = starts.data();
+  std::vector<float> same, same_least;
+  for (const char* name : kLevels) {
+    const simd::Kernels* kernels = simd::find_level(name);
+    if (kernels == nullptr) continue;
+    std::vector<float> costs(swaps.runs), least(std::size_t(stride), 0.0f);
+    const index parts[] = {0, 16, 16, 1040, 1056, stride - 1056};  // from, count; all of them
+    float lowest = std::numeric_limits<float>::infinity();
+    for (index part = 0; part < 6; part += 2) {
+      lowest = std::min(lowest, kernels->swap_costs_f32(problem, parts[part], parts[part + 1],
+                                                        costs.data(), least.data()));
+    }
+    CHECK(lowest == *std::min_element(least.begin(), least.end()));
+    for (index c = 0; c < stride; ++c) {
+      float best = costs[c];
+      for (index s = 0; s < k; ++s) {
+        const double price = swaps.price(s, c);
+        CHECK(std::abs(costs[s * stride + c] - price) <= price * 140 * 0x1p-24);
+        best = std::min(best, costs[s * stride + c]);
+      }
+      CHECK(least[c] == best);
+    }
+    if (same.empty()) same = costs, same_least = least;
+    CHECK(costs == same);
+    CHECK(least == same_least);
   }
 }
 

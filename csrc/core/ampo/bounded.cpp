@@ -11,27 +11,25 @@
 namespace pyfast {
 
 // Exact, but not of unit-scaled distances: of each point, that to the medoid that the bounds call
-// nearest, or to several that they cannot tell apart.
+// nearest, or to several that they cannot tell apart. Sets that are priced one after the other
+// share most medoids, so a distance is kept until its point has another nearest one.
 template <class T>
 double OptSelect<T>::cost(const index* medoids) {
   const index m = points_.count();
   const auto close = static_cast<float>(3 * bounds_.error());
   assigning_.assign(medoids);
-  lengths_.assign(static_cast<std::size_t>(m), 0.0);
-  for (index s = 0; s < k_; ++s) {
-    members_.clear();
-    member_rows_.clear();
-    for (index i = 0; i < m; ++i) {
-      if (assigning_.near(i) != s || i == medoids[s]) continue;
-      if (assigning_.clear(i, close)) {
-        members_.push_back(i);
-        member_rows_.push_back(points_.rows[i]);
-      } else {
-        lengths_[i] = shortest(i, medoids, bounds_.row(i)[medoids[s]] * (1 + close));
-      }
+  members_.resize(static_cast<std::size_t>(k_));
+  for (std::vector<index>& members : members_) members.clear();
+  for (index i = 0; i < m; ++i) {
+    const index s = assigning_.near(i), medoid = medoids[s];
+    if (!assigning_.clear(i, close)) {
+      lengths_[i] = shortest(i, medoids, bounds_.row(i)[medoid] * (1 + close));
+      measured_to_[i] = -1;
+    } else if (measured_to_[i] != medoid) {
+      members_[s].push_back(i);
     }
-    distances_to(medoids[s]);
   }
+  for (index s = 0; s < k_; ++s) measure_to(medoids[s], members_[s]);
   double sum = 0;
   for (index i = 0; i < m; ++i) sum += weights_[i] * lengths_[i];
   return sum;
@@ -51,17 +49,22 @@ double OptSelect<T>::shortest(index i, const index* medoids, float limit) const 
 
 // Exactly, of the members to one medoid.
 template <class T>
-void OptSelect<T>::distances_to(index medoid) {
-  const auto count = static_cast<index>(members_.size());
+void OptSelect<T>::measure_to(index medoid, const std::vector<index>& members) {
+  const auto count = static_cast<index>(members.size());
   const T* to = points_.rows[medoid];
-  member_squares_.resize(members_.size());
+  member_rows_.clear();
+  for (const index i : members) member_rows_.push_back(points_.rows[i]);
+  member_squares_.resize(members.size());
   double* squares = member_squares_.data();
   if constexpr (sizeof(T) == sizeof(float)) {
     simd::kernels().squares_to_wide(member_rows_.data(), count, to, points_.d, squares);
   } else {
     simd::kernels().squares_to_f64(member_rows_.data(), count, to, points_.d, squares);
   }
-  for (index q = 0; q < count; ++q) lengths_[members_[q]] = std::sqrt(squares[q]);
+  for (index q = 0; q < count; ++q) {
+    lengths_[members[q]] = std::sqrt(squares[q]);
+    measured_to_[members[q]] = medoid;
+  }
 }
 
 // Sets whose costs the bounds cannot tell from their best, in the order of their starts, are priced
@@ -127,6 +130,8 @@ typename OptSelect<T>::Set OptSelect<T>::solve_bounded(Work& work) {
       static_cast<float>(2.5 * (bounds_.error() + roundings * kFloatRounding));
   bound_weights_.assign(weights_.begin(), weights_.end());
   bound_weights_.resize(static_cast<std::size_t>(stride));
+  lengths_.resize(static_cast<std::size_t>(m));
+  measured_to_.assign(static_cast<std::size_t>(m), -1);
   for (SmallSearch<float>* search : {&bounded_, &assigning_}) {
     search->set_problem(bounds_.data(), bounds_.data(), stride, bound_weights_.data(), m,
                         candidates_, k_);

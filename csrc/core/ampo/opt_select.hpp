@@ -66,7 +66,7 @@ class OptSelect final : private ExactCost {
   Set finish_exactly(double tolerance, Work& work);
   double cost(const index* medoids) override;
   double shortest(index i, const index* medoids, float limit) const;
-  void distances_to(index medoid);
+  void measure_to(index medoid, const std::vector<index>& members);
 
   OptSelectOptions options_;
   simd::Ahead ahead_;
@@ -90,8 +90,9 @@ class OptSelect final : private ExactCost {
   std::vector<Found> found_;
   std::vector<index> found_medoids_;  // k of each start, ascending
   std::vector<const index*> priced_;
-  std::vector<double> lengths_;  // of each point, to its nearest medoid
-  std::vector<index> members_;   // of one medoid
+  std::vector<double> lengths_;              // of each point, to its nearest medoid
+  std::vector<index> measured_to_;           // the medoid of that length; -1: it is not to be kept
+  std::vector<std::vector<index>> members_;  // of each medoid, to be measured
   std::vector<const T*> member_rows_;
   std::vector<double> member_squares_;
 };

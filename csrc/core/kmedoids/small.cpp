@@ -20,8 +20,9 @@ void SmallSearch<T>::set_problem(const T* by_point, const T* by_candidate, index
   costs_.resize(static_cast<std::size_t>(k * stride));
   runs_.resize(points > simd::kSwapRun ? costs_.size() : 0);
   least_.resize(room);
-  problem_ = {by_point,       stride,          points,        k,           weights, first_.data(),
-              second_.data(), barrier_.data(), slots_.data(), runs_.data()};
+  problem_ = {by_point,      stride,        points,         k,
+              weights,       first_.data(), second_.data(), barrier_.data(),
+              slots_.data(), runs_.data(),  nullptr,        nullptr};
   nearest_ = {by_candidate,  stride,         points,       k, medoids_.data(), weights,
               first_.data(), second_.data(), slots_.data()};
 }
@@ -63,6 +64,24 @@ bool SmallSearch<T>::apply(index slot, index in) {
   ++swaps_;
   find_nearest();
   return cost_ < before;
+}
+
+// Every run apart, from its last point down, so that those of a slot stay in order.
+template <class T>
+void SmallSearch<T>::sort_by_slot() {
+  const index points = problem_.points, k = problem_.k, runs = points / simd::kSwapRun + 1;
+  by_slot_.resize(static_cast<std::size_t>(points));
+  starts_.assign(static_cast<std::size_t>(runs * (k + 1)), 0);
+  std::int32_t* starts = starts_.data();
+  for (index i = 0; i < points; i += simd::kSwapRun, starts += k + 1) {
+    const index end = std::min(points, i + simd::kSwapRun);
+    for (index p = i; p < end; ++p) ++starts[slots_[p]];
+    auto last = static_cast<std::int32_t>(i);
+    for (index s = 0; s <= k; ++s) starts[s] = last += starts[s];
+    for (index p = end; p-- > i;) by_slot_[--starts[slots_[p]]] = static_cast<std::int32_t>(p);
+  }
+  problem_.by_slot = by_slot_.data();
+  problem_.starts = starts_.data();
 }
 
 template <>
@@ -128,6 +147,8 @@ template <class T>
 bool SmallSearch<T>::apply_best_swap(T tolerance, ExactCost* exact) {
   Swap best;
   T best_cost = cost_, next_cost = std::numeric_limits<T>::infinity();
+  // Costs in float are bounds, whatever the order of their sums; in double, ties may turn on it.
+  if (sizeof(T) == sizeof(float) && problem_.points > simd::kSwapRun) sort_by_slot();
   const T least = std::min(cost_, price(0, padded(candidates_)));
   const T limit = least + tolerance * least;
   for (index in = 0; in < candidates_; ++in) {

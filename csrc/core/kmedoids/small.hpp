@@ -69,6 +69,7 @@ class SmallSearch {
   // Whether the cost has fallen, as it does for distances >= 0; no others keep a search going.
   bool apply(index slot, index in);
   void find_nearest();
+  void sort_by_slot();
   T price(index from, index count);
   void price_block(index block);
   void search_eager(T tolerance, Work& work, ExactCost* exact);
@@ -85,7 +86,7 @@ class SmallSearch {
   std::vector<Swap> open_;
   std::vector<T> barrier_;         // of each candidate: zero, or infinity for a medoid
   std::vector<T> first_, second_;  // of each point: distance to its nearest and second medoid
-  std::vector<std::int32_t> slots_;
+  std::vector<std::int32_t> slots_, by_slot_, starts_;  // see simd::SwapCosts
   std::vector<T> costs_, least_;  // of swaps with each candidate, if they are priced
   std::vector<T> runs_;           // work space for the costs
   index priced_ = -1;             // block of candidates
