@@ -2,49 +2,49 @@
 // stands: inside the unnamed namespace of one instruction set, so it has no includes of its own.
 
 template <class T>
-void encode(const T* d, const T* scales, index count, unsigned char* codes) {
+void to_bytes(const T* d, const T* scales, index count, unsigned char* bytes) {
   for (index i = 0; i < count; ++i) {
     const T x = d[i] * scales[i];
     const T low = x > 0 ? x : T{0};  // NaN too
-    codes[i] = static_cast<unsigned char>(static_cast<std::int32_t>(low < 255 ? low : T{255}));
+    bytes[i] = static_cast<unsigned char>(static_cast<std::int32_t>(low < 255 ? low : T{255}));
   }
 }
 
-// Bit c is set if codes[c] <= limits[c], for 64 codes.
-inline unsigned long long within_bits(const unsigned char* codes, const unsigned char* limits) {
+// Bit c is set if bytes[c] <= limits[c], for 64 of them.
+inline unsigned long long within_bits(const unsigned char* bytes, const unsigned char* limits) {
   unsigned long long bits = 0;
 #if defined(__AVX512BW__)
-  bits = _mm512_cmple_epu8_mask(_mm512_loadu_si512(codes), _mm512_loadu_si512(limits));
+  bits = _mm512_cmple_epu8_mask(_mm512_loadu_si512(bytes), _mm512_loadu_si512(limits));
 #elif defined(__AVX2__)
   for (int at = 0; at < 64; at += 32) {
-    const __m256i c = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes + at));
+    const __m256i c = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes + at));
     const __m256i l = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(limits + at));
     const __m256i low = _mm256_cmpeq_epi8(_mm256_min_epu8(c, l), c);
     bits |= static_cast<unsigned long long>(static_cast<unsigned>(_mm256_movemask_epi8(low))) << at;
   }
 #elif defined(__SSE2__)
   for (int at = 0; at < 64; at += 16) {
-    const __m128i c = _mm_loadu_si128(reinterpret_cast<const __m128i*>(codes + at));
+    const __m128i c = _mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes + at));
     const __m128i l = _mm_loadu_si128(reinterpret_cast<const __m128i*>(limits + at));
     const __m128i low = _mm_cmpeq_epi8(_mm_min_epu8(c, l), c);
     bits |= static_cast<unsigned long long>(static_cast<unsigned>(_mm_movemask_epi8(low))) << at;
   }
 #else
-  for (int c = 0; c < 64; ++c) bits |= (codes[c] <= limits[c] ? 1ull : 0ull) << c;
+  for (int c = 0; c < 64; ++c) bits |= (bytes[c] <= limits[c] ? 1ull : 0ull) << c;
 #endif
   return bits;
 }
 
 // Few bits are set, and which ones cannot be foreseen: writing four places whether or not there are
 // so many costs less than branches that go the wrong way.
-index within(const unsigned char* codes, const unsigned char* limits, index count,
+index within(const unsigned char* bytes, const unsigned char* limits, index count,
              std::int32_t* places) {
   constexpr unsigned long long kTop = 1ull << 63;  // keeps ctz defined, changes no lowest bit
   constexpr index kAhead = 2048;  // bytes; perhaps of the next row, which is looked at next
   index found = 0, i = 0;
   for (; i + 64 <= count; i += 64) {
-    __builtin_prefetch(codes + i + kAhead);
-    unsigned long long bits = within_bits(codes + i, limits + i);
+    __builtin_prefetch(bytes + i + kAhead);
+    unsigned long long bits = within_bits(bytes + i, limits + i);
     const int here = __builtin_popcountll(bits);
     std::int32_t* to = places + found;
     for (int b = 0; b < 4; ++b, bits &= bits - 1) {
@@ -56,12 +56,12 @@ index within(const unsigned char* codes, const unsigned char* limits, index coun
     found += here;
   }
   for (; i < count; ++i) {
-    if (codes[i] <= limits[i]) places[found++] = static_cast<std::int32_t>(i);
+    if (bytes[i] <= limits[i]) places[found++] = static_cast<std::int32_t>(i);
   }
   return found;
 }
 
-constexpr index kTile = 64;  // of mirrored(); as many codes fill a cache line
+constexpr index kTile = 64;  // of mirrored(); in bytes, a row of it fills a cache line
 
 // to[c * to_stride + r] = from[r * stride + c] for 4 x 4 numbers.
 inline void turn4(const float* from, index stride, float* to, index to_stride) {
@@ -123,28 +123,28 @@ inline void written_past() {
 #endif
 }
 
-// The codes of a tile's rows. As many of them as fill a line begin on one.
+// A tile's rows in bytes. As many of them as fill a line begin on one.
 template <class T>
-inline void encode_rows(const DistanceTile<T>& in, const Codes<T>& to) {
+inline void rows_to_bytes(const DistanceTile<T>& in, const ByteRows<T>& to) {
   for (index r = 0; r < in.rows; ++r) {
     for (index c = 0; c < in.columns; c += kTile) {
       const T* from = in.d + r * in.stride + c;
       const T* scales = to.scales + in.second + c;
-      unsigned char* const codes = to.codes + (in.first + r) * to.stride + in.second + c;
+      unsigned char* const bytes = to.bytes + (in.first + r) * to.stride + in.second + c;
       if (in.columns - c < kTile) {
-        encode(from, scales, in.columns - c, codes);
+        to_bytes(from, scales, in.columns - c, bytes);
       } else {
         alignas(16) unsigned char line[kTile];
-        encode(from, scales, kTile, line);
-        write_past(line, codes);
+        to_bytes(from, scales, kTile, line);
+        write_past(line, bytes);
       }
     }
   }
 }
 
 template <class T>
-void encode_tile(const DistanceTile<T>& in, const Codes<T>& to) {
-  encode_rows(in, to);
+void tile_to_bytes(const DistanceTile<T>& in, const ByteRows<T>& to) {
+  rows_to_bytes(in, to);
   T turned[kTile * kTile];
   for (index c = 0; c < in.columns && in.first != in.second; c += kTile) {
     const index columns = in.columns - c < kTile ? in.columns - c : kTile;
@@ -158,7 +158,7 @@ void encode_tile(const DistanceTile<T>& in, const Codes<T>& to) {
           for (index j = 0; j < rows; ++j) turned[i * kTile + j] = from[j * in.stride + i];
         }
       }
-      encode_rows({turned, kTile, in.second + c, columns, in.first + r, rows}, to);
+      rows_to_bytes({turned, kTile, in.second + c, columns, in.first + r, rows}, to);
     }
   }
   written_past();
@@ -166,7 +166,7 @@ void encode_tile(const DistanceTile<T>& in, const Codes<T>& to) {
 
 // The next tiles are asked for ahead of time, because no hardware foresees the way down a column.
 template <class T>
-bool mirrored(const T* d, index n, index top, const Codes<T>& codes) {
+bool mirrored(const T* d, index n, index top, const ByteRows<T>& bytes) {
   typedef typename VectorOf<T>::type Vector;
   constexpr index kWidth = Lanes<T>::per_part, kLine = 64 / sizeof(T);
   const index rows = n - top < kTile ? n - top : kTile;
@@ -181,9 +181,9 @@ bool mirrored(const T* d, index n, index top, const Codes<T>& codes) {
           fine &= mirrors<T>(x - Vector{}, y - Vector{});
         }
       }
-      if (codes.scales != nullptr) {
-        encode_rows({d + top * n + left, n, top, rows, left, columns}, codes);
-        encode_rows({d + left * n + top, n, left, columns, top, rows}, codes);
+      if (bytes.scales != nullptr) {
+        rows_to_bytes({d + top * n + left, n, top, rows, left, columns}, bytes);
+        rows_to_bytes({d + left * n + top, n, left, columns, top, rows}, bytes);
       }
       continue;
     }
@@ -198,9 +198,9 @@ bool mirrored(const T* d, index n, index top, const Codes<T>& codes) {
             mirrors<T>(load(d + (top + i) * n + left + j, T{}), load(turned + i * kTile + j, T{}));
       }
     }
-    if (codes.scales != nullptr) {
-      encode_rows({d + top * n + left, n, top, kTile, left, kTile}, codes);
-      encode_rows({d + left * n + top, n, left, kTile, top, kTile}, codes);
+    if (bytes.scales != nullptr) {
+      rows_to_bytes({d + top * n + left, n, top, kTile, left, kTile}, bytes);
+      rows_to_bytes({d + left * n + top, n, left, kTile, top, kTile}, bytes);
     }
   }
   written_past();

@@ -116,12 +116,12 @@ struct DistanceTile {
   index stride, first, rows, second, columns;
 };
 
-// Where the codes of a matrix go, each column at its scale (`encode` in the table); nowhere, if
-// there are no scales.
+// Where a matrix of distances goes in bytes, each column at its scale (`to_bytes` in the table);
+// nowhere, if there are no scales.
 template <class T>
-struct Codes {
+struct ByteRows {
   const T* scales = nullptr;
-  unsigned char* codes = nullptr;
+  unsigned char* bytes = nullptr;
   index stride = 0;
 };
 
@@ -174,25 +174,25 @@ struct Kernels {
   index (*below_f32)(const float* d, const float* limits, index count, std::int32_t* places);
   index (*below_f64)(const double* d, const double* limits, index count, std::int32_t* places);
 
-  // codes[i] = the whole part of d[i] * scales[i], from 0 to 255.
-  void (*encode_f32)(const float* d, const float* scales, index count, unsigned char* codes);
-  void (*encode_f64)(const double* d, const double* scales, index count, unsigned char* codes);
+  // bytes[i] = the whole part of d[i] * scales[i], from 0 to 255.
+  void (*to_bytes_f32)(const float* d, const float* scales, index count, unsigned char* bytes);
+  void (*to_bytes_f64)(const double* d, const double* scales, index count, unsigned char* bytes);
 
-  // The codes of a tile in its rows and, unless it lies on the diagonal, of its mirror image.
-  void (*encode_tile_f32)(const DistanceTile<float>& tile, const Codes<float>& codes);
-  void (*encode_tile_f64)(const DistanceTile<double>& tile, const Codes<double>& codes);
+  // A tile in bytes, in its rows and, unless it lies on the diagonal, in those of its mirror image.
+  void (*tile_to_bytes_f32)(const DistanceTile<float>& tile, const ByteRows<float>& bytes);
+  void (*tile_to_bytes_f64)(const DistanceTile<double>& tile, const ByteRows<double>& bytes);
 
-  // The places of the codes[i] <= limits[i], ascending, in `places` (room for `count` and 4 more);
+  // The places of the bytes[i] <= limits[i], ascending, in `places` (room for `count` and 4 more);
   // how many.
-  index (*within)(const unsigned char* codes, const unsigned char* limits, index count,
+  index (*within)(const unsigned char* bytes, const unsigned char* limits, index count,
                   std::int32_t* places);
 
   // Whether the distances d (n x n) in the 64 rows from `top` on, from column `top` on, and those
   // across the diagonal from them are surely finite, >= 0 and close to each other, as far as
-  // distance/check.hpp asks. False may mean that rounding leaves it open. Their codes are made on
-  // the way.
-  bool (*mirrored_f32)(const float* d, index n, index top, const Codes<float>& codes);
-  bool (*mirrored_f64)(const double* d, index n, index top, const Codes<double>& codes);
+  // distance/check.hpp asks. False may mean that rounding leaves it open. They go to `bytes` on the
+  // way.
+  bool (*mirrored_f32)(const float* d, index n, index top, const ByteRows<float>& bytes);
+  bool (*mirrored_f64)(const double* d, index n, index top, const ByteRows<double>& bytes);
 
   // Whether all numbers are finite (and, if asked, none is below zero).
   bool (*valid_f32)(const float* x, index count, bool nonnegative);

@@ -31,17 +31,17 @@ void check_bytes(double spread) {
   std::vector<T> d = converted<T>(uniform(n, 2, 0, 3 * spread));
   for (index i = 0; i < n; i += 10) d[i] = seconds[i];  // on the limit, or 0
   for (index i = 5; i < n; i += 50) d[i] = 0;
-  ByteBounds<T> codes(2, seconds);
-  codes.add(1, 0, 100, d.data());
-  codes.add(1, 100, n - 100, d.data() + 100);
+  ByteBounds<T> bounds(2, seconds);
+  bounds.add(1, 0, 100, d.data());
+  bounds.add(1, 100, n - 100, d.data() + 100);
   double most = 0;
   for (index i = 0; i < n; ++i) {
-    const unsigned char code = codes.row(1)[i];
+    const unsigned char bound = bounds.row(1)[i];
     const auto exact = static_cast<double>(d[i]);
-    CHECK(codes.least(i, code) <= exact);
-    if (code < 255) most = std::max(most, (exact - codes.least(i, code)) / codes.least(i, 1));
+    CHECK(bounds.least(i, bound) <= exact);
+    if (bound < 255) most = std::max(most, (exact - bounds.least(i, bound)) / bounds.least(i, 1));
     for (const double limit : {exact * (1 + 1e-9), exact * 1.5, static_cast<double>(seconds[i])}) {
-      if (exact < limit) CHECK(code <= codes.limit(i, limit));
+      if (exact < limit) CHECK(bound <= bounds.limit(i, limit));
     }
   }
   CHECK(most <= 1.001);  // rounded down, not further
@@ -63,18 +63,18 @@ TEST(places_within_limits_at_every_level) {
     if (k == nullptr) continue;
     for (const index n : {0, 1, 63, 64, 65, 200, 1000}) {
       for (const double share : {0.0, 0.02, 0.3, 1.0}) {
-        std::vector<unsigned char> codes, limits;
+        std::vector<unsigned char> bytes, limits;
         for (const double v : uniform(std::size_t(n), unsigned(n))) {
-          codes.push_back(static_cast<unsigned char>(255 * v));
+          bytes.push_back(static_cast<unsigned char>(255 * v));
         }
         for (const double v : uniform(std::size_t(n), unsigned(n) + 1)) {
           limits.push_back(v < share ? 255 : static_cast<unsigned char>(10 * v));
         }
         std::vector<std::int32_t> places(std::size_t(n) + 4, -1), want;
         for (index i = 0; i < n; ++i) {
-          if (codes[i] <= limits[i]) want.push_back(std::int32_t(i));
+          if (bytes[i] <= limits[i]) want.push_back(std::int32_t(i));
         }
-        const index found = k->within(codes.data(), limits.data(), n, places.data());
+        const index found = k->within(bytes.data(), limits.data(), n, places.data());
         places.resize(std::size_t(found));
         CHECK(places == want);
       }

@@ -39,23 +39,23 @@ class ByteBounds {
   void add(index row, index first, index count, const T* distances) {
     unsigned char* bounds = bounds_.get() + row * stride_ + first;
     if constexpr (sizeof(T) == sizeof(float)) {
-      kernels_.encode_f32(distances, scales_.data() + first, count, bounds);
+      kernels_.to_bytes_f32(distances, scales_.data() + first, count, bounds);
     } else {
-      kernels_.encode_f64(distances, scales_.data() + first, count, bounds);
+      kernels_.to_bytes_f64(distances, scales_.data() + first, count, bounds);
     }
   }
 
   // Distances of both points of each pair, or bounds of them.
   void add(const simd::DistanceTile<T>& tile) {
     if constexpr (sizeof(T) == sizeof(float)) {
-      kernels_.encode_tile_f32(tile, codes());
+      kernels_.tile_to_bytes_f32(tile, bytes());
     } else {
-      kernels_.encode_tile_f64(tile, codes());
+      kernels_.tile_to_bytes_f64(tile, bytes());
     }
   }
 
   // For kernels that see a matrix of distances anyway.
-  simd::Codes<T> codes() { return {scales_.data(), bounds_.get(), stride_}; }
+  simd::ByteRows<T> bytes() { return {scales_.data(), bounds_.get(), stride_}; }
 
   // At most any distance to point i that has this bound: the scale is short of 1 / step by more
   // than all rounding.

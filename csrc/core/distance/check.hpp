@@ -43,7 +43,7 @@ index first_asymmetric(const T* d, index n, Work& work) {
 template <class T>
 bool surely_distances(const T* d, index n, Work& work, ByteBounds<T>* bounds = nullptr) {
   constexpr index kStrip = 64;
-  const simd::Codes<T> codes = bounds != nullptr ? bounds->codes() : simd::Codes<T>{};
+  const simd::ByteRows<T> bytes = bounds != nullptr ? bounds->bytes() : simd::ByteRows<T>{};
   std::atomic<bool> fine{true};
   work.each((n + kStrip - 1) / kStrip, static_cast<double>(n * n),
             [&](index strip, int, Work& own) {
@@ -51,9 +51,9 @@ bool surely_distances(const T* d, index n, Work& work, ByteBounds<T>* bounds = n
               own.spend(kStrip * n);
               const simd::Kernels& kernels = simd::kernels();
               if constexpr (sizeof(T) == sizeof(float)) {
-                if (!kernels.mirrored_f32(d, n, strip * kStrip, codes)) fine = false;
+                if (!kernels.mirrored_f32(d, n, strip * kStrip, bytes)) fine = false;
               } else {
-                if (!kernels.mirrored_f64(d, n, strip * kStrip, codes)) fine = false;
+                if (!kernels.mirrored_f64(d, n, strip * kStrip, bytes)) fine = false;
               }
             });
   return fine;

@@ -30,7 +30,8 @@ void search_eager(State<T>& state, const KMedoidsProblem<T>& problem, Work& work
     const auto look = [&](index piece, int worker, Work& own) {
       for (index c = piece * kPiece; c < std::min((piece + 1) * kPiece, count); ++c) {
         own.spend(problem.points());
-        promising[c] = !state.is_medoid(in + c) && state.may_improve(in + c, scans[worker], own);
+        promising[c] =
+            !state.is_medoid(in + c) && state.bounds_leave_open(in + c, scans[worker], own);
       }
     };
     work.each((count + kPiece - 1) / kPiece, operations(count), look);

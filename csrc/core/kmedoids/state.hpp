@@ -69,28 +69,29 @@ class State {
   const std::vector<T>& seconds() const { return seconds_; }
   bool improves(double cost) const { return pyfast::improves(cost, cost_, kImprovement); }
 
-  // Whether candidate `in` could improve the cost: false is certain, true is not. With the loss
-  // R_s of taking medoid s away, the change is R_s - C_s - G for sums C_s and G over the few points
-  // that are nearer to `in` than to their second medoid. These are differences of large numbers,
-  // so the answer leaves room for every rounding in them; costs_with() then decides. Distances that
-  // are too small, as bounds are, make C_s and G too large: on the safe side.
-  bool may_improve(index in, Scan& scan, Work& work) const {
+  // Whether bounds leave open that candidate `in` improves the cost: false is certain, and after
+  // true costs_with() tells exactly. With the loss R_s of taking medoid s away, the change is
+  // R_s - C_s - G for sums C_s and G over the few points that are nearer to `in` than to their
+  // second medoid. These are differences of large numbers, so there is room for every rounding in
+  // them. Distances that are too small, as those in bytes are, make C_s and G too large: on the
+  // safe side.
+  bool bounds_leave_open(index in, Scan& scan, Work& work) const {
     if (bounds_ == nullptr) {
       const T* row = problem_.distances.row(in);
-      return may_gain(scan, points_below(row, scan.places.data()),
-                      [=](index, index i) { return static_cast<double>(row[i]); });
+      return leave_open(scan, points_below(row, scan.places.data()),
+                        [=](index, index i) { return static_cast<double>(row[i]); });
     }
     const unsigned char* bounds = bounds_->row(in);
     const index found =
         kernels_.within(bounds, limits_.data(), problem_.points(), scan.places.data());
     const auto bounded = [=](index, index i) { return bounds_->least(i, bounds[i]); };
-    if (!may_gain(scan, found, bounded)) return false;
+    if (!leave_open(scan, found, bounded)) return false;
     if (points_ != nullptr) {
       const T* d = points_->measure(in, scan.places.data(), found, scan.room, work);
-      return may_gain(scan, found, [=](index f, index) { return static_cast<double>(d[f]); });
+      return leave_open(scan, found, [=](index f, index) { return static_cast<double>(d[f]); });
     }
     const T* row = problem_.distances.row(in);
-    return may_gain(scan, found, [=](index, index i) { return static_cast<double>(row[i]); });
+    return leave_open(scan, found, [=](index, index i) { return static_cast<double>(row[i]); });
   }
 
   // costs_with(in)[s] = the cost after medoid s gives way to candidate `in`: what is left if `in`
@@ -159,9 +160,9 @@ class State {
     return row_.data();
   }
 
-  // may_improve() by distance(f, i) of the first `found` points i in scan.places.
+  // bounds_leave_open() by distance(f, i) of the first `found` points i in scan.places.
   template <class Distance>
-  bool may_gain(Scan& scan, index found, Distance&& distance) const {
+  bool leave_open(Scan& scan, index found, Distance&& distance) const {
     std::fill(scan.losses.begin(), scan.losses.end(), 0.0);
     double gain = 0;
     for (index f = 0; f < found; ++f) {
@@ -298,7 +299,7 @@ class State {
       removal_[near.slot] += problem_.weights[i] * (near.second - near.first);
       seconds_[i] = static_cast<T>(near.second);
     }
-    // Every sum of may_improve() has at most n terms and is at most `second`.
+    // Every sum of bounds_leave_open() has at most n terms and is at most `second`.
     rounding_ = 1e-15 * static_cast<double>(problem_.points()) * second;
     if (!std::isfinite(second)) {
       throw std::range_error("weights times distances overflow float64; scale the weights down");
