@@ -118,14 +118,15 @@ def _read_groups(row: Mapping[str, Any]) -> Record:
     scores = row.get("scores")
     if scores is not None and len(scores) != len(responses):
         raise ValueError(f"scores: expected one for each of {len(responses)}, got {len(scores)}")
-    negatives = row.get("negatives")
+    negatives, valid = row.get("negatives"), row.get("valid")
     return Record(
         row["prompt"],
         responses,
         None if scores is None else [number("scores", score) for score in scores],
         row.get("positive"),
         None if negatives is None else list(negatives),
-        without(row, "prompt", "responses", "scores", "positive", "negatives"),
+        without(row, "prompt", "responses", "scores", "positive", "negatives", "valid"),
+        None if valid is None else listed("valid", valid),
     )
 
 
@@ -135,6 +136,7 @@ def _write_groups(record: Record) -> list[dict[str, Any]]:
         "scores": record.scores,
         "positive": record.positive,
         "negatives": record.negatives,
+        "valid": record.valid,
     }
     row |= {name: value for name, value in optional.items() if value is not None}
     return [beside(record, row)]

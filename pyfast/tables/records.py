@@ -30,6 +30,8 @@ class Record:
         Which are set against it.
     rest : dict
         All other columns, as they came.
+    valid : list of int or None
+        Which responses are right, where several are.
     """
 
     prompt: Text
@@ -38,6 +40,7 @@ class Record:
     positive: int | None = None
     negatives: list[int] | None = None
     rest: dict[str, Any] = field(default_factory=dict)
+    valid: list[int] | None = None
 
     def chosen_first(self) -> Record:
         """Return the same with only the chosen response and those set against it, in that order.
@@ -49,7 +52,7 @@ class Record:
         ------
         ValueError
             If there are neither a choice nor scores, nothing is set against the chosen one, these
-            are not distinct responses, or a score of theirs is not finite.
+            or the right ones are not distinct responses, or a score of theirs is not finite.
         """
         if self.positive is None and self.scores is None:
             raise ValueError("expected scores or a chosen response")
@@ -65,7 +68,12 @@ class Record:
             against = [i for i in range(len(self.responses)) if i != top]
         if not against:
             raise ValueError("expected at least one response beside the chosen one")
-        order = _distinct([top, *against], len(self.responses))
+        count = len(self.responses)
+        order = _distinct(["positive", *["negatives"] * len(against)], [top, *against], count)
+        valid = self.valid
+        if valid is not None:
+            right = _distinct(["valid"] * len(valid), valid, count)
+            valid = sorted(order.index(place) for place in right if place in order)
         if self.scores is not None:
             _check_finite(self.scores, order)
         return replace(
@@ -74,6 +82,7 @@ class Record:
             scores=None if self.scores is None else [self.scores[i] for i in order],
             positive=0,
             negatives=list(range(1, len(order))),
+            valid=valid,
         )
 
 
@@ -85,10 +94,10 @@ def _check_finite(scores: Sequence[float], places: Sequence[int]) -> None:
             )
 
 
-def _distinct(places: Sequence[Any], count: int) -> list[int]:
-    """Return places of responses, the chosen one's first."""
-    found = []
-    for name, place in zip(["positive", *["negatives"] * (len(places) - 1)], places, strict=True):
+def _distinct(names: Sequence[str], places: Sequence[Any], count: int) -> list[int]:
+    """Return places of responses, each of which is called by a name in errors."""
+    found: list[int] = []
+    for name, place in zip(names, places, strict=True):
         whole = isinstance(place, Integral) or (isinstance(place, float) and place.is_integer())
         if not whole or isinstance(place, bool) or not 0 <= place < count:
             raise ValueError(f"{name}: expected places of {count} responses, got {place!r}")
@@ -96,6 +105,28 @@ def _distinct(places: Sequence[Any], count: int) -> list[int]:
             raise ValueError(f"{name}: expected another response each, got {int(place)} twice")
         found.append(int(place))
     return found
+
+
+def check_beside(before: Sequence[Record], after: Sequence[Record]) -> None:
+    """Refuse columns of one entry a response, in all these rows, where responses have moved.
+
+    Raises
+    ------
+    ValueError
+        If there is one; it would stand beside other responses than before.
+    """
+    moved = any(a.responses != b.responses for a, b in zip(before, after, strict=True))
+    names = dict.fromkeys(name for record in before for name in record.rest) if moved else {}
+    for name in names:
+        columns = [record.rest.get(name) for record in before]
+        if all(
+            isinstance(column, list) and len(column) == len(record.responses)
+            for column, record in zip(columns, before, strict=True)
+        ):
+            raise ValueError(
+                f"{name}: expected no list of one entry a response: the chosen one comes first "
+                f"now, and others may be left out; drop it (--drop {name})"
+            )
 
 
 def is_messages(value: Any) -> bool:

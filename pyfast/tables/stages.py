@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from pyfast import _arguments as args
 from pyfast import select as selectors
 from pyfast.tables import arrays, formats, seeds
+from pyfast.tables.records import check_beside
 from pyfast.tables.server import Drawn
 
 Sampler = Callable[[list[Any]], Sequence[Drawn]]
@@ -245,13 +246,15 @@ def export(table: pa.Table, *, format: str = "list", drop: Sequence[str] = ()) -
     Returns
     -------
     pyarrow.Table
-        A row a group, or for formats of pairs a row a negative. Columns that hold a list for each
-        response (embeddings, log-probs) are left out: they would no longer fit.
+        A row a group, or for formats of pairs a row a negative. The columns of ours that hold a
+        list of one entry a response (embeddings, log-probs) are left out: they would no longer fit;
+        ``valid`` counts the responses as they stand now, and is left out of all formats but groups.
 
     Raises
     ------
     ValueError
-        If a row cannot be read or written; with the row.
+        If a row cannot be read or written; with the row. If groups are written whose responses are
+        in another order now, or fewer, and another column holds a list of one entry a response.
     """
     arrays.check_table(table)
     if format not in formats.FORMATS:
@@ -260,13 +263,16 @@ def export(table: pa.Table, *, format: str = "list", drop: Sequence[str] = ()) -
         raise TypeError(f"drop: expected a list of columns, got {drop!r}")
     left_out = {*_PER_RESPONSE, *drop}
     fitting = [name for name in table.column_names if name not in left_out]
-    rows = []
+    rows, before, after = [], [], []
     for number, row in enumerate(table.select(fitting).to_pylist()):
         try:
-            record = formats.read(row).chosen_first()
-            rows += formats.FORMATS[format].write(record)
+            before.append(formats.read(row))
+            after.append(before[-1].chosen_first())
+            rows += formats.FORMATS[format].write(after[-1])
         except ValueError as error:
             raise ValueError(f"row {number}: {error}") from None
+    if format == "groups":
+        check_beside(before, after)
     # of the fields of all rows: Arrow takes those of the first alone
     names = dict.fromkeys(name for row in rows for name in row)
     return pa.table({name: [row.get(name) for row in rows] for name in names})

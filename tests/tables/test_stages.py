@@ -255,6 +255,42 @@ def test_rows_of_several_sizes_lose_no_column(first):
         assert any(value is not None for value in known), format
 
 
+def test_what_counts_responses_follows_them_into_groups():
+    """The chosen one comes first, and those not set against it are left out."""
+    rows = [
+        {"prompt": "p", "responses": ["a", "b", "c"], "scores": [1, 3, 2], "valid": [1, 2]},
+        {"prompt": "q", "responses": ["a", "b"], "scores": [1, 3], "valid": [0]},
+        {
+            "prompt": "r",
+            "responses": ["a", "b", "c", "d"],
+            "scores": [1, 3, 2, 0],
+            "positive": 2,
+            "negatives": [3],
+            "valid": [0, 2],
+        },
+    ]
+    for row in rows:  # Arrow takes the names of the first row
+        row |= {name: row.get(name) for name in ("positive", "negatives")}
+        row["who"] = [text.upper() for text in row["responses"]]
+    table = pa.Table.from_pylist(rows)
+    found = stages.export(table, format="groups", drop=["who"]).to_pylist()
+    for before, after in zip(rows, found, strict=True):
+        right = {before["responses"][i] for i in before["valid"]} & set(after["responses"])
+        assert {after["responses"][i] for i in after["valid"]} == right
+    assert found[2]["responses"] == ["c", "d"]
+    assert "valid" not in stages.export(table, format="list", drop=["who"]).column_names
+    with pytest.raises(ValueError, match="who: expected no list of one entry a response"):
+        stages.export(table, format="groups")
+    for row in rows:  # as they stand: nothing moves
+        row["scores"] = sorted(row["scores"], reverse=True)
+        row |= {"positive": 0, "negatives": list(range(1, len(row["responses"])))}
+    kept = stages.export(pa.Table.from_pylist(rows), format="groups").to_pylist()
+    assert [row["who"] for row in kept] == [row["who"] for row in rows]
+    rows[1]["valid"] = [2]
+    with pytest.raises(ValueError, match="row 1: valid: expected places of 2 responses, got 2"):
+        stages.export(pa.Table.from_pylist(rows), format="groups")
+
+
 @pytest.mark.parametrize("stage", ["sample", "score", "embed", "select", "export"])
 def test_batches_of_another_kind_are_refused_with_what_to_ask_for(groups, stage):
     arguments = {"sample": [list], "score": [len], "embed": [list]}.get(stage, [])
