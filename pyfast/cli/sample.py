@@ -117,7 +117,7 @@ def _run(arguments: argparse.Namespace) -> int:
     work = Work(
         "sample",
         lambda table: stages.sample(table, sampler),
-        {"prompt": None},
+        dict.fromkeys(("prompt", *stages.OF_RESPONSES)),
         adds,
         settings,
         arguments.rows,

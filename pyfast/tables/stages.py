@@ -38,6 +38,12 @@ SELECTORS = (
 )
 """`kmedoids` and `logdet` choose among all but the best response, whatever their scores."""
 
+_PER_RESPONSE = ("embeddings", "features", "policy_logps", "ref_logps")
+_OF_SAMPLING = ("token_ids", "finish_reasons", "finished")
+
+OF_RESPONSES = ("scores", "positive", "negatives", "valid", *_PER_RESPONSE)
+"""The columns of ours that tell of a row's responses, one by one or by their places."""
+
 
 def sample(table: pa.Table, sampler: Sampler) -> pa.Table:
     """Add responses to every row's prompt: columns ``responses`` and ``finish_reasons``.
@@ -45,7 +51,8 @@ def sample(table: pa.Table, sampler: Sampler) -> pa.Table:
     Parameters
     ----------
     table : pyarrow.Table
-        With ``prompt`` (string, or list of chat messages). Responses that it has are replaced.
+        With ``prompt`` (string, or list of chat messages). Responses that it has are replaced; what
+        tells of those, scores for instance (``OF_RESPONSES``), is refused.
     sampler : callable
         Prompts -> a `Drawn` for each, such as a `pyfast.tables.server.Server`.
 
@@ -57,9 +64,16 @@ def sample(table: pa.Table, sampler: Sampler) -> pa.Table:
     Raises
     ------
     ValueError
-        If the column is missing, a prompt is empty, or the sampler gives something else.
+        If the column is missing, a prompt is empty, a column tells of other responses, or the
+        sampler gives something else.
     """
     arrays.check_table(table)
+    for name in OF_RESPONSES:
+        if name in table.column_names and table[name].null_count < table.num_rows:
+            raise ValueError(
+                f"{name}: expected no such column beside the prompts: it tells of other responses "
+                "than those to be sampled; take it out first"
+            )
     prompts = arrays.whole(table, "prompt").to_pylist()
     for row, prompt in enumerate(prompts):
         if not prompt:
@@ -261,7 +275,7 @@ def export(table: pa.Table, *, format: str = "list", drop: Sequence[str] = ()) -
         raise ValueError(f"format: expected one of {', '.join(formats.FORMATS)}; got {format!r}")
     if isinstance(drop, str):
         raise TypeError(f"drop: expected a list of columns, got {drop!r}")
-    left_out = {*_PER_RESPONSE, *drop}
+    left_out = {*_PER_RESPONSE, *_OF_SAMPLING, *drop}
     fitting = [name for name in table.column_names if name not in left_out]
     rows, before, after = [], [], []
     for number, row in enumerate(table.select(fitting).to_pylist()):
@@ -276,17 +290,6 @@ def export(table: pa.Table, *, format: str = "list", drop: Sequence[str] = ()) -
     # of the fields of all rows: Arrow takes those of the first alone
     names = dict.fromkeys(name for row in rows for name in row)
     return pa.table({name: [row.get(name) for row in rows] for name in names})
-
-
-_PER_RESPONSE = (
-    "embeddings",
-    "features",
-    "policy_logps",
-    "ref_logps",
-    "token_ids",
-    "finish_reasons",
-    "finished",
-)
 
 
 def _grouped(

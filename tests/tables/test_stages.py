@@ -6,6 +6,7 @@ import pytest
 
 from pyfast import select
 from pyfast.tables import arrays, stages
+from pyfast.tables.server import Drawn
 
 SIZES = [5, 2, 8, 3]
 
@@ -253,6 +254,21 @@ def test_rows_of_several_sizes_lose_no_column(first):
         known = stages.export(table, format=format).column(name).to_pylist()
         assert None in known, format
         assert any(value is not None for value in known), format
+
+
+@pytest.mark.parametrize("name", stages.OF_RESPONSES)
+def test_no_column_of_other_responses_stays_beside_new_ones(name):
+    """Scores of old responses would choose among new ones."""
+
+    def sampler(prompts):
+        return [Drawn(["new", "newer"], ["stop", "stop"]) for _ in prompts]
+
+    known = [0, 1] if name != "positive" else 0
+    rows = {"prompt": ["p", "q"], "responses": [["a", "b"]] * 2}
+    with pytest.raises(ValueError, match=f"{name}: expected no such column beside the prompts"):
+        stages.sample(pa.table({**rows, name: [None, known]}), sampler)
+    found = stages.sample(pa.table({**rows, name: [None, None]}), sampler)
+    assert found["responses"].to_pylist() == [["new", "newer"]] * 2
 
 
 def test_what_counts_responses_follows_them_into_groups():
