@@ -541,6 +541,17 @@ def test_appendix_e_trains_on_each_valid_one(tmp_path, tiny_model):
         )
 
 
+@pytest.mark.parametrize(("name", "value"), [("valid_weight", 0.5), ("valid_as_negatives", True)])
+def test_what_is_for_several_valid_ones_is_refused_without_them(tmp_path, tiny_model, name, value):
+    records = [record(0), record(1, valid=[2])]
+    values = make(tmp_path, tiny_model, records, negatives={name: value})
+    with pytest.raises(UserError, match=f"negatives.{name}: expected groups with several valid"):
+        Hps.read(settings_of(values))
+    records.append(record(2, valid=[1, 3]))
+    values = make(tmp_path, tiny_model, records, negatives={name: value})
+    assert len(Hps.read(settings_of(values)).examples) == 3
+
+
 def test_chats_of_all_weights_with_prompts_alone_held_out(tmp_path, tiny_model):
     """Prompts as messages, full training, and held-out prompts that have no responses."""
     import pyarrow as pa

@@ -148,6 +148,7 @@ def _examples(settings: Any, records: Sequence[Record]) -> tuple[list[Example], 
         _tell(f"{counts['skipped']} of {len(records)} groups have no negative and are skipped")
     if short:
         _tell(f"negatives.first = {config.first}: {short} groups have fewer, and keep all theirs")
+    _check_valid(config, examples, settings.data.groups)
     copied = [x for x in kept if _is_copied(config, x)]
     if copied:
         _tell(
@@ -155,6 +156,18 @@ def _examples(settings: Any, records: Sequence[Record]) -> tuple[list[Example], 
             f"teaches nothing; the first is {copied[0].record.place}"
         )
     return kept, counts
+
+
+def _check_valid(config: NegativesConfig, examples: Sequence[Example], path: str) -> None:
+    """Refuse what is set for several valid responses where no group has them."""
+    if any(len(example.heads) > 1 for example in examples):
+        return
+    for name in ("valid_weight", "valid_as_negatives"):
+        if getattr(config, name) != getattr(NegativesConfig, name):
+            raise UserError(
+                f"negatives.{name}: expected groups with several valid responses, which it is for; "
+                f"{path} has none"
+            )
 
 
 def _is_copied(config: NegativesConfig, example: Example) -> bool:
