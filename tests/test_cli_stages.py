@@ -4,6 +4,7 @@ import gzip
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -252,3 +253,23 @@ def test_a_picture_of_the_choices(groups, tmp_path, name, capsys):
         assert (np.abs(image - rgb).max(axis=2) < 0.02).sum() > 50, colour
     assert main([*command[:-1], str(tmp_path / "x.docx"), "--out", str(tmp_path / name)]) == 2
     assert "--plot: " in capsys.readouterr().err
+
+
+def test_a_folder_of_scores_is_not_gone_on_with_by_a_reward_that_has_changed(
+    tmp_path, monkeypatch, capsys
+):
+    """The name is the same; half of the scores would be of the old code."""
+    monkeypatch.chdir(tmp_path)
+    module = tmp_path / "some_rewards_of_mine.py"
+    module.write_text("def length(prompt, responses):\n    return [len(y) for y in responses]\n")
+    for name in ("a", "b"):
+        row = {"prompt": "p", "responses": ["x", "yy"]}
+        Path(f"{name}.jsonl").write_text(json.dumps(row) + "\n")
+    command = ["score", "a.jsonl", "b.jsonl", "--reward", "some_rewards_of_mine:length"]
+    command += ["--out", "scored"]
+    assert main(command) == 0
+    assert main(command) == 0
+    next(Path("scored").glob("*b*.jsonl")).unlink()
+    module.write_text(module.read_text().replace("len(y)", "-len(y)"))
+    assert main(command) == 2
+    assert "holds outputs of other settings" in capsys.readouterr().err

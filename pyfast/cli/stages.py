@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import functools
+import hashlib
 import sys
+from pathlib import Path
 from typing import Any
 
 from pyfast.cli._common import Help, flags_named, need
@@ -118,14 +120,26 @@ def _score(arguments: argparse.Namespace) -> int:
     from pyfast.train.scoring import rewards
 
     with flags_named():
-        function = functools.partial(rewards.score, rewards.load(arguments.reward))
+        reward = rewards.load(arguments.reward)
+    function = functools.partial(rewards.score, reward)
     needs = {"prompt": None, "responses": pa.list_(pa.string())}
-    settings = {"reward": arguments.reward}
+    settings = {"reward": arguments.reward, "version": _version(rewards.source(reward))}
     work = Work(
         "score", lambda t: stages.score(t, function), needs, ("scores",), settings, little=True
     )
     with flags_named():  # a reward model is loaded when it is first asked
         return run_work(work, arguments.files, arguments.out)
+
+
+def _version(source: Path | None) -> str | None:
+    """Tell the present state of a module or a model's folder: another's results are not gone on."""
+    if source is None or not source.exists():
+        return None
+    if source.suffix == ".py":
+        return hashlib.sha256(source.read_bytes()).hexdigest()
+    paths = sorted(source.rglob("*")) if source.is_dir() else [source]
+    stats = [(path.name, s.st_size, s.st_mtime_ns) for path in paths for s in [path.stat()]]
+    return hashlib.sha256(repr(stats).encode()).hexdigest()
 
 
 def _embed(arguments: argparse.Namespace) -> int:
@@ -134,12 +148,13 @@ def _embed(arguments: argparse.Namespace) -> int:
 
     from pyfast.tables import stages
     from pyfast.tables.units import Work
+    from pyfast.train.files import resolve
     from pyfast.train.scoring.encoder import SentenceEncoder
 
     with flags_named():
         encode = SentenceEncoder(arguments.encoder).encode
     needs = {"responses": pa.list_(pa.string())}
-    settings = {"encoder": arguments.encoder}
+    settings = {"encoder": arguments.encoder, "version": _version(resolve(arguments.encoder))}
     work = Work("embed", lambda t: stages.embed(t, encode), needs, ("embeddings",), settings)
     return run_work(work, arguments.files, arguments.out)
 

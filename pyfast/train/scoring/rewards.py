@@ -52,6 +52,20 @@ def load(spec: str, setting: str = "scoring.reward") -> Reward:
     return reward
 
 
+def source(reward: Reward) -> Path | None:
+    """Return the file that a function is written in, or the folder of a model; None: unknown."""
+    if isinstance(reward, RewardModel):
+        return Path(reward.source)
+    named = reward if inspect.isroutine(reward) else type(reward)
+    if named.__module__ == __name__:  # vader
+        return None
+    try:
+        found = inspect.getsourcefile(inspect.unwrap(named))
+    except (TypeError, ValueError):  # a builtin
+        return None
+    return None if found is None else Path(found)
+
+
 def imported(spec: str, setting: str, *others: str) -> Any:
     """Import a function of the user's, ``"package.module:function"``.
 
