@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import ipaddress
 import json
+import sys
 import threading
 import urllib.error
 import urllib.parse
@@ -15,6 +16,7 @@ from time import time
 from typing import Any
 
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 60.0
+_LONG_WAIT = 10.0  # from here on it is told
 _SAID = 300
 """Characters of a server's own words in an error."""
 
@@ -95,6 +97,8 @@ class Sender:
                 problem = error
             except FailedAnswerError as error:
                 problem = ServerError(str(error))
+            if attempt < self._retries and wait >= _LONG_WAIT:
+                sys.stderr.write(f"pyfast: {place}: {problem}; again in {wait:.0f} s\n")
             if attempt < self._retries and stop.wait(wait):
                 raise ServerError("stopped")
         reason = getattr(problem, "reason", problem)

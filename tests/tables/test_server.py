@@ -16,7 +16,7 @@ import pytest
 
 from pyfast.cli import main
 from pyfast.tables import http_client, stages
-from pyfast.tables.http_client import ServerError
+from pyfast.tables.http_client import Sender, ServerError
 from pyfast.tables.server import Server
 
 KEY = "sk-very-secret"
@@ -218,6 +218,18 @@ def test_what_may_pass_is_tried_again(fake, trouble):
     fake.script = [trouble] * 9
     with pytest.raises(ServerError, match=r"row 1: http.*: tried 2 times; "):
         Server(fake.url, "tiny", n=1, timeout=0.3, retries=1, concurrency=1)(_after_one(fake))
+
+
+def test_a_long_wait_is_told(fake, capsys):
+    stop = threading.Event()
+    stop.set()
+    for seconds, told in (("86400", "slow down; again in 60 s"), ("1", "")):
+        fake.script = [(429, {"error": "slow down"}, {"Retry-After": seconds})]
+        with pytest.raises(ServerError, match="stopped"):
+            Sender(None, timeout=5, retries=1).send(fake.url, {}, stop)
+        said = capsys.readouterr().err
+        assert told in said
+        assert bool(told) == bool(said)
 
 
 def _after_one(fake):
