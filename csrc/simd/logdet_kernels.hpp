@@ -77,40 +77,27 @@ void squared_norms(const T* x, index rows, index stride, index d, double* out) {
 }
 
 constexpr int kFloatLanes = PYFAST_VECTOR_BYTES / 4;
-constexpr int kFloatRows = PYFAST_VECTOR_BYTES == 16 ? 2 : 4;  // all sums of a tile in registers
+// All sums of a tile are in registers, of which there are 16, or 32 of 64 bytes.
+constexpr int kFloatRows = PYFAST_VECTOR_BYTES == 16 ? 2 : 4;
 constexpr int kFloatCols = PYFAST_VECTOR_BYTES == 64 ? 6 : 3;
-constexpr index kFewColumns = 3;    // whose rows are read to the end, one tile after another
-constexpr index kFloatPiece = 256;  // of a row beside many columns
-constexpr index kFloatRun = 64 * kFloatLanes;  // of a row beside few; a lane sums 64 products
+constexpr index kFloatMany = 6;                // columns; beside more than that, rows are read in
+constexpr index kFloatPiece = 256;             // pieces of this length,
+constexpr index kFloatRun = 64 * kFloatLanes;  // else of this: a lane sums 64 products
 
 inline float sum_of(Floats v) {
-  float lanes[kFloatLanes];
-  store(lanes, v);
-  for (int half = kFloatLanes / 2; half > 0; half /= 2) {
+  HalfFloats halves[2];
+  __builtin_memcpy(halves, &v, sizeof v);
+  halves[0] += halves[1];
+  float lanes[kFloatLanes / 2];
+  __builtin_memcpy(lanes, halves, sizeof lanes);
+  for (int half = kFloatLanes / 4; half > 0; half /= 2) {
     for (int l = 0; l < half; ++l) lanes[l] += lanes[l + half];
   }
   return lanes[0];
 }
 
-// How many numbers before this one the register begins that it would be in.
-inline index past_boundary(const float* at) {
-  return static_cast<index>(reinterpret_cast<std::uintptr_t>(at) / sizeof(float) % kFloatLanes);
-}
-
-// The numbers of a register from `from` to `to`, and zeros.
-inline Floats between(Floats v, index from, index to) {
-  typedef std::int32_t Places __attribute__((vector_size(PYFAST_VECTOR_BYTES)));
-  Places place;
-  for (int l = 0; l < kFloatLanes; ++l) place[l] = l;
-  const Places low = static_cast<std::int32_t>(from) - Places{};
-  const Places high = static_cast<std::int32_t>(to) - Places{};
-  return ((place >= low) & (place < high)) ? v : Floats{};
-}
-
-// Adds one piece of kFloatRows x Cols pairs to their sums, each in Parts registers. The first row
-// is read from a register's boundary on, and so are the others where they lie as it does: a
-// register that meets two lines takes twice as long. Meanwhile the pieces that come later are
-// called towards the core.
+// Adds one piece of kFloatRows x Cols pairs to their sums, each in Parts registers. Meanwhile the
+// pieces that come later are called into the first-level cache.
 template <int Cols, int Parts>
 inline void float_tile(const float* const* rows, const float* const* later, const float* columns,
                        index column_stride, index length, bool fresh, Floats* totals) {
@@ -121,39 +108,31 @@ inline void float_tile(const float* const* rows, const float* const* later, cons
       for (int p = 0; p < Parts; ++p) sums[r][c][p] = Floats{};
     }
   }
-  const auto add = [&](const float* const* a, index at, const float* b, index b_stride, int p,
-                       index from = 0, index to = kFloatLanes) {
-    Floats right[Cols];
-    for (int c = 0; c < Cols; ++c) {
-      right[c] = load(b + c * b_stride + at, 0.0f);
-      if (from > 0 || to < kFloatLanes) right[c] = between(right[c], from, to);
-    }
-    for (int r = 0; r < kFloatRows; ++r) {
-      const Floats left = held(load(a[r] + at, 0.0f));
-      for (int c = 0; c < Cols; ++c) sums[r][c][p] = quickly_fused(left, right[c], sums[r][c][p]);
+  const auto add = [&](const float* const* a, index at, const float* b, index b_stride) {
+    for (int p = 0; p < Parts; ++p) {
+      Floats right[Cols];
+      for (int c = 0; c < Cols; ++c) right[c] = load(b + c * b_stride + p * kFloatLanes, 0.0f);
+      for (int r = 0; r < kFloatRows; ++r) {
+        const Floats left = held(load(a[r] + at + p * kFloatLanes, 0.0f));
+        for (int c = 0; c < Cols; ++c) sums[r][c][p] = quickly_fused(left, right[c], sums[r][c][p]);
+      }
     }
   };
-  if (length < kFloatLanes) {
-    float a_end[kFloatRows * kFloatLanes], b_end[Cols * kFloatLanes];
-    const float *ends[kFloatRows], *column[Cols];
-    for (int r = 0; r < kFloatRows; ++r) ends[r] = a_end + r * kFloatLanes;
-    for (int c = 0; c < Cols; ++c) column[c] = columns + c * column_stride;
-    pad(rows, 0, kFloatRows, length, kFloatLanes, a_end);
-    pad(column, 0, Cols, length, kFloatLanes, b_end);
-    add(ends, 0, b_end, kFloatLanes, 0);
-  } else {
-    const index past = past_boundary(rows[0]), head = past == 0 ? 0 : kFloatLanes - past;
-    if (head > 0) add(rows, 0, columns, column_stride, 0, 0, head);
-    index t = head;
-    for (; t + width <= length; t += width) {
-      if (later != nullptr && (t - head) % 16 == 0) {
-        for (int r = 0; r < kFloatRows; ++r) __builtin_prefetch(later[r] + t, 0, 2);
-      }
-      for (int p = 0; p < Parts; ++p) add(rows, t + p * kFloatLanes, columns, column_stride, p);
+  index t = 0;
+  for (; t + width <= length; t += width) {
+    if (later != nullptr && t % 16 == 0) {
+      for (int r = 0; r < kFloatRows; ++r) __builtin_prefetch(later[r] + t, 0, 3);
     }
-    for (; t + kFloatLanes <= length; t += kFloatLanes) add(rows, t, columns, column_stride, 0);
-    const index end = length - kFloatLanes;
-    if (t < length) add(rows, end, columns, column_stride, 0, t - end);
+    add(rows, t, columns + t, column_stride);
+  }
+  if (t < length) {
+    float a_end[kFloatRows * width], b_end[Cols * width];
+    const float *ends[kFloatRows], *column[Cols];
+    for (int r = 0; r < kFloatRows; ++r) ends[r] = a_end + r * width;
+    for (int c = 0; c < Cols; ++c) column[c] = columns + c * column_stride;
+    pad(rows, t, kFloatRows, length - t, width, a_end);
+    pad(column, t, Cols, length - t, width, b_end);
+    add(ends, 0, b_end, width);
   }
   for (int r = 0; r < kFloatRows; ++r) {
     for (int c = 0; c < Cols; ++c) {
@@ -165,64 +144,43 @@ inline void float_tile(const float* const* rows, const float* const* later, cons
   }
 }
 
-// A piece of one tile's rows beside at most Cols columns.
+// A piece of one tile's rows beside all columns, up to Cols at once.
 template <int Cols>
-inline void float_columns(const float* const* rows, const float* const* later, const float* columns,
-                          index n_columns, index column_stride, index length, bool fresh,
-                          Floats* totals) {
+inline void float_strip(const float* const* rows, const float* const* later, const float* columns,
+                        index n_columns, index column_stride, index length, bool fresh,
+                        Floats* totals) {
+  for (; n_columns >= Cols; n_columns -= Cols) {
+    float_tile<Cols, Cols == 1 ? 2 : 1>(rows, later, columns, column_stride, length, fresh, totals);
+    columns += Cols * column_stride;
+    totals += Cols;
+    later = nullptr;  // called already
+  }
   if constexpr (Cols > 1) {
-    if (n_columns < Cols) {
-      return float_columns<Cols - 1>(rows, later, columns, n_columns, column_stride, length, fresh,
-                                     totals);
-    }
+    float_strip<Cols - 1>(rows, later, columns, n_columns, column_stride, length, fresh, totals);
   }
-  float_tile<Cols, Cols == 1 ? 2 : 1>(rows, later, columns, column_stride, length, fresh, totals);
 }
-
-// A piece of a tile of rows, and which comes after it: the tile's next piece if columns are few;
-// if not, the next tile's, so that a piece of all columns stays in the first-level cache.
-struct FloatPlace {
-  index tile, piece;
-  void step(bool few, index tiles, index pieces) {
-    if (few) {
-      if (++piece == pieces) piece = 0, ++tile;
-    } else {
-      if (++tile == tiles) tile = 0, ++piece;
-    }
-  }
-};
 
 void float_dots(const float* const* rows, index n_rows, const float* columns, index n_columns,
                 index column_stride, index d, float* out, index out_stride) {
-  const bool few = n_columns <= kFewColumns, many = n_columns > 2 * kFewColumns;
-  const index size = many ? kFloatPiece : kFloatRun;
-  const index past = d < kFloatLanes ? 0 : past_boundary(rows[0]);
-  const index pieces = d + past <= size ? 1 : (d + past + size - 1) / size;
-  const auto begin = [&](index piece) {
-    const index at = piece * size - past;
-    return at < 0 ? 0 : at < d ? at : d;
-  };
-  const index tiles = (n_rows + kFloatRows - 1) / kFloatRows;
-  const float* padded[kFloatDotsRows];  // the last row again and again to fill the last tile
-  for (index i = 0; i < tiles * kFloatRows; ++i) padded[i] = rows[i < n_rows ? i : n_rows - 1];
+  const index size = n_columns > kFloatMany ? kFloatPiece : kFloatRun;
+  const float* padded[kFloatDotsRows + kFloatRows];  // the last one again, to fill the last tile
+  for (index i = 0; i < n_rows + kFloatRows; ++i) padded[i] = rows[i < n_rows ? i : n_rows - 1];
   Floats totals[kFloatDotsRows * kFloatDotsColumns];
-  FloatPlace now{0, 0}, then{0, 0};
-  then.step(few, tiles, pieces);
-  for (index s = 0; s < tiles * pieces; ++s) {
-    const float *here[kFloatRows], *later[kFloatRows];
-    const bool more = many && s + 1 < tiles * pieces;  // if not, the hardware does better alone
-    const index from = begin(now.piece), length = begin(now.piece + 1) - from;
-    for (int r = 0; r < kFloatRows; ++r) {
-      here[r] = padded[now.tile * kFloatRows + r] + from;
-      later[r] = more ? padded[then.tile * kFloatRows + r] + begin(then.piece) : nullptr;
+  // A piece of all rows before the next, so that the columns' stays in the first-level cache.
+  for (index from = 0; from == 0 || from < d; from += size) {
+    for (index tile = 0; tile < n_rows; tile += kFloatRows) {
+      const bool last = tile + kFloatRows >= n_rows;
+      const float* const* next = padded + (last ? 0 : tile + kFloatRows);
+      const index next_from = last ? from + size : from;
+      const float *here[kFloatRows], *later[kFloatRows];
+      for (int r = 0; r < kFloatRows; ++r) {
+        here[r] = padded[tile + r] + from;
+        later[r] = next_from < d ? next[r] + next_from : nullptr;
+      }
+      float_strip<kFloatCols>(here, next_from < d ? later : nullptr, columns + from, n_columns,
+                              column_stride, d - from < size ? d - from : size, from == 0,
+                              totals + tile * kFloatDotsColumns);
     }
-    for (index j = 0; j < n_columns; j += kFloatCols) {
-      float_columns<kFloatCols>(
-          here, more && j == 0 ? later : nullptr, columns + j * column_stride + from, n_columns - j,
-          column_stride, length, from == 0, totals + now.tile * kFloatRows * kFloatDotsColumns + j);
-    }
-    now.step(few, tiles, pieces);
-    then.step(few, tiles, pieces);
   }
   for (index i = 0; i < n_rows; ++i) {
     for (index j = 0; j < n_columns; ++j) {

@@ -87,7 +87,7 @@ void LogDetGreedy::start(Work& work) {
   // A quarter of a page past whole pages, so that columns do not compete for the same cache lines.
   narrow_stride_ = (d + 1023) / 1024 * 1024 + 256;
   if (narrow_) {
-    resize(narrow_columns_, capacity_ * narrow_stride_, work);
+    narrow_columns_.resize(capacity_, narrow_stride_, work);
   } else {
     resize(columns_, problem_->k * d, work);
   }

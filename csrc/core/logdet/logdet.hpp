@@ -139,7 +139,7 @@ class LogDetGreedy {
   double at_least(index i) const;
   double error_of(index i, double residual, index known) const;
   double close_error_of(index i);
-  float* narrow_column(index s) { return narrow_columns_.data() + s * narrow_stride_; }
+  float* narrow_column(index s) { return narrow_columns_.row(s); }
 
   // dense.cpp: the same by the d x d information matrix, for more picks than dimensions.
   void start_dense(Work& work);
@@ -176,7 +176,7 @@ class LogDetGreedy {
   std::vector<double> factor_;         // L^T: row q holds entry q of every chosen u
   std::vector<double> pivots_;         // diagonal of L
   std::vector<double> columns_;        // the newly chosen vectors; unused if narrow_
-  std::vector<float> narrow_columns_;  // the same as floats, after the old ones rounded
+  AlignedRows<float> narrow_columns_;  // the same as floats, after the old ones rounded
   index narrow_stride_ = 0;            // from one to the next
   std::vector<double> float_errors_;   // per sqrt(lengths_[i]), as of the first s chosen vectors
   double chosen_lengths_ = 0;          // the sum of the chosen vectors' lengths_

@@ -191,20 +191,23 @@ void LogDetGreedy::dots(const index* rows, index count, index from, index to, do
 
 // Forward substitution with L: products[s] = w_{known + s}^T v become entries of u, whose first
 // `known` are there already; each takes its square off the residual.
-void LogDetGreedy::substitute(double* products, index known, index to, double* u,
-                              double& residual) const {
+void LogDetGreedy::substitute(double* __restrict products, index known, index to,
+                              double* __restrict u, double& residual) const {
+  double rest = residual;
   for (index s = 0; s < to - known; ++s) products[s] *= ratio_;
   for (index q = 0; q < to; ++q) {
     if (q >= known) {
       u[q] = products[q - known] / pivots_[q];
       const double loss = u[q] * u[q];  // not a number where a state's numbers overflow
-      residual = residual > loss ? residual - loss : 0.0;
+      rest = rest > loss ? rest - loss : 0.0;
     }
     const index first = std::max(q + 1, known);
     const double* row = factor_.data() + q * capacity_ + first;
     double* left = products + first - known;
-    for (index s = 0; s < to - first; ++s) left[s] -= u[q] * row[s];
+    const double of_q = u[q];
+    for (index s = 0; s < to - first; ++s) left[s] -= of_q * row[s];
   }
+  residual = rest;
 }
 
 // The row that v_i adds to L.
