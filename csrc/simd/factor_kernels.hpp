@@ -3,17 +3,25 @@
 // taken off a number is taken off in order, product and difference rounded apart: however many a
 // register holds, and whichever rows go together, the bits are the same.
 
+// What a product of two doubles lacks of it, which is a double too: by one instruction, or by
+// halves (Dekker 1971).
+inline double rest_of(double a, double b, double product) {
+#if defined(__AVX512F__) || defined(__FMA__)
+  return __builtin_fma(a, b, -product);
+#else
+  constexpr double kSplit = 0x1.0p27 + 1;
+  const double wide_a = kSplit * a, a_high = wide_a - (wide_a - a), a_low = a - a_high;
+  const double wide_b = kSplit * b, b_high = wide_b - (wide_b - b), b_low = b - b_high;
+  return ((a_high * b_high - product) + a_high * b_low + a_low * b_high) + a_low * b_low;
+#endif
+}
+
 // high + low += a x, exactly but for what is below the digits of both: a product of two doubles is
-// the sum of two doubles (Dekker 1971), and so is a sum of two (Knuth).
+// the sum of two doubles, and so is a sum of two (Knuth).
 void add_scaled(double a, const double* x, index count, double* __restrict high,
                 double* __restrict low) {
-  constexpr double kSplit = 0x1.0p27 + 1;
-  const double widened = kSplit * a, a_high = widened - (widened - a), a_low = a - a_high;
   for (index j = 0; j < count; ++j) {
-    const double b = x[j], product = a * b, wide = kSplit * b;
-    const double b_high = wide - (wide - b), b_low = b - b_high;
-    const double rest =
-        ((a_high * b_high - product) + a_high * b_low + a_low * b_high) + a_low * b_low;
+    const double product = a * x[j], rest = rest_of(a, x[j], product);
     const double before = high[j], sum = before + product, added = sum - before;
     low[j] += ((before - (sum - added)) + (product - added)) + rest;
     high[j] = sum;

@@ -208,11 +208,12 @@ struct Kernels {
   // levels. On its way to the sum a product meets at most 75 + d / 256 roundings.
   void (*float_dots)(const float* const* rows, index n_rows, const float* columns, index n_columns,
                      index column_stride, index d, float* out, index out_stride);
-  // out[i * out_stride + c] = about sum_t a[i * a_stride + t] panel[t * kPanelWidth + c] for n rows
-  // of d numbers and kPanelWidth columns: in float, as is fastest. On its way to the sum a product
-  // meets at most 260 + d / 256 roundings.
-  void (*panel_dots)(const float* a, index n, index a_stride, const float* panel, index d,
-                     float* out, index out_stride);
+  // out[i * out_stride + p * kPanelWidth + c] = about sum_t a[i * a_stride + t]
+  // panels[p * apart + t * kPanelWidth + c] for n rows of d numbers and `count` panels of
+  // kPanelWidth columns: in float, as is fastest. On its way to the sum a product meets at most
+  // 260 + d / 256 roundings.
+  void (*panel_dots)(const float* a, index n, index a_stride, const float* panels, index count,
+                     index apart, index d, float* out, index out_stride);
   // panel[t * kPanelWidth + c] = rows[c * stride + t] for kPanelWidth rows of d numbers, a multiple
   // of 4.
   void (*to_panel)(const float* rows, index stride, index d, float* panel);

@@ -121,24 +121,26 @@ bool rough_enough(const simd::Kernels& kernels, bool alike) {
   return true;
 }
 
-// The same of products beside a panel.
+// The same of products beside panels.
 bool panel_enough(const simd::Kernels& kernels) {
   constexpr index kWidth = simd::kPanelWidth;
   for (const index d : {1, 2, 15, 255, 256, 257, 512, 700, 3000}) {
-    for (const index rows : {1, 2, 5, 6, 7, 12, 13, 24, 31}) {
-      const index apart = d + 3, stride = kWidth + 1;
+    for (const index rows : {1, 2, 3, 4, 5, 6, 7, 12, 13, 24, 31}) {
+      const index panels = 1 + (d + rows) % 3, columns = panels * kWidth;
+      const index apart = d + 3, panels_apart = d * kWidth + 5, stride = columns + 1;
       const std::vector<double> x = uniform(std::size_t(rows * apart), unsigned(d), -1, 1),
-                                y = uniform(std::size_t(d * kWidth), unsigned(d + 1), -1, 1);
+                                y = uniform(std::size_t(panels * panels_apart), unsigned(d), -1, 1);
       const std::vector<float> a(x.begin(), x.end()), b(y.begin(), y.end());
       std::vector<float> out(std::size_t(rows * stride), NAN);
-      kernels.panel_dots(a.data(), rows, apart, b.data(), d, out.data(), stride);
+      kernels.panel_dots(a.data(), rows, apart, b.data(), panels, panels_apart, d, out.data(),
+                         stride);
       for (index i = 0; i < rows; ++i) {
-        if (!std::isnan(out[std::size_t(i * stride + kWidth)])) return false;
-        for (index c = 0; c < kWidth; ++c) {
+        if (!std::isnan(out[std::size_t(i * stride + columns)])) return false;
+        for (index c = 0; c < columns; ++c) {
+          const float* column = &b[std::size_t(c / kWidth * panels_apart + c % kWidth)];
           double want = 0, size = 0;
           for (index t = 0; t < d; ++t) {
-            const double term =
-                double(a[std::size_t(i * apart + t)]) * b[std::size_t(t * kWidth + c)];
+            const double term = double(a[std::size_t(i * apart + t)]) * column[t * kWidth];
             want += term;
             size += std::abs(term);
           }

@@ -74,10 +74,9 @@ index GemmBounds<T>::Strip::measure(index left, index count, T* out, index strid
   rows_.resize(count, width, work);
   dots_.resize(count, panels_for(count_) * kWidth, work);
   for (index i = 0; i < count; ++i) bounds_.centre_row(left + i, rows_.row(i));
-  for (index p = 0; p < panels_for(count_); ++p) {
-    simd::kernels().panel_dots(rows_.row(0), count, width, panels_.row(p), d,
-                               dots_.row(0) + p * kWidth, panels_for(count_) * kWidth);
-  }
+  const index panels = panels_for(count_);
+  simd::kernels().panel_dots(rows_.row(0), count, width, panels_.row(0), panels, width * kWidth, d,
+                             dots_.row(0), panels * kWidth);
   index unknown = 0;
   for (index i = 0; i < count; ++i) {
     const float* dots = dots_.row(i);

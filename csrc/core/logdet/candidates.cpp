@@ -68,7 +68,7 @@ bool RowCandidates<T>::narrow() const {
 
 template <class T>
 void RowCandidates<T>::copy(index i, float* out) const {
-  if constexpr (std::is_same_v<T, float>) std::copy_n(x_.row(i), x_.cols, out);
+  std::transform(x_.row(i), x_.row(i) + x_.cols, out, [](T x) { return static_cast<float>(x); });
 }
 
 template <class T>
@@ -121,13 +121,19 @@ void PairCandidates<T>::copy(index i, double* out) const {
 }
 
 template <class T>
-void PairCandidates<T>::copy_part(index i, index from, index length, double* out) const {
+void PairCandidates<T>::copy(index i, float* out) const {
+  copy_part(i, 0, x_.cols, out);
+}
+
+template <class T>
+template <class Out>
+void PairCandidates<T>::copy_part(index i, index from, index length, Out* out) const {
   const T* a = x_.row(pairs_[2 * i]) + from;
   const T* b = x_.row(pairs_[2 * i + 1]) + from;
   const double of_a = row_scales_[pairs_[2 * i]], of_b = row_scales_[pairs_[2 * i + 1]];
   for (index t = 0; t < length; ++t) {
-    out[t] =
-        pair_scales_[i] * (of_a * static_cast<double>(a[t]) - of_b * static_cast<double>(b[t]));
+    out[t] = static_cast<Out>(
+        pair_scales_[i] * (of_a * static_cast<double>(a[t]) - of_b * static_cast<double>(b[t])));
   }
 }
 

@@ -35,6 +35,7 @@ class Candidates {
   // Of the candidates first .. first + count - 1.
   virtual void squared_norms(index first, index count, double* out) const = 0;
   virtual void copy(index i, double* out) const = 0;
+  virtual void copy(index i, float* out) const = 0;  // each number rounded
 
   // The dots and squared norms below are off by at most this times 2^-53 |v| |w|, v and w being
   // what copy() gives.
@@ -54,7 +55,6 @@ class Candidates {
   // Whether the vectors are floats. Then columns may be too, `apart` numbers from one to the next;
   // `float_dots` are the cheaper products in float, of at most kFloatRows and kFloatColumns.
   virtual bool narrow() const { return false; }
-  virtual void copy(index, float*) const {}
   virtual void dots(const index*, index, const float*, index, index, double*, index) const {}
   virtual void float_dots(const index*, index, const float*, index, index, float*, index) const {}
 };
@@ -101,10 +101,10 @@ class PairCandidates final : public Candidates {
   index dims() const override { return x_.cols; }
   void squared_norms(index first, index count, double* out) const override;
   void copy(index i, double* out) const override;
+  void copy(index i, float* out) const override;
   double roundings() const override { return kAlike * (6 + sum_roundings(x_.cols)); }
   void dots(const index* rows, index n_rows, const double* columns, index n_columns, double* out,
             index stride) const override;
-  using Candidates::copy;
   using Candidates::dots;
 
  private:
@@ -112,7 +112,8 @@ class PairCandidates final : public Candidates {
   // their dots would lose digits.
   static constexpr double kAlike = 4;
 
-  void copy_part(index i, index from, index length, double* out) const;
+  template <class Out>
+  void copy_part(index i, index from, index length, Out* out) const;
   bool alike(index i, double square) const;
 
   MatrixView<T> x_;

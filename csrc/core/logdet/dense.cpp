@@ -187,18 +187,10 @@ void LogDetGreedy::ask_inverse(Work& work) {
 
 // Their numbers as floats, and their lengths |v|.
 void LogDetGreedy::take_rows(const index* block, index rows, Room& room, Work& work) {
-  const index d = candidates_->dims();
   information_.prepare(room.rows, work);
   room.lengths.resize(kBlock);
-  room.vector.resize(static_cast<std::size_t>(d));
   for (index r = 0; r < rows; ++r) {
-    float* to = room.rows.rows.row(r);
-    if (narrow_) {
-      candidates_->copy(block[r], to);
-    } else {
-      candidates_->copy(block[r], room.vector.data());
-      for (index t = 0; t < d; ++t) to[t] = static_cast<float>(room.vector[t]);
-    }
+    candidates_->copy(block[r], room.rows.rows.row(r));
     room.lengths[r] = std::sqrt(lengths_[block[r]] / ratio_);
   }
 }
@@ -220,22 +212,25 @@ void LogDetGreedy::take_falls(Work& work) {
     Room& room = rooms_[static_cast<std::size_t>(worker)];
     take_rows(block, rows, room, own);
     own.spend(rows * (chosen_ - as_of_[block[0]] + kWidth) * d / 8);
-    for (index p = as_of_[block[0]] / kWidth; p * kWidth < chosen_; ++p) {
+    const index end = (chosen_ + kWidth - 1) / kWidth;
+    for (index p = as_of_[block[0]] / kWidth; p < end; p += width / kWidth) {
+      const index panels = std::min(end - p, width / kWidth);
       float* products = room.rows.products.row(0);
-      simd::kernels().panel_dots(room.rows.rows.row(0), rows, width, fall_panels_.row(p), d,
-                                 products, kWidth);
+      simd::kernels().panel_dots(room.rows.rows.row(0), rows, width, fall_panels_.row(p), panels,
+                                 d * kWidth, d, products, width);
       for (index r = 0; r < rows; ++r) {
-        take_fall(block[r], products + r * kWidth, p * kWidth, room.lengths[r]);
+        take_fall(block[r], products + r * width, p * kWidth, panels * kWidth, room.lengths[r]);
       }
     }
   });
 }
 
-// By products with kWidth chosen vectors, `first` the first of them; some it may have seen, and
+// By products with `count` chosen vectors, `first` the first of them; some it may have seen, and
 // some may be still to come.
-void LogDetGreedy::take_fall(index i, const float* products, index first, double length) {
+void LogDetGreedy::take_fall(index i, const float* products, index first, index count,
+                             double length) {
   const index d = candidates_->dims();
-  const index from = std::max(as_of_[i], first), to = std::min(chosen_, first + kWidth);
+  const index from = std::max(as_of_[i], first), to = std::min(chosen_, first + count);
   if (from >= to) return;
   const double least = kFloatLeast * static_cast<double>(d) * (1 + length);
   double fall = 0;

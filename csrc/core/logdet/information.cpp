@@ -147,7 +147,7 @@ void InformationMatrix::prepare(Rows& rows, Work& work) const {
 void InformationMatrix::bounds(Rows& rows, index count, const double* lengths, double* out) const {
   const index width = panels() * kWidth;
   for (index p = 0; p < panels(); ++p) {  // below the diagonal there are no more numbers
-    simd::kernels().panel_dots(rows.rows.row(0), count, width, panels_.row(p),
+    simd::kernels().panel_dots(rows.rows.row(0), count, width, panels_.row(p), 1, 0,
                                std::min(d_, (p + 1) * kWidth), rows.products.row(0) + p * kWidth,
                                width);
   }

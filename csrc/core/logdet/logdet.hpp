@@ -151,7 +151,7 @@ class LogDetGreedy {
   void ask_inverse(Work& work);
   void take_rows(const index* block, index rows, Room& room, Work& work);
   void take_falls(Work& work);
-  void take_fall(index i, const float* products, index first, double length);
+  void take_fall(index i, const float* products, index first, index count, double length);
   void evaluate_dense(Work& work);
   bool refined(Work& work);
 

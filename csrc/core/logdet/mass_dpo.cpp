@@ -50,6 +50,7 @@ class Centred final : public Candidates {
   double roundings() const override { return view_.roundings() + 2 * roundings_; }
   bool whole() const override { return false; }
   void copy(index i, double* out) const override { view_.copy(i, out); }
+  void copy(index i, float* out) const override { view_.copy(i, out); }
   void squared_norms(index first, index n, double* out) const override {
     view_.squared_norms(first, n, out);
   }
@@ -57,7 +58,6 @@ class Centred final : public Candidates {
             index stride) const override {
     view_.dots(rows, n_rows, columns, n_columns, out, stride);
   }
-  using Candidates::copy;
   using Candidates::dots;
 
   void refine(Work& work) const override {
