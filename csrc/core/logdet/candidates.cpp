@@ -68,7 +68,7 @@ bool RowCandidates<T>::narrow() const {
 
 template <class T>
 void RowCandidates<T>::copy(index i, float* out) const {
-  std::transform(x_.row(i), x_.row(i) + x_.cols, out, [](T x) { return static_cast<float>(x); });
+  std::copy_n(x_.row(i), x_.cols, out);
 }
 
 template <class T>
