@@ -109,23 +109,49 @@ void factorise(double* a, index d) {
   }
 }
 
+constexpr index kSolved =
+    8;  // entries of x worked out before the others see them, in the same order
+
 // x = L^{-1} x
 void forward(const double* factor, index d, double* __restrict x) {
-  for (index s = 0; s < d; ++s) {
-    const double* row = factor + s * d;
-    const double entry = x[s] /= row[s];
-    for (index j = s + 1; j < d; ++j) x[j] -= entry * row[j];
+  for (index s = 0; s < d; s += kSolved) {
+    const index end = d - s < kSolved ? d : s + kSolved;
+    const double* rows = factor + s * d;
+    double entries[kSolved];
+    for (index r = 0; s + r < end; ++r) {
+      const double entry = entries[r] = x[s + r] /= rows[r * d + s + r];
+      for (index j = s + r + 1; j < end; ++j) x[j] -= entry * rows[r * d + j];
+    }
+    for (index j = end; j < d; ++j) {  // all kSolved, if there are any more
+      double left = x[j];
+      for (index r = 0; r < kSolved; ++r) left -= entries[r] * rows[r * d + j];
+      x[j] = left;
+    }
   }
 }
 
 // x = L^{-T} x, and out = |L^T| |x|.
 void backward(const double* factor, index d, double* __restrict x, double* __restrict out) {
   for (index s = 0; s < d; ++s) out[s] = 0;
-  for (index s = d - 1; s >= 0; --s) {
-    const double* row = factor + s * d;
-    const double entry = x[s] /= row[s], size = entry < 0 ? -entry : entry;
-    for (index j = 0; j < s; ++j) x[j] -= entry * row[j];
-    for (index j = 0; j <= s; ++j) out[j] += size * (row[j] < 0 ? -row[j] : row[j]);
+  for (index end = d, s; end > 0; end = s) {
+    s = end < kSolved ? 0 : end - kSolved;
+    const double* rows = factor + s * d;
+    double entries[kSolved], sizes[kSolved];
+    for (index r = end - s - 1; r >= 0; --r) {
+      const double entry = entries[r] = x[s + r] /= rows[r * d + s + r];
+      sizes[r] = entry < 0 ? -entry : entry;
+      for (index j = s; j < s + r; ++j) x[j] -= entry * rows[r * d + j];
+      for (index j = s; j <= s + r; ++j) out[j] += sizes[r] * __builtin_fabs(rows[r * d + j]);
+    }
+    for (index j = 0; j < s; ++j) {  // all kSolved, if there are any before
+      double left = x[j], reach = out[j];
+      for (index r = kSolved - 1; r >= 0; --r) {
+        left -= entries[r] * rows[r * d + j];
+        reach += sizes[r] * __builtin_fabs(rows[r * d + j]);
+      }
+      x[j] = left;
+      out[j] = reach;
+    }
   }
 }
 
