@@ -59,25 +59,19 @@ class Layout:
 
 def as_array(value: ArrayLike, name: str) -> NDArray[Any]:
     """Return an array-like or CPU torch tensor as a numpy array, without importing torch."""
+    if type(value) is np.ndarray:  # as most are: a call takes microseconds
+        return value
+    kind = type(value).__module__.partition(".")[0]
+    if kind == "torch":
+        return _of_torch(value, name)
     parts = value if isinstance(value, (list, tuple)) else [value]
     if any(isinstance(part, np.ma.MaskedArray) and np.ma.is_masked(part) for part in parts):
         raise ValueError(f"{name}: expected no masked values; leave them out or fill them in")
     _refuse_sparse(value, name)
-    kind = type(value).__module__.partition(".")[0]
     if kind == "pandas":
         return _of_pandas(value, name)
-    if kind not in ("numpy", "torch") and hasattr(value, "__dlpack_device__"):
+    if kind != "numpy" and hasattr(value, "__dlpack_device__"):
         return _of_dlpack(value, name)
-    if kind == "torch":
-        # Tensors know how to become arrays unless they are on a device, need gradients or are
-        # bfloat16; torch's own words for that do not name the argument.
-        try:
-            return np.asarray(value)
-        except (RuntimeError, TypeError) as error:
-            raise TypeError(
-                f"{name}: expected a CPU tensor that numpy can view; "
-                f"try {name}.detach().float().cpu() ({error})"
-            ) from error
     try:
         return np.asarray(value)
     except ValueError as error:
@@ -87,6 +81,18 @@ def as_array(value: ArrayLike, name: str) -> NDArray[Any]:
         ) from error
     except (RuntimeError, TypeError) as error:  # a list of such tensors
         raise TypeError(f"{name}: expected numbers that numpy can read ({error})") from error
+
+
+def _of_torch(value: Any, name: str) -> NDArray[Any]:
+    """View a tensor, which can be seen unless it is on a device, needs gradients or is bfloat16."""
+    try:
+        return np.asarray(value)
+    except (RuntimeError, TypeError) as error:  # in torch's words, which do not name the argument
+        _refuse_sparse(value, name)
+        raise TypeError(
+            f"{name}: expected a CPU tensor that numpy can view; "
+            f"try {name}.detach().float().cpu() ({error})"
+        ) from error
 
 
 def _refuse_sparse(value: Any, name: str) -> None:
@@ -165,6 +171,8 @@ def as_floats(value: ArrayLike, name: str, *, booleans: bool = False) -> Floats:
             f"{name}: expected real numbers, float32 or float64, got {array.dtype}"
             f"{_for_objects(array, name)}"
         )
+    if array.flags.c_contiguous and array.flags.aligned and array.dtype.isnative:
+        return array
     return np.require(array, array.dtype.newbyteorder("="), ["C_CONTIGUOUS", "ALIGNED"])
 
 

@@ -16,6 +16,7 @@ MOST_THREADS = 1024
 
 _limit: int | None = None
 _forked = False
+_ROOT = Path("/")
 _quotas: dict[Path, int | None] = {}  # by root: read once, since a call takes microseconds
 _told: set[str] = set()
 _runtime_at_start = _native.openmp_threads()
@@ -37,7 +38,9 @@ def _named(variable: str, most: int) -> int | None:
     OMP_NUM_THREADS may be a list, one number for each level of nested parallel regions; ours are
     not nested.
     """
-    text = os.environ.get(variable, "")
+    text = os.environ.get(variable)
+    if not text:
+        return None
     first = text.partition(",")[0].strip()
     number = int(first) if re.fullmatch(r"\+?[0-9]{1,18}", first) else 0
     if 0 < number <= most:
@@ -59,10 +62,9 @@ def _cpus() -> int:
         count = len(os.sched_getaffinity(0))
     else:
         count = os.cpu_count() or 1
-    root = Path("/")
-    if root not in _quotas:
-        _quotas[root] = cgroup_cpus(root)
-    return min(count, _quotas[root] or count)
+    if _ROOT not in _quotas:
+        _quotas[_ROOT] = cgroup_cpus(_ROOT)
+    return min(count, _quotas[_ROOT] or count)
 
 
 def cgroup_cpus(root: Path) -> int | None:
