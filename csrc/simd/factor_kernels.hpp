@@ -109,8 +109,8 @@ void factorise(double* a, index d) {
   }
 }
 
-constexpr index kSolved =
-    8;  // entries of x worked out before the others see them, in the same order
+// Entries of x that are worked out before the others see them, in the same order.
+constexpr index kSolved = 8;
 
 // x = L^{-1} x
 void forward(const double* factor, index d, double* __restrict x) {
