@@ -96,7 +96,7 @@ def _of_torch(value: Any, name: str) -> NDArray[Any]:
 
 
 def _refuse_sparse(value: Any, name: str) -> None:
-    if type(value) in (np.ndarray, list, tuple):
+    if type(value) in (list, tuple):
         return
     kind = type(value)
     if kind.__module__.startswith(("scipy.sparse", "sparse")) and hasattr(value, "nnz"):

@@ -138,7 +138,8 @@ def _version(source: Path | None) -> str | None:
     if source.suffix == ".py":
         return hashlib.sha256(source.read_bytes()).hexdigest()
     paths = sorted(source.rglob("*")) if source.is_dir() else [source]
-    stats = [(path.name, s.st_size, s.st_mtime_ns) for path in paths for s in [path.stat()]]
+    found = [(path.name, path.stat()) for path in paths if path.is_file()]
+    stats = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in found]
     return hashlib.sha256(repr(stats).encode()).hexdigest()
 
 
